@@ -3,10 +3,17 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from sea_pipeline.hub.files import paths_of
 from sea_pipeline.output.ledger import Ledger
 from tests.hub.stand_in import Hub
 from tests.support.programs import Program
+
+NAME = "owner/labels"
+URL = f"hf://datasets/{NAME}"
+clients_own = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+"""A warning of huggingface_hub's, over LFS."""
 
 
 def own(folder: Path) -> dict[str, bytes]:
@@ -29,3 +36,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
 def fetched(hub: Hub) -> list[str]:
     """The files that were downloaded."""
     return [path for method, path, _ in hub.asked if method == "GET" and ("/resolve/" in path or "/cdn/" in path)]
+
+
+def left_beside(folder: Path) -> list[str]:
+    """What a pull has left on its way."""
+    return [path.name for path in folder.glob(".*")]

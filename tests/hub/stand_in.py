@@ -62,9 +62,9 @@ class Hub(ThreadingHTTPServer):
         repository = self.repositories[name]
         return {path: file.data for path, file in repository.commits[repository.find(revision) or ""].items()}
 
-    def put(self, name: str, files: dict[str, bytes | None], *, private: bool = False) -> None:
+    def put(self, name: str, files: dict[str, bytes | None]) -> None:
         """Commits files as somebody else might: None deletes one."""
-        repository = self.repositories.setdefault(name, Repository(private))
+        repository = self.repositories.setdefault(name, Repository(private=False))
         tree = dict(repository.commits.get(repository.refs.get("main", ""), {}))
         tree |= {path: Stored(data, path.endswith(_LFS)) for path, data in files.items() if data is not None}
         repository.commit({path: file for path, file in tree.items() if files.get(path, b"") is not None}, "by hand")
@@ -169,11 +169,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(
             {"_id": "0" * 24, "id": name, "private": repository.private, "sha": oid, "siblings": files, "tags": []}
         )
-
-    def refs(self, body: bytes, name: str) -> None:
-        refs = self._repository(name).refs
-        branches = [{"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": oid} for ref, oid in refs.items()]
-        self._json({"branches": branches, "converts": [], "tags": []})
 
     def listing(self, body: bytes, name: str, revision: str, folder: str) -> None:
         repository = self._repository(name)
@@ -326,7 +321,6 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
     ("POST /api/repos/create", _Handler.create),
     ("POST /api/validate-yaml", _Handler.check_card),
     (rf"GET /api/(?:datasets|models)/{_NAME}(?:/revision/([^/]+))?", _Handler.about),
-    (rf"GET /api/(?:datasets|models)/{_NAME}/refs", _Handler.refs),
     (rf"GET /api/(?:datasets|models)/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler.listing),
     (rf"POST /api/(?:datasets|models)/{_NAME}/paths-info/([^/]+)", _Handler.paths),
     (rf"POST /api/(?:datasets|models)/{_NAME}/preupload/([^/]+)", _Handler.modes),
@@ -339,7 +333,7 @@ _ROUTES: list[tuple[str, Callable[..., None]]] = [
 
 
 @contextmanager
-def served(patch: pytest.MonkeyPatch, home: Path, token: str = WRITER) -> Iterator[Hub]:
+def served(patch: pytest.MonkeyPatch, home: Path) -> Iterator[Hub]:
     """A hub on loopback, which the environment and huggingface_hub's client mean as long as it runs.
 
     What the client keeps lies below `home`.
@@ -352,7 +346,7 @@ def served(patch: pytest.MonkeyPatch, home: Path, token: str = WRITER) -> Iterat
     thread.start()
     settings = {
         "HF_HOME": str(home),
-        "HF_TOKEN": token,
+        "HF_TOKEN": WRITER,
         "HF_ENDPOINT": hub.url,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,34 +20,31 @@ from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import select
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.paths import place
-from tests.hub.conftest import NAME
-from tests.hub.helpers import fetched, files_in, kill_at, own
+from tests.hub.helpers import NAME, URL, clients_own, fetched, files_in, kill_at, left_beside, own
 from tests.hub.stand_in import READER, Hub, as_program
 from tests.support.contents import rows
 from tests.support.kills import killed_around
 from tests.support.planted_targets import teach
 from tests.support.programs import Begin
+from tests.support.refused import refuses
 from tests.support.tiny_runs import colours, logged, make_world, tiny_recipe, tiny_trainer
 from tests.support.world import Label, draw, draw_folder
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "no_long_waits"),
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
-]
-URL = f"hf://datasets/{NAME}"
+pytestmark = clients_own
 
 
-def test_a_pulled_folder_is_the_one_that_was_pushed(command: Any, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    revision = push(labels, NAME).revision
+def test_a_pulled_folder_is_the_one_that_was_pushed(
+    command: Any, labels: Path, hub: Hub, pushed: str, tmp_path: Path
+) -> None:
     code, stdout, said = command("pull", NAME, "--out", tmp_path / "pulled", "--json")
     assert code == 0
     found = json.loads(stdout)
     assert files_in(tmp_path / "pulled") == own(labels) == files_in(labels)
-    assert (found["revision"], found["folder"]) == (revision, str(tmp_path / "pulled"))
+    assert (found["revision"], found["folder"]) == (pushed, str(tmp_path / "pulled"))
     assert found["files"] == found["fetched"] == len(own(labels))
     assert found["bytes"] == sum(map(len, own(labels).values()))
     assert f"to {tmp_path / 'pulled'}" in said
-    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert left_beside(tmp_path) == []
     assert command("verify", tmp_path / "pulled")[0] == 0
     before = len(fetched(hub))
     code, stdout, _ = command("pull", NAME, "--out", tmp_path / "pulled")
@@ -54,10 +52,8 @@ def test_a_pulled_folder_is_the_one_that_was_pushed(command: Any, labels: Path, 
     assert len([path for path in fetched(hub)[before:] if ".parquet" in path]) == 0
 
 
-def test_the_folder_is_named_by_the_dataset(
-    labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed")
+def test_the_folder_is_named_by_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     push(teach(tmp_path / "targets"), "owner/of-a-teacher")
     monkeypatch.chdir(tmp_path)
     assert pull(NAME).folder == "runs/labels/labels"
@@ -65,8 +61,8 @@ def test_the_folder_is_named_by_the_dataset(
     assert files_in(tmp_path / "runs/targets/of-a-teacher") == own(tmp_path / "targets")
 
 
-def test_a_killed_pull_goes_on(labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed")
+def test_a_killed_pull_goes_on(labels: Path, tmp_path: Path) -> None:
     count = len(own(labels))
     for call in (1, count):
         for before in (True, False):
@@ -78,8 +74,8 @@ def test_a_killed_pull_goes_on(labels: Path, hub: Hub, tmp_path: Path) -> None:
             assert files_in(out) == own(labels)
 
 
-def test_what_is_there_is_not_fetched_again(labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed")
+def test_what_is_there_is_not_fetched_again(labels: Path, tmp_path: Path) -> None:
     with killed_around(pulling, "_settle", 1, before=True):
         pull(NAME, tmp_path / "pulled")
     scratch = tmp_path / ".pulled.pulling"
@@ -91,8 +87,8 @@ def test_what_is_there_is_not_fetched_again(labels: Path, hub: Hub, tmp_path: Pa
     assert files_in(tmp_path / "pulled") == own(labels)
 
 
+@pytest.mark.usefixtures("pushed")
 def test_a_program_that_is_killed_for_real(program: Begin, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
     ends = []
     for request in (8, 200):
         out, start = tmp_path / f"{request}", len(hub.asked)
@@ -106,10 +102,10 @@ def test_a_program_that_is_killed_for_real(program: Begin, labels: Path, hub: Hu
     assert ends == [-signal.SIGKILL, 0]
 
 
+@pytest.mark.usefixtures("pushed")
 def test_bytes_that_come_damaged_are_fetched_again(
-    labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    push(labels, NAME)
     plain = huggingface_hub.hf_hub_download
 
     def spoils(name: str, path: str, **options: Any) -> str:
@@ -127,9 +123,8 @@ def test_bytes_that_come_damaged_are_fetched_again(
     assert files_in(tmp_path / "pulled") == own(labels)
 
 
-def test_a_full_disk_is_one_line(labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    push(labels, NAME)
-
+@pytest.mark.usefixtures("pushed")
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(name: str, path: str, **options: Any) -> str:
         raise RuntimeError("Data processing error: No space left on device (os error 28)")  # hf_xet's
 
@@ -139,38 +134,26 @@ def test_a_full_disk_is_one_line(labels: Path, hub: Hub, tmp_path: Path, monkeyp
     assert not (tmp_path / "full").exists()
 
 
-def test_every_revision_can_be_pulled_and_opened(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    first = push(labels, NAME).revision
-    hub.repositories[NAME].refs["v1.0"] = first
-    hub.repositories[NAME].refs["refs/pr/1"] = first
-    earlier, files = rows(open_labels(labels)), own(labels)
-    draw_folder(tmp_path / "photos" / "more", 5, seed=3)
-    label(images=str(tmp_path / "photos"), extend=True, max_bad=1.0)
+def test_every_revision_can_be_pulled_and_opened(
+    labels: Path, hub: Hub, pushed: str, extend: Callable[[int], None], tmp_path: Path
+) -> None:
+    hub.repositories[NAME].refs |= {"v1.0": pushed, "refs/pr/1": pushed}
+    opened, earlier, files = open_labels(URL), rows(open_labels(labels)), own(labels)
+    extend(5)
     second = push(labels, NAME).revision
-    for revision in (first, "v1.0"):
-        assert pull(NAME, tmp_path / revision, revision=revision).revision == first
+    assert rows(opened) == earlier, "a store that is open stays what it is"
+    for revision in (pushed, "v1.0"):
+        assert pull(NAME, tmp_path / revision, revision=revision).revision == pushed
         assert files_in(tmp_path / revision) == files
-    for revision in (first, "v1.0", "refs/pr/1", "refs%2Fpr%2F1"):
+    for revision in (pushed, "v1.0", "refs/pr/1", "refs%2Fpr%2F1"):
         assert rows(open_labels(f"{URL}@{revision}")) == earlier
     for revision in (second, "main"):
         assert rows(open_labels(f"{URL}@{revision}")) == rows(open_labels(labels))
-    store = open_labels(URL)
-    assert str(store.path) == f"{URL}@{second}"
+    assert str(open_labels(URL).path) == f"{URL}@{second}"
 
 
-def test_a_store_that_is_open_stays_what_it_is(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    """Somebody pushes between two reads of it."""
-    push(labels, NAME)
-    store, earlier = open_labels(URL), rows(open_labels(labels))
-    draw_folder(tmp_path / "photos" / "more", 5, seed=3)
-    label(images=str(tmp_path / "photos"), extend=True, max_bad=1.0)
-    push(labels, NAME)
-    assert rows(store) == earlier
-    assert rows(open_labels(URL)) == rows(open_labels(labels))
-
-
+@pytest.mark.usefixtures("pushed")
 def test_labels_on_the_hub_are_unpacked_for_training(labels: Path, hub: Hub) -> None:
-    push(labels, NAME)
     there, here = open_labels(URL), open_labels(labels)
     cache = label_cache.label_cache(there)
     assert {name: cache[name].word_ids.tolist() for name in here} == {n: here[n].word_ids.tolist() for n in here}
@@ -192,8 +175,8 @@ def test_a_read_costs_its_bytes_and_no_more(hub: Hub) -> None:
     assert spans == ["bytes=500000-565535"]
 
 
-def test_merge_and_select_read_the_hub(labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed")
+def test_merge_and_select_read_the_hub(labels: Path, tmp_path: Path) -> None:
     ids = open_labels(labels).ids
     select(URL, ids[:4], tmp_path / "some")
     select(labels, ids[4:], tmp_path / "rest")
@@ -209,35 +192,30 @@ def test_a_recipe_takes_labels_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     with colours():
         world = make_world(tmp_path / "world")
         revision = push(world.labels, NAME).revision
-        paths = str(world.labels), f"{URL}@{revision}", URL
-        for number, path in enumerate(paths):
+        for number, path in enumerate((str(world.labels), f"{URL}@{revision}")):
             recipe = tiny_recipe(world, labels={"path": path}, training_arguments={"max_steps": 2, "save_steps": 2})
             assert isinstance(recipe.labels.path, str)
             tiny_trainer(recipe, tmp_path / f"run{number}").train()
-    losses = [[line["loss"] for line in logged(tmp_path / f"run{number}")] for number in range(3)]
-    assert losses[0] == losses[1] == losses[2] != []
+    losses = [[line["loss"] for line in logged(tmp_path / f"run{number}")] for number in range(2)]
+    assert losses[0] == losses[1] != []
 
 
-def test_a_thousand_odd_ids_phrases_and_crops_come_back_to_the_byte(label: Label, hub: Hub, tmp_path: Path) -> None:
+def test_odd_ids_phrases_and_crops_come_back_to_the_byte(label: Label, hub: Hub, tmp_path: Path) -> None:
     """Begun, extended, pushed, pulled: names that shells, URLs, YAML, SQL and Parquet might trip over."""
     random = np.random.default_rng(0)
-    marks = [
-        " ",
-        "\t",
-        *["é", "日本", "🙂", "'", '"', "%", "%2F", "&", "+", "=", "@", "[x]", "{y}", "$z", "!", ",", ";"],
-    ]
+    marks = [" ", "\t", "é", "日本", "🙂", "'", '"', "%", "%2F", "&", "+", "=", "@", "[x]", "{y}", "$z", "!", ",", ";"]
     photos, plain = tmp_path / "photos", draw(tmp_path / "one.png", [["red"] * 4] * 3, size=(12, 12)).read_bytes()
-    for number in range(350):
+    for number in range(100):
         name = "".join(random.choice(marks, 3)) + f"{number:04d}"
         path = photos / name[:2].strip() / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(plain)
     (tmp_path / "phrases.txt").write_text("red\na red one\n斑馬\nzebra crossing\nit's 100 %\n")
-    settings = {"images": str(photos), "wordlist": str(tmp_path / "phrases.txt"), "crops": 2, "shard_size": 200}
+    settings = {"images": str(photos), "wordlist": str(tmp_path / "phrases.txt"), "crops": 2, "shard_size": 40}
     label(**settings)
     draw_folder(photos / "more #1", 20, seed=3)
     label(**settings, extend=True)
-    assert len(open_labels(tmp_path / "labels")) == 1110
+    assert len(open_labels(tmp_path / "labels")) == 360
     push(tmp_path / "labels", NAME)
     pull(NAME, tmp_path / "pulled")
     assert files_in(tmp_path / "pulled") == own(tmp_path / "labels")
@@ -251,8 +229,8 @@ def test_a_thousand_odd_ids_phrases_and_crops_come_back_to_the_byte(label: Label
     assert len(hub.repositories[NAME].titles) == 3  # and push finds nothing to send
 
 
+@pytest.mark.usefixtures("pushed")
 def test_what_cannot_be_pulled_is_one_line(command: Any, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
     hub.put("owner/photos", {"data.csv": b"a,b\n"})
     with killed_around(huggingface_hub.HfApi, "create_commit", 2, before=True):
         push(labels, "owner/killed")
@@ -265,14 +243,12 @@ def test_what_cannot_be_pulled_is_one_line(command: Any, labels: Path, hub: Hub,
         (["owner/photos"], f"{unfinished} dataset.json;"),
         (["owner/killed"], f"{unfinished} manifest.json;"),
     ):
-        code, _, stderr = command("pull", *options, "--out", tmp_path / "pulled")
-        assert (code, stderr.count("\n")) == (1, 1), stderr
-        assert said in stderr
+        refuses(command, said, "pull", *options, "--out", tmp_path / "pulled")
         assert not (tmp_path / "pulled").exists()
 
 
-def test_what_cannot_be_opened_is_one_line(command: Any, labels: Path, hub: Hub) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed")
+def test_what_cannot_be_opened_is_one_line(command: Any, hub: Hub) -> None:
     hub.put("owner/photos", {"data.csv": b"a,b\n"})
     for url, said in (
         ("hf://datasets/owner/none", f"owner/none: {hub.url} has no such dataset, or a private one"),
@@ -282,15 +258,13 @@ def test_what_cannot_be_opened_is_one_line(command: Any, labels: Path, hub: Hub)
         ("hf://datasets/owner/photos", "no dataset.json in it"),
     ):
         for name in ("verify", "status", "inspect"):
-            code, _, stderr = command(name, url)
-            assert (code, stderr.count("\n")) == (1, 1), stderr
-            assert said in stderr
+            refuses(command, said, name, url)
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
             open_labels(url)
 
 
-def test_private_labels_are_not_there_for_others(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed")
+def test_private_labels_are_not_there_for_others(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     push(labels, "owner/public", public=True)
     for token in (READER, ""):
         monkeypatch.setenv("HF_TOKEN", token)
@@ -299,9 +273,9 @@ def test_private_labels_are_not_there_for_others(labels: Path, hub: Hub, monkeyp
         assert len(open_labels("hf://datasets/owner/public")) == 10
 
 
+@pytest.mark.usefixtures("pushed")
 def test_records_that_do_not_agree_are_refused(labels: Path, hub: Hub, tmp_path: Path) -> None:
     """Somebody has changed a file on the hub by hand."""
-    push(labels, NAME)
     path = "labels/part-00001-of-00003.parquet"
     hub.put(NAME, {path: hub.tree(NAME)[path][:-1] + b"\0"})
     with pytest.raises(UserError, match=r"its files do not agree with its records: .*part-00001-of-00003.parquet: dam"):
@@ -322,10 +296,8 @@ def test_records_that_do_not_agree_are_refused(labels: Path, hub: Hub, tmp_path:
     assert files_in(tmp_path / "pulled") == own(labels)
 
 
-def test_a_hub_that_fails_for_a_while_costs_nothing(
-    labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed", "no_backoff")
+def test_a_hub_that_fails_for_a_while_costs_nothing(labels: Path, hub: Hub) -> None:
     failed: set[str] = set()
 
     def fault(method: str, path: str, number: int) -> int | None:
@@ -334,13 +306,12 @@ def test_a_hub_that_fails_for_a_while_costs_nothing(
         return 503 if once else None
 
     hub.fault = fault
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     assert rows(open_labels(URL)) == rows(open_labels(labels))
     assert failed
 
 
+@pytest.mark.usefixtures("pushed")
 def test_the_hub_is_written_by_push_alone(command: Any, labels: Path, hub: Hub, words: Path) -> None:
-    push(labels, NAME)
     before = dict(hub.repositories[NAME].refs)
     draw_folder(labels.parent / "photos" / "more", 2, seed=4)
     for url in (URL, f"{URL}/new"):

@@ -4,20 +4,21 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import DatasetCard
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.hub import by_word
 from sea_pipeline.hub import push as pushing
 from sea_pipeline.hub.push import push
-from tests.hub.conftest import NAME
-from tests.hub.helpers import kill_at, own
+from tests.hub.helpers import NAME, URL, clients_own, kill_at, own
 from tests.hub.stand_in import READER, Hub, as_program
 from tests.support.contents import rows, stored
 from tests.support.heard import Heard
@@ -25,18 +26,20 @@ from tests.support.kills import killed_around
 from tests.support.old_labels import made_old
 from tests.support.planted_targets import teach
 from tests.support.programs import Begin
+from tests.support.refused import refuses
 from tests.support.world import Label, draw_folder
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "no_long_waits"),
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
-]
+pytestmark = clients_own
 BESIDE = {".gitattributes", "README.md", "croissant.json", "figures.png", "by_word/00000.parquet"}
 
 
 def wrote(hub: Hub) -> list[str]:
     """The requests that changed something."""
     return [f"{method} {path}" for method, path, _ in hub.asked if method == "PUT" or "/commit/" in path]
+
+
+def own_part(tree: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    return {path: tree[path] for path in own(folder)}
 
 
 def test_a_push_sends_everything_and_the_manifest_last(command: Any, labels: Path, hub: Hub) -> None:
@@ -55,106 +58,98 @@ def test_a_push_sends_everything_and_the_manifest_last(command: Any, labels: Pat
     assert repository.refs["main"] == found["revision"]
     *_, last_but_one, last = repository.commits.values()
     assert ("manifest.json" in last_but_one, "manifest.json" in last) == (False, True)
-    assert f"the paths in dataset.json ({labels.parent / 'photos'})" in said
+    assert f"the paths in dataset.json ({open_labels(labels).image_root})" in said
     assert stored(str(labels)) == before
     assert not list((labels.parent / "cache" / "push").iterdir())
 
 
-def test_a_second_push_sends_nothing(command: Any, labels: Path, hub: Hub) -> None:
-    revision = push(labels, NAME).revision
+def test_a_second_push_sends_nothing(command: Any, labels: Path, hub: Hub, pushed: str) -> None:
     before = len(wrote(hub))
     code, stdout, _ = command("push", labels, NAME)
     assert (code, len(wrote(hub))) == (0, before)
     assert "files were there" in stdout
-    assert revision in stdout
+    assert pushed in stdout
 
 
-def test_public_is_for_who_asks(labels: Path, hub: Hub) -> None:
-    push(labels, "owner/open", public=True)
-    assert not hub.repositories["owner/open"].private
-
-
-def test_what_was_there_before_the_first_push_stays(labels: Path, hub: Hub) -> None:
-    before: dict[str, bytes | None] = {"LICENSE": b"mine", "README.md": b"---\nlicense: mit\n---\n# mine\n"}
-    hub.put(NAME, before)
+@pytest.mark.parametrize("front", [b"---\nlicense: mit\n---\n", b""])
+def test_what_was_there_before_the_first_push_stays(labels: Path, hub: Hub, front: bytes) -> None:
+    hub.put(NAME, {"LICENSE": b"mine", "README.md": front + b"# mine\n"})
     push(labels, NAME)
     tree = hub.tree(NAME)
     assert (tree["LICENSE"], tree["README.md"].endswith(b"# mine\n")) == (b"mine", True)
-    assert b"license: mit\n" in tree["README.md"]
+    data = DatasetCard(tree["README.md"].decode()).data
+    assert (data.license, len(data.configs)) == ("mit" if front else None, 4)
 
 
 def test_a_folder_without_a_good_image_is_pushed(label: Label, hub: Hub, tmp_path: Path) -> None:
-    photos = draw_folder(tmp_path / "photos", 3)
-    for path in photos.rglob("*.png"):
-        path.write_bytes(b"bad")
+    photos = draw_folder(tmp_path / "photos", 1)
+    (photos / "000.png").write_bytes(b"bad")
     label(images=str(photos), max_bad=1.0)
     push(tmp_path / "labels", NAME)
     assert own_part(hub.tree(NAME), tmp_path / "labels") == own(tmp_path / "labels")
-    assert len(open_labels(f"hf://datasets/{NAME}")) == 0
+    assert not any(path.startswith("by_word") for path in hub.tree(NAME))
+    assert len(open_labels(URL)) == 0
 
 
 def test_old_labels_are_pushed(labels: Path, hub: Hub) -> None:
     made_old(labels)
     push(labels, NAME)
-    assert rows(open_labels(f"hf://datasets/{NAME}")) == rows(open_labels(labels))
+    assert rows(open_labels(URL)) == rows(open_labels(labels))
 
 
-def test_commits_are_cut_by_files_and_by_bytes(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("files", "size", "at_most", "commits"),
+    [(100, 1 << 29, 64, {3}), (3, 1 << 29, 64, {6}), (100, 1, 64, {14}), (1, 1, 3, range(9))],
+    ids=["large", "by files", "by bytes", "the hub takes a limited number an hour"],
+)
+def test_commits_are_cut(
+    files: int, size: int, at_most: int, commits: Any, labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", files)
+    monkeypatch.setattr(pushing, "BYTES_PER_COMMIT", size)
+    monkeypatch.setattr(pushing, "COMMITS_AT_MOST", at_most)
     push(labels, NAME)
-    whole = hub.tree(NAME)
-    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 3)
-    push(labels, "owner/files")
-    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 100)
-    monkeypatch.setattr(pushing, "BYTES_PER_COMMIT", 1)
-    push(labels, "owner/bytes")
-    assert [len(hub.repositories[f"owner/{name}"].commits) for name in ("labels", "files", "bytes")] == [3, 6, 14]
-    for name in ("owner/files", "owner/bytes"):
-        assert own_part(hub.tree(name), labels) == own_part(whole, labels)
-
-
-def test_a_large_folder_goes_in_larger_commits(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub takes a limited number of commits an hour."""
-    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 1)
-    monkeypatch.setattr(pushing, "BYTES_PER_COMMIT", 1)
-    monkeypatch.setattr(pushing, "COMMITS_AT_MOST", 3)
-    push(labels, NAME)
-    assert len(hub.repositories[NAME].commits) <= 2 + 2 * 3, "cut by files and by bytes"
+    assert len(hub.repositories[NAME].commits) in commits
     assert own_part(hub.tree(NAME), labels) == own(labels)
 
 
 @pytest.mark.usefixtures("no_backoff")
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [({"Retry-After": "7"}, 8), ({"RateLimit": '"api";r=0;t=55'}, 56), ({}, 3660), ({"Retry-After": "99999"}, 3660)],
-)
 def test_a_hub_that_takes_no_more_commits_is_waited_for_once(
-    headers: dict[str, str], seconds: int, labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It refuses each of four commits once, with other headers; then all."""
+    refusals = [
+        ({"Retry-After": "7"}, 8), ({"RateLimit": '"api";r=0;t=55'}, 56), ({}, 3660), ({"Retry-After": "99999"}, 3660)
+    ]  # fmt: skip
     waited: list[float] = []
     monkeypatch.setattr(pushing, "sleep", waited.append)
-    hub.asks_to_wait = headers
-    hub.fault = lambda method, path, number: 429 if "/commit/" in path and not waited else None
+    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 4)
+
+    def fault(method: str, path: str, number: int) -> int | None:
+        made = len(hub.repositories[NAME].commits) - 1 if NAME in hub.repositories else 0
+        if "/commit/" not in path or len(waited) > made:
+            return None
+        hub.asks_to_wait = refusals[made][0]
+        return 429
+
+    hub.fault = fault
     heard = Heard()
     push(labels, NAME, reporter=heard)
-    assert waited == [seconds]
-    assert f"the hub takes no more commits for now; waiting {seconds:,} s, then going on" in str(heard.lines)
+    assert waited == [seconds for _, seconds in refusals]
+    for seconds in waited:
+        assert f"the hub takes no more commits for now; waiting {seconds:,} s, then going on" in str(heard.lines)
     assert own_part(hub.tree(NAME), labels) == own(labels)
     hub.fault = lambda method, path, number: 429 if "/commit/" in path else None
     with pytest.raises(UserError, match="run the same command again when it can"):
         push(labels, "owner/other")
-    assert waited == [seconds, seconds]
-
-
-def own_part(tree: dict[str, bytes], folder: Path) -> dict[str, bytes]:
-    return {path: tree[path] for path in own(folder)}
+    assert len(waited) == len(refusals) + 1
 
 
 def test_a_killed_push_is_unfinished_and_the_same_command_finishes_it(
-    labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    labels: Path, hub: Hub, pushed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before and after each commit, and before and after files are uploaded that no commit names yet."""
-    push(labels, "owner/straight")
-    straight = hub.tree("owner/straight")
+    straight = hub.tree(NAME)
     monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 4)
     api = huggingface_hub.HfApi
     places = [("create_commit", call, before) for call in range(1, 5) for before in (True, False)]
@@ -178,11 +173,14 @@ def test_what_is_there_is_not_sent_again(labels: Path, hub: Hub, monkeypatch: py
     with killed_around(huggingface_hub.HfApi, "create_commit", 3, before=True):
         push(labels, NAME)
     assert len(hub.repositories[NAME].commits) == 3
+    assert hub.tree(NAME).keys() & {"README.md", "croissant.json", "manifest.json"} == set(), "no card that promises"
     before = wrote(hub)
+    monkeypatch.setattr(by_word, "_write", lambda *_: pytest.fail("labels by word are made again"))
     done = push(labels, NAME)
     assert done.sent == done.files - 8
     again = [line for line in wrote(hub)[len(before) :] if line in before and line.startswith("PUT")]
     assert again == []
+    assert os.listdir(labels.parent / "cache" / "push") == []  # noqa: PTH208
 
 
 def test_a_program_that_is_killed_for_real(program: Begin, labels: Path, hub: Hub) -> None:
@@ -200,39 +198,38 @@ def test_a_program_that_is_killed_for_real(program: Begin, labels: Path, hub: Hu
     assert ends[-1] == 0
 
 
-def test_readers_of_main_see_whole_states_alone(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
+def test_readers_of_main_see_whole_states_alone(
+    labels: Path, hub: Hub, pushed: str, extend: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While an extension is sent in small commits, each of them is the earlier state or the later one."""
-    push(labels, NAME)
     earlier = rows(open_labels(labels))
-    draw_folder(tmp_path / "photos" / "more", 7, seed=3)
-    label(images=str(tmp_path / "photos"), extend=True, max_bad=1.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pushing, "FILES_PER_COMMIT", 1)
-        push(labels, NAME)
+    extend(7)
+    monkeypatch.setattr(pushing, "FILES_PER_COMMIT", 1)
+    push(labels, NAME)
     commits = list(hub.repositories[NAME].commits)
-    found = [rows(open_labels(f"hf://datasets/{NAME}@{commit}")) for commit in commits[2:]]
+    found = [rows(open_labels(f"{URL}@{commit}")) for commit in commits[2:]]
     assert len(found) > 5
     assert all(each == earlier for each in found[:-1])
     assert found[-1] == rows(open_labels(labels)) != earlier
     assert own_part(hub.tree(NAME), labels) == own(labels)
 
 
-def test_bad_images_that_were_mended_replace_their_shard(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
+def test_bad_images_that_were_mended_replace_their_shard(label: Label, labels: Path, hub: Hub, pushed: str) -> None:
     assert "quarantine/00000.parquet" in hub.tree(NAME)
-    draw_folder(tmp_path / "photos", 11)
-    label(images=str(tmp_path / "photos"), retry_bad=True)
+    label(images=str(draw_folder(labels.parent / "photos", 11)), retry_bad=True)
     push(labels, NAME)
     assert own_part(hub.tree(NAME), labels) == own(labels)
     assert hub.tree(NAME).keys() == own(labels).keys() | BESIDE
-    assert rows(open_labels(f"hf://datasets/{NAME}")) == rows(open_labels(labels))
+    assert rows(open_labels(URL)) == rows(open_labels(labels))
 
 
 def test_targets_are_pushed(tmp_path: Path, hub: Hub) -> None:
+    """For who asks, in public."""
     from trainer.targets.store import open_targets
 
     folder = teach(tmp_path / "targets")
-    push(folder, "owner/targets")
+    push(folder, "owner/targets", public=True)
+    assert not hub.repositories["owner/targets"].private
     assert own_part(hub.tree("owner/targets"), folder) == own(folder)
     there, here = open_targets("hf://datasets/owner/targets"), open_targets(folder)
     assert there.ids == here.ids
@@ -240,29 +237,27 @@ def test_targets_are_pushed(tmp_path: Path, hub: Hub) -> None:
     assert not any(path.startswith("by_word") for path in hub.tree("owner/targets"))
 
 
-def test_others_in_the_dataset_are_refused(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
+def test_others_in_the_dataset_are_refused(
+    label: Label, labels: Path, hub: Hub, pushed: str, extend: Callable[[int], None], tmp_path: Path
+) -> None:
     photos = str(tmp_path / "photos")
-    push(labels, NAME)
     label(images=photos, out=tmp_path / "n2", top_n=2, max_bad=1.0)
     label(images=photos, out=tmp_path / "few", limit=4, max_bad=1.0)
     label(images=photos, out=tmp_path / "cut", shard_size=5, max_bad=1.0)
-    before = hub.repositories[NAME].refs["main"]
-    for name, said in (
-        ("n2", "found labels of other settings, fingerprint [0-9a-f]{12}… there; choose another name"),
-        ("few", "found labels of other images, 11 there and 4 here; choose another name"),
-        ("cut", "found labels of other images, 11 there and 11 here"),
+    for folder, said in (
+        (tmp_path / "n2", "found labels of other settings, fingerprint [0-9a-f]{12}… there; choose another name"),
+        (tmp_path / "few", "found labels of other images, 11 there and 4 here; choose another name"),
+        (tmp_path / "cut", "found labels of other images, 11 there and 11 here"),
+        (teach(tmp_path / "targets"), "found labels of other settings"),
     ):
         with pytest.raises(UserError, match=said):
-            push(tmp_path / name, NAME)
-    with pytest.raises(UserError, match="found labels of other settings"):
-        push(teach(tmp_path / "targets"), NAME)
+            push(folder, NAME)
     hub.put("owner/thesis", {"data.csv": b"a,b\n"})
     with pytest.raises(UserError, match=r"owner/thesis: expected a new dataset, .*; found 'data\.csv' in it"):
         push(labels, "owner/thesis")
-    assert hub.repositories[NAME].refs["main"] == before
+    assert hub.repositories[NAME].refs["main"] == pushed
     shutil.copytree(labels, tmp_path / "earlier")
-    draw_folder(tmp_path / "photos" / "more", 3, seed=3)
-    label(images=photos, extend=True, max_bad=1.0)
+    extend(3)
     push(labels, NAME)
     with pytest.raises(UserError, match="found labels of other images, 14 there and 11 here"):
         push(tmp_path / "earlier", NAME)
@@ -283,42 +278,28 @@ def test_a_folder_that_is_not_finished_or_damaged_is_refused(
         (tmp_path / "none", "no such folder"),
         ("memory://x", "found no such folder"),
     ):
-        code, _, stderr = command("push", folder, NAME)
-        assert (code, stderr.count("\n")) == (1, 1)
-        assert said in stderr
+        refuses(command, said, "push", folder, NAME)
     assert hub.repositories == {}
 
 
-REFUSED = "http://127.0.0.1:"
-
-
-@pytest.mark.parametrize(
-    ("token", "name", "said"),
-    [
-        (None, NAME, "nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN"),
+def test_what_the_hub_refuses_is_one_line(
+    command: Any, labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token, name, said in (
+        ("", NAME, "nobody is logged in on this machine; run `hf auth login`, or set HF_TOKEN"),
         ("hf_expired", NAME, "refuses the token of this machine: "),
         (READER, NAME, "refuses the token of this machine: "),
         ("hf_writer", "labels", "expected OWNER/NAME, as the hub calls a dataset"),
         ("hf_writer", "owner/la bels", "expected OWNER/NAME, as the hub calls a dataset: "),
         ("hf_writer", "a/b/c", "expected OWNER/NAME, as the hub calls a dataset"),
         ("hf_writer", "others/labels", "refuses the token of this machine: "),
-    ],
-)
-def test_what_the_hub_refuses_is_one_line(
-    command: Any, labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None, name: str, said: str
-) -> None:
-    if token is None:
-        monkeypatch.delenv("HF_TOKEN")
-    else:
+    ):
         monkeypatch.setenv("HF_TOKEN", token)
-    code, _, stderr = command("push", labels, name)
-    assert (code, stderr.count("\n")) == (1, 1), stderr
-    assert stderr.startswith(f"error: {name}: ")
-    assert said in stderr
+        assert refuses(command, said, "push", labels, name).startswith(f"error: {name}: ")
     assert hub.repositories == {}
 
 
-@pytest.mark.parametrize("status", [0, 400, 403, 500, 503])
+@pytest.mark.parametrize("status", [0, 400, 503])
 def test_a_hub_that_fails_is_one_line_and_what_is_done_stays(
     command: Any, labels: Path, hub: Hub, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +318,7 @@ def test_a_hub_that_fails_is_one_line_and_what_is_done_stays(
     said, line = stderr.splitlines()
     assert said.startswith("sending ")
     assert line.startswith(f"error: {NAME}: {hub.url} ")
-    assert ("cannot be reached" in line) == (status in (0, 500, 503))
+    assert ("cannot be reached" in line) == (status in (0, 503))
     hub.fault = lambda *_: None
     assert len(hub.repositories[NAME].commits) == 2
     assert command("push", labels, NAME)[0] == 0
@@ -357,44 +338,35 @@ def test_no_hub_is_one_line(command: Any, labels: Path, hub: Hub, monkeypatch: p
     huggingface_hub.close_session()
 
 
-def test_two_at_once_do_no_harm(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody commits in between: the push ends in one line, and the same command finishes it."""
+EXTRA, SHARD = "commits/extra.txt", "labels/part-00001-of-00003.parquet"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({EXTRA: b"x"}, {}, "was changed by somebody else at the same time; run the same command again"),
+        ({}, {SHARD: b"x"}, rf"{SHARD}: is not there as it was sent; run the"),
+    ],
+    ids=["somebody commits in between", "the hub holds other bytes"],
+)
+def test_a_dataset_that_changes_meanwhile_is_noticed(
+    before: dict[str, bytes | None], after: dict[str, bytes | None], said: str,
+    labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The push ends in one line, and the same command finishes it."""
     plain = pushing._send
 
-    def beaten(name: str, *given: Any) -> str:
-        hub.put(NAME, {"commits/extra.txt": b"x"})
-        return plain(name, *given)
-
-    monkeypatch.setattr(pushing, "_send", beaten)
-    with pytest.raises(UserError, match="was changed by somebody else at the same time; run the same command again"):
-        push(labels, NAME)
-    hub.put(NAME, {"commits/extra.txt": None})
-    monkeypatch.setattr(pushing, "_send", plain)
-    push(labels, NAME)
-    assert own_part(hub.tree(NAME), labels) == own(labels)
-
-
-def test_a_hub_that_holds_other_bytes_is_noticed(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = pushing._send
-
-    def spoilt(name: str, head: str, files: Any, gone: Any) -> str:
-        plain(name, head, files, gone)
-        path = "labels/part-00001-of-00003.parquet"
-        hub.put(NAME, {path: hub.tree(NAME)[path] + b"x"} if path in hub.tree(NAME) else {})
+    def beaten(*given: Any) -> str:
+        if before:
+            hub.put(NAME, before)
+        plain(*given)
+        hub.put(NAME, {path: data for path, data in after.items() if path in hub.tree(NAME)})
         return hub.repositories[NAME].refs["main"]
 
-    monkeypatch.setattr(pushing, "_send", spoilt)
-    with pytest.raises(UserError, match=r"labels/part-00001-of-00003\.parquet: is not there as it was sent; run the"):
+    monkeypatch.setattr(pushing, "_send", beaten)
+    with pytest.raises(UserError, match=said):
         push(labels, NAME)
+    hub.put(NAME, dict.fromkeys(before))
     monkeypatch.setattr(pushing, "_send", plain)
     push(labels, NAME)
     assert own_part(hub.tree(NAME), labels) == own(labels)
-
-
-def test_labels_by_word_that_were_made_are_kept(labels: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long is done once, however often a push is killed behind it."""
-    with killed_around(huggingface_hub.HfApi, "create_commit", 1, before=True):
-        push(labels, NAME)
-    monkeypatch.setattr(by_word, "_write", lambda *_: pytest.fail("it is made again"))
-    push(labels, NAME)
-    assert os.listdir(labels.parent / "cache" / "push") == []  # noqa: PTH208

@@ -1,10 +1,11 @@
 """What a push has written, as others read it: row for row, by programs that know nothing of this package."""
 
+import html
 import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,24 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
 from packaging.version import Version
 
 from sea_pipeline import LabelStore, open_labels
 from sea_pipeline.hub import by_word
 from sea_pipeline.hub.by_word import write_by_word
-from sea_pipeline.hub.card import BEGIN, END
+from sea_pipeline.hub.card import BEGIN, END, plain
 from sea_pipeline.hub.push import push
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.parquet import open_parquet
-from tests.hub.conftest import NAME
+from tests.hub.helpers import NAME, URL, clients_own
 from tests.hub.stand_in import Hub
 from tests.support.kills import killed_around
 from tests.support.planted_targets import teach
 from tests.support.table_readers import _plain
 from tests.support.world import COLOURS, Label, draw_folder
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "no_long_waits"),
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
-]
+pytestmark = clients_own
 LabelsByImage = dict[tuple[str, str], tuple[float, list[tuple[int, int]]]]
 """By word and image: the highest score, and the cells."""
 PHRASES = ["zèbre à rayures", "it's", 'a "quoted" one', "日本", "a|b `c` <d> *e* [f](g) $h$", "Zebra", "zebra crossing"]
@@ -53,6 +52,22 @@ def loading(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def over_the_hub() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection of DuckDB that reads hf:// from the stand-in."""
+    with duckdb.connect() as connection:
+        connection.register_filesystem(fsspec.filesystem("hf", expand_info=True))
+        yield connection
+
+
+def into_folder(tree: dict[str, bytes], folder: Path) -> Path:
+    """A repository's files, as a clone has them."""
+    for path, data in tree.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
 
 
 def by_hand(store: LabelStore) -> LabelsByImage:
@@ -122,14 +137,6 @@ def test_a_kill_leaves_whole_files_and_they_are_kept(labels: Path, tmp_path: Pat
     assert [path.read_bytes() for path in again] == expected
 
 
-def test_without_labels_there_is_none(label: Label, tmp_path: Path) -> None:
-    photos = draw_folder(tmp_path / "photos", 2)
-    for path in photos.rglob("*.png"):
-        path.write_bytes(b"bad")
-    label(images=str(photos), max_bad=1.0)
-    assert write_by_word(open_labels(tmp_path / "labels"), tmp_path / "x") == []
-
-
 def rows_of(paths: list[Path]) -> list[dict[str, Any]]:
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
@@ -141,8 +148,8 @@ def alike(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[dic
     ]
 
 
-def test_datasets_reads_every_config_row_for_row(labels: Path, hub: Hub, loading: None) -> None:
-    push(labels, NAME)
+@pytest.mark.usefixtures("pushed", "loading")
+def test_datasets_reads_every_config_row_for_row(labels: Path) -> None:
     expected = {
         "labels": rows_of(sorted((labels / "labels").iterdir())),
         "word_list": rows_of([labels / "words.parquet"]),
@@ -157,9 +164,11 @@ def test_datasets_reads_every_config_row_for_row(labels: Path, hub: Hub, loading
     assert in_tables(datasets.load_dataset(NAME, "by_word", split="train")) == by_hand(open_labels(labels))
 
 
-def test_the_lines_of_the_card_find_a_word(labels: Path, hub: Hub, loading: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("pushed", "loading")
+def test_the_lines_of_the_card_find_a_word(
+    labels: Path, hub: Hub, over_the_hub: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     """As they stand there, but for polars', whose own hf:// knows the one hub."""
-    push(labels, NAME)
     card = hub.tree(NAME)["README.md"].decode()
     (sql,) = re.findall(r"```sql\n-- DuckDB\n(.*)\n```", card)
     python = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
@@ -168,9 +177,7 @@ def test_the_lines_of_the_card_find_a_word(labels: Path, hub: Hub, loading: None
     assert word[1] in COLOURS
     wanted = {key[1]: value for key, value in by_hand(open_labels(labels)).items() if key[0] == word[1]}
     assert len(wanted) > 3
-    with duckdb.connect() as connection:
-        connection.register_filesystem(fsspec.filesystem("hf", expand_info=True))
-        found = connection.sql(sql).fetchall()
+    found = over_the_hub.sql(sql).fetchall()
     assert {row[0]: (row[1], list(zip(*row[2:], strict=True))) for row in found} == wanted
     opened, by_datasets, by_polars, labels_lines = python
     given: dict[str, Any] = {}
@@ -179,10 +186,8 @@ def test_the_lines_of_the_card_find_a_word(labels: Path, hub: Hub, loading: None
     exec(by_datasets, given)
     assert {key[1]: value for key, value in in_tables(given["rows"]).items()} == wanted
     files = fsspec.filesystem("hf")
-    for path, data in hub.tree(NAME).items():
-        (tmp_path / "repository" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "repository" / path).write_bytes(data)
-    exec(by_polars.replace(f"hf://datasets/{NAME}", str(tmp_path / "repository")), given)
+    clone = into_folder(hub.tree(NAME), tmp_path / "repository")
+    exec(by_polars.replace(URL, str(clone)), given)
     assert {key[1]: value for key, value in in_tables(given["rows"].to_dicts()).items()} == wanted
     over_http = [files.open(path) for path in files.glob(f"datasets/{NAME}/by_word/*.parquet")]
     table = polars.scan_parquet(over_http).filter(polars.col("word") == word[1]).collect()  # type: ignore[arg-type]
@@ -191,45 +196,25 @@ def test_the_lines_of_the_card_find_a_word(labels: Path, hub: Hub, loading: None
     assert len(given["rows"]) == len(open_labels(labels))
 
 
-def test_duckdb_and_polars_read_the_labels_row_for_row(labels: Path, hub: Hub) -> None:
-    push(labels, NAME)
-    wanted = rows_of(sorted((labels / "labels").iterdir()))
-    with duckdb.connect() as connection:
-        connection.register_filesystem(fsspec.filesystem("hf", expand_info=True))
-        found = connection.sql(f"SELECT * FROM 'hf://datasets/{NAME}/labels/*.parquet'")
-        by_duckdb = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
-    files = fsspec.filesystem("hf")
-    opened: Any = [files.open(path) for path in sorted(files.glob(f"datasets/{NAME}/labels/*.parquet"))]
-    by_polars = polars.scan_parquet(opened).collect().to_dicts()
-    for found_rows in (by_duckdb, by_polars):
-        assert alike(found_rows, wanted) == wanted
-
-
-@pytest.mark.filterwarnings(
-    "ignore:ConjunctiveGraph is deprecated:DeprecationWarning"
-)  # of mlcroissant's use of rdflib
+@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated:DeprecationWarning")  # mlcroissant's, of rdflib
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # and of pandas
+@pytest.mark.usefixtures("pushed")
 def test_croissant_is_valid_and_its_records_are_the_rows(
-    labels: Path, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import mlcroissant
 
-    push(labels, NAME)
     push(teach(tmp_path / "targets"), "owner/targets")
     for name, kind in ((NAME, "labels"), ("owner/targets", "targets")):
-        folder = tmp_path / kind / "repository"
-        for path, data in hub.tree(name).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(data)
+        folder = into_folder(hub.tree(name), tmp_path / kind / "repository")
         with caplog.at_level(logging.WARNING):
             found = mlcroissant.Dataset(jsonld=folder / "croissant.json", mapping={"repository": str(folder)})
         assert found.metadata.issues.errors == set()
-        warned = [issue for issue in found.metadata.issues.warnings if "license" not in issue]  # its owner's
-        assert warned == []
-        tables = {f"{kind}": sorted((folder / kind).glob("*.parquet"))}
+        assert [issue for issue in found.metadata.issues.warnings if "license" not in issue] == []  # its owner's
+        tables = {kind: sorted((folder / kind).glob("*.parquet"))}
         if kind == "labels":
             tables |= {"word_list": [folder / "words.parquet"], "by_word": sorted((folder / "by_word").iterdir())}
-        assert [one.id for one in found.metadata.record_sets] == list(found_order(kind))
+        assert [one.id for one in found.metadata.record_sets] == list(tables)
         for table, paths in tables.items():
             wanted = rows_of(paths)
             for record, row in zip(found.records(table), wanted, strict=True):
@@ -239,12 +224,8 @@ def test_croissant_is_valid_and_its_records_are_the_rows(
     assert not [record for record in caplog.records if "not standard" in record.message]
 
 
-def found_order(kind: str) -> tuple[str, ...]:
-    return ("labels", "word_list", "by_word") if kind == "labels" else ("targets",)
-
-
+@pytest.mark.usefixtures("pushed")
 def test_the_card_says_what_it_is(command: Any, labels: Path, hub: Hub) -> None:
-    push(labels, NAME)
     card = DatasetCard(hub.tree(NAME)["README.md"].decode())
     inspected = json.loads(command("inspect", labels, "--json")[1])
     data = card.data.to_dict()
@@ -263,14 +244,19 @@ def test_the_card_says_what_it_is(command: Any, labels: Path, hub: Hub) -> None:
         assert file.read(4) == b"\x89PNG"
 
 
-def test_what_its_owner_writes_into_the_card_stays(label: Label, labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
+@pytest.mark.parametrize("text", ["a &lt;b&gt; c", "R&D", "&#42;", "&amp;amp;", "*a* _b_ [c](d) <e> `f` |", "A\\B"])
+def test_markdown_shows_a_text_as_it_is(text: str) -> None:
+    rendered = MarkdownIt("commonmark").enable("table").render(plain(text))
+    assert html.unescape(re.sub("<[^>]+>", "", rendered)).strip() == text
+
+
+@pytest.mark.usefixtures("pushed")
+def test_what_its_owner_writes_into_the_card_stays(labels: Path, hub: Hub, extend: Callable[[int], None]) -> None:
     card = hub.tree(NAME)["README.md"].decode()
     mine = card.replace("---\n", "---\nlicense: cc-by-4.0\n", 1).replace("pretty_name: ", "pretty_name: My own ")
     mine = mine.replace(BEGIN, f"Please cite us.\n\n{BEGIN}").replace(END, f"{END}\n\nThanks: é 🙂")
     hub.put(NAME, {"README.md": mine.encode()})
-    draw_folder(tmp_path / "photos" / "more", 5, seed=3)
-    label(images=str(tmp_path / "photos"), extend=True, max_bad=1.0)
+    extend(5)
     push(labels, NAME)
     text = hub.tree(NAME)["README.md"].decode()
     now = DatasetCard(text)
@@ -279,15 +265,11 @@ def test_what_its_owner_writes_into_the_card_stays(label: Label, labels: Path, h
     assert now.text.rstrip().endswith("Thanks: é 🙂")
     assert ("| images | 15 |" in text, "| images | 10 |" in text) == (True, False)
     assert json.loads(hub.tree(NAME)["croissant.json"])["license"] == "cc-by-4.0"
-    hub.put(NAME, {"README.md": b"# all my own words\n", "manifest.json": None})
-    push(labels, NAME)
-    text = hub.tree(NAME)["README.md"].decode()
-    assert text.endswith("# all my own words\n")
-    assert DatasetCard(text).data.to_dict()["configs"]
 
 
+@pytest.mark.usefixtures("loading")
 def test_phrases_are_words_in_the_card_and_in_every_reader(
-    label: Label, hub: Hub, loading: None, tmp_path: Path
+    label: Label, hub: Hub, over_the_hub: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
     photos = draw_folder(tmp_path / "photos", 6)
     (tmp_path / "phrases.txt").write_text("\n".join(PHRASES))
@@ -299,33 +281,21 @@ def test_phrases_are_words_in_the_card_and_in_every_reader(
     card = hub.tree(NAME)["README.md"].decode()
     assert r"| a\|b \`c\` \<d\> \*e\* \[f\](g) \$h\$ |" in card
     assert in_tables(datasets.load_dataset(NAME, "by_word", split="train")) == wanted
-    with duckdb.connect() as connection:
-        connection.register_filesystem(fsspec.filesystem("hf", expand_info=True))
-        (sql,) = re.findall(r"```sql\n-- DuckDB\n(.*)\n```", card)
-        assert len(connection.sql(sql).fetchall()) > 0
-        for word in PHRASES:
-            rows = connection.execute(
-                f"SELECT image_id FROM 'hf://datasets/{NAME}/by_word/*.parquet' WHERE word = ?", [word]
-            ).fetchall()
-            assert sorted(row[0] for row in rows) == sorted(image for held, image in wanted if held == word)
+    (sql,) = re.findall(r"```sql\n-- DuckDB\n(.*)\n```", card)
+    assert len(over_the_hub.sql(sql).fetchall()) > 0
+    for word in PHRASES:
+        query = f"SELECT image_id FROM '{URL}/by_word/*.parquet' WHERE word = ?"
+        images = [row[0] for row in over_the_hub.execute(query, [word]).fetchall()]
+        assert sorted(images) == sorted(image for held, image in wanted if held == word)
 
 
-def test_an_unfinished_push_has_no_card_that_promises(labels: Path, hub: Hub) -> None:
-    import huggingface_hub
-
-    with killed_around(huggingface_hub.HfApi, "create_commit", 2, before=True):
-        push(labels, NAME)
-    assert hub.tree(NAME).keys() & {"README.md", "croissant.json", "manifest.json"} == set()
-
-
-def test_the_ledger_of_a_dataset_says_how_far_it_is(command: Any, labels: Path, hub: Hub) -> None:
-    push(labels, NAME)
-    url = f"hf://datasets/{NAME}"
-    status = json.loads(command("status", url, "--json")[1])
+@pytest.mark.usefixtures("pushed")
+def test_the_ledger_of_a_dataset_says_how_far_it_is(command: Any, labels: Path) -> None:
+    status = json.loads(command("status", URL, "--json")[1])
     assert (status["finished"], status["images_done"], status["images_bad"]) == (True, 10, 1)
-    assert command("verify", url)[0] == 0
-    ours, theirs = (json.loads(command("inspect", at, "--json")[1]) for at in (url, labels))
+    assert command("verify", URL)[0] == 0
+    ours, theirs = (json.loads(command("inspect", at, "--json")[1]) for at in (URL, labels))
     assert ours == theirs
-    assert command("report", url, "--out", labels.parent / "report.html")[0] == 0
+    assert command("report", URL, "--out", labels.parent / "report.html")[0] == 0
     assert NAME.encode() in (labels.parent / "report.html").read_bytes()
-    assert Ledger.open(open_labels(url).path).dataset == Ledger.open(labels).dataset
+    assert Ledger.open(open_labels(URL).path).dataset == Ledger.open(labels).dataset

@@ -12,23 +12,18 @@ from sea_pipeline.hub import push as pushing
 from sea_pipeline.hub.pull import pull
 from sea_pipeline.hub.push import push
 from sea_pipeline.storage import locks
-from tests.hub.conftest import NAME
-from tests.hub.helpers import fetched, files_in, own
+from tests.hub.helpers import NAME, clients_own, fetched, files_in, left_beside, own
 from tests.hub.stand_in import Hub
 from tests.support.world import Label, draw_folder
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "no_long_waits"),
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
-]
+pytestmark = clients_own
 
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_pull_that_another_one_finishes_fetches_nothing(
-    labels: Path, hub: Hub, tmp_path: Path, meanwhile: Any, waits: bool
+    labels: Path, hub: Hub, pushed: str, tmp_path: Path, meanwhile: Any, waits: bool
 ) -> None:
     """It waits for the folder that the other one renames, or comes when that one is renamed already."""
-    push(labels, NAME)
     asked: list[int] = []
 
     def rival() -> None:
@@ -39,22 +34,20 @@ def test_a_pull_that_another_one_finishes_fetches_nothing(
     done = pull(NAME, tmp_path / "pulled")
     assert (done.fetched, len(fetched(hub))) == (0, asked[0])
     assert files_in(tmp_path / "pulled") == own(labels)
-    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert left_beside(tmp_path) == []
 
 
 def test_a_pull_of_another_state_leaves_the_one_that_came_first(
-    label: Label, labels: Path, hub: Hub, tmp_path: Path, meanwhile: Any
+    label: Label, labels: Path, pushed: str, tmp_path: Path, meanwhile: Any
 ) -> None:
+    whole = own(labels)
+    label(images=str(draw_folder(tmp_path / "photos", 11)), retry_bad=True)  # the bad one is mended
     push(labels, NAME)
-    first, whole = hub.repositories[NAME].refs["main"], own(labels)
-    draw_folder(tmp_path / "photos", 11)  # the bad one is mended
-    label(images=str(tmp_path / "photos"), retry_bad=True)
-    push(labels, NAME)
-    meanwhile(locks, "_is_claimed", lambda: pull(NAME, tmp_path / "pulled", revision=first))
+    meanwhile(locks, "_is_claimed", lambda: pull(NAME, tmp_path / "pulled", revision=pushed))
     with pytest.raises(UserError, match="expected no such folder, or the same one; found something else"):
         pull(NAME, tmp_path / "pulled")
     assert files_in(tmp_path / "pulled") == whole
-    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert left_beside(tmp_path) == []
 
 
 def test_a_push_that_another_one_finishes_sends_nothing(labels: Path, hub: Hub, tmp_path: Path, meanwhile: Any) -> None:

@@ -14,31 +14,30 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.join import merge as merging
-from sea_pipeline.join import rewrite as rewriting
 from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import select
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.remote import RemotePath
 from tests.support.contents import content, rows, stored
-from tests.support.joins import problems, whole_list
+from tests.support.joins import listed_file, problems
 from tests.support.kills import killed_around
+from tests.support.old_labels import made_old
+from tests.support.photo_forms import copy_to
+from tests.support.planted_targets import flip
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_long_waits", "empty_memory")
+pytestmark = pytest.mark.usefixtures("empty_memory")
 
 
 @pytest.fixture
-def parts(label: Label, photos: Path, tmp_path: Path) -> list[Path]:
+def parts(label_all: Label, photos: Path, tmp_path: Path) -> list[Path]:
     """Labels of two disjoint lists of the same photos: shards of 4, 4, 1 and of 4, 4, 4 images."""
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
-    made = []
-    for number, some in enumerate((names[:9], names[9:])):
-        listed = photos.parent / f"{number}.csv"
-        listed.write_text("path\n" + "".join(f"{name}\n" for name in some))
-        made.append(tmp_path / f"part{number}")
-        label(images=str(listed), image_root=str(photos), out=made[-1], max_bad=1.0)
+    made = [tmp_path / "part0", tmp_path / "part1"]
+    for out, some in zip(made, (names[:9], names[9:]), strict=True):
+        label_all(out, images=str(listed_file(tmp_path / f"{out.name}.csv", some)))
     return made
 
 
@@ -75,13 +74,12 @@ def into_links(folder: Path, store: Path, *, relative: bool) -> dict[Path, bytes
     return {path: path.read_bytes() for path in store.iterdir()}
 
 
-@pytest.mark.parametrize("relative", [True, False])
 def test_folders_of_links_are_joined_and_extended(
-    label: Label, parts: list[Path], photos: Path, tmp_path: Path, *, relative: bool
+    label_all: Label, parts: list[Path], photos: Path, tmp_path: Path
 ) -> None:
     whole = rows(open_labels(parts[0])) | rows(open_labels(parts[1]))
-    for part in parts:
-        blobs = into_links(part, tmp_path / "store", relative=relative)
+    into_links(parts[0], tmp_path / "store", relative=True)
+    blobs = into_links(parts[1], tmp_path / "store", relative=False)
     merge(parts, tmp_path / "both")
     select(parts[0], [open_labels(parts[0]).ids[0]], tmp_path / "some")
     for name in ("both", "some"):
@@ -90,43 +88,33 @@ def test_folders_of_links_are_joined_and_extended(
     assert rows(open_labels(tmp_path / "both")) == whole
     draw_folder(photos / "more", 3, seed=3)
     names = [*open_labels(parts[1]).ids, *(f"more/{path}" for path in ("000.png", "a/001.png", "b/002.png"))]
-    (photos.parent / "1.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
-    done = label(images=str(photos.parent / "1.csv"), image_root=str(photos), out=parts[1], max_bad=1.0, extend=True)
-    assert done.report.images == 3
+    longer = str(listed_file(tmp_path / "longer.csv", names))
+    assert label_all(parts[1], images=longer, extend=True).report.images == 3
     assert problems(parts[1]) == []
     assert {path: path.read_bytes() for path in blobs} == blobs, "nothing is written through a link"
 
 
-def test_the_means_are_those_of_all_patches(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
-    merge(parts, tmp_path / "both")
-    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
-    ours, theirs = (open_labels(tmp_path / name).mean_similarity() for name in ("both", "whole"))
-    assert np.allclose(ours, theirs, rtol=0, atol=1e-7)
-    assert not np.array_equal(ours, open_labels(parts[0]).mean_similarity())
-
-
 @pytest.mark.slow
 def test_label_takes_a_merged_folder_for_one_of_its_own(
-    label: Label, parts: list[Path], photos: Path, tmp_path: Path
+    label_all: Label, parts: list[Path], photos: Path, tmp_path: Path
 ) -> None:
     """The whole list finds nothing to do; a longer one extends it, to the means that one run gives."""
     merge(parts, tmp_path / "both")
-    settings = {"image_root": str(photos), "out": tmp_path / "both", "max_bad": 1.0}
     before = stored(str(tmp_path / "both"))
-    assert label(images=whole_list(photos), **settings).report.images == 0
+    assert label_all(tmp_path / "both").report.images == 0
     after = stored(str(tmp_path / "both"))
     places = ("source", "image_root", "encoder")  # where the images are now
     here, there = (json.loads(files.pop("dataset.json")) for files in (after, before))
     assert here | dict.fromkeys(places) == there | dict.fromkeys(places)
     assert after == before
     draw_folder(photos / "more", 5, seed=3)
-    assert label(images=whole_list(photos), extend=True, **settings).report.images == 5
-    label(images=whole_list(photos), **(settings | {"out": tmp_path / "whole"}))
+    assert label_all(tmp_path / "both", extend=True).report.images == 5
+    label_all(tmp_path / "whole")
     assert rows(open_labels(tmp_path / "both")) == rows(open_labels(tmp_path / "whole"))
     means = [open_labels(tmp_path / name).mean_similarity() for name in ("both", "whole")]
     assert np.allclose(*means, rtol=0, atol=1e-7)
     draw_folder(photos, 21)
-    assert label(images=whole_list(photos), retry_bad=True, **settings).report.images == 4
+    assert label_all(tmp_path / "both", retry_bad=True).report.images == 4
     assert "003.png" in open_labels(tmp_path / "both")
     assert [list(open_labels(part).quarantine()) != [] for part in parts] == [True, False]  # theirs are untouched
     assert problems(parts[0]) == []
@@ -134,15 +122,13 @@ def test_label_takes_a_merged_folder_for_one_of_its_own(
 
 @pytest.mark.slow
 def test_folders_that_were_extended_or_merged_are_merged(
-    label: Label, photos: Path, parts: list[Path], tmp_path: Path
+    label_all: Label, photos: Path, parts: list[Path], tmp_path: Path
 ) -> None:
-    others = draw_folder(tmp_path / "others", 6, seed=5)
-    for name in ("x", "y"):
-        others.rename(photos / name) if name == "x" else draw_folder(photos / name, 3, seed=6)
-        listed = tmp_path / "late.csv"
-        names = [path.relative_to(photos).as_posix() for n in "xy" for path in sorted((photos / n).rglob("*.png"))]
-        listed.write_text("path\n" + "".join(f"{one}\n" for one in names))
-        label(images=str(listed), image_root=str(photos), out=tmp_path / "late", extend=name == "y")
+    late: list[str] = []
+    for name, count in (("x", 6), ("y", 3)):
+        more = draw_folder(photos / name, count, seed=5)
+        late += sorted(path.relative_to(photos).as_posix() for path in more.rglob("*.png"))
+        label_all(tmp_path / "late", images=str(listed_file(tmp_path / "late.csv", late)), extend=name == "y")
     merge(parts, tmp_path / "both")
     merge([tmp_path / "late", tmp_path / "both"], tmp_path / "all")
     assert len(Ledger.open(tmp_path / "all").dataset.parts) == 4
@@ -150,17 +136,18 @@ def test_folders_that_were_extended_or_merged_are_merged(
         open_labels(tmp_path / "both")
     )
     assert problems(tmp_path / "all") == []
-    assert label(
-        images=whole_list(photos), image_root=str(photos), out=tmp_path / "all", max_bad=1.0
-    ).report.images == 0  # fmt: skip
+    assert label_all(tmp_path / "all").report.images == 0
 
 
 @pytest.mark.slow
-def test_a_killed_merge_is_finished_by_the_same_call(parts: list[Path], tmp_path: Path) -> None:
-    """Killed before and after each file that appears."""
+def test_a_killed_merge_is_finished_by_the_same_call(label_all: Label, parts: list[Path], tmp_path: Path) -> None:
+    """Killed before and after each file that appears; the parts are of one shard and of two."""
+    for part in parts:
+        shutil.rmtree(part)
+        label_all(part, images=str(tmp_path / f"{part.name}.csv"), shard_size=9)
     merge(parts, tmp_path / "whole")
     whole = stored(str(tmp_path / "whole"))
-    for call, before in itertools.product(range(1, 20), (True, False)):
+    for call, before in itertools.product(range(1, 14), (True, False)):
         out = tmp_path / f"killed{call}{before}"
         with killed_around(publish, "_put_in_place", call, before=before):
             merge(parts, out)
@@ -192,8 +179,6 @@ def test_copies_where_the_disk_has_no_links(
 def test_a_store_copies_by_itself(
     parts: list[Path], tmp_path: Path, s3: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.photo_forms import copy_to
-
     merge(parts, tmp_path / "both")
     for part in parts:
         copy_to(f"{store}{part.name}", part)
@@ -213,32 +198,29 @@ def test_a_store_copies_by_itself(
 
 
 @pytest.mark.slow
-def test_other_cuts_are_written_anew(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
+def test_other_cuts_are_written_anew(label_all: Label, parts: list[Path], whole: Path, tmp_path: Path) -> None:
     shutil.rmtree(parts[1])
-    label(
-        images=str(photos.parent / "1.csv"), image_root=str(photos), out=parts[1], shard_size=5, max_bad=1.0
-    )  # fmt: skip
+    label_all(parts[1], images=str(tmp_path / "part1.csv"), shard_size=5)
     done = merge(parts, tmp_path / "both")
     assert (done.linked, done.rewritten, done.shards, done.images, done.bad) == (0, 6, 6, 20, 1)
-    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
-    ours, theirs = content(tmp_path / "both"), content(tmp_path / "whole")
+    ours, theirs = content(tmp_path / "both"), content(whole)
     assert ours["plan.parquet"] == theirs["plan.parquet"]
     for name in ours:
         if name.startswith("labels/"):
-            assert pq.read_table(tmp_path / "both" / name).equals(pq.read_table(tmp_path / "whole" / name)), name
-    means = [open_labels(tmp_path / name).mean_similarity() for name in ("both", "whole")]
+            assert pq.read_table(tmp_path / "both" / name).equals(pq.read_table(whole / name)), name
+    means = [open_labels(folder).mean_similarity() for folder in (tmp_path / "both", whole)]
     assert np.allclose(*means, rtol=0, atol=1e-7)
     assert problems(tmp_path / "both") == []
 
 
-def test_what_does_not_go_together_is_refused(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
-    listed = str(photos.parent / "1.csv")
-
+def test_what_does_not_go_together_is_refused(
+    label: Label, label_all: Label, parts: list[Path], photos: Path, tmp_path: Path
+) -> None:
     def refuses(folders: list[Path], out: str, match: str) -> None:
         with refused(match=match):
             merge(folders, tmp_path / out)
 
-    label(images=listed, image_root=str(photos), out=tmp_path / "n2", top_n=2)
+    label_all(tmp_path / "n2", images=str(tmp_path / "part1.csv"), top_n=2)
     refuses([parts[0], tmp_path / "n2"], "x", r"n2: expected the settings of .*part0; found others: top_n: 3 and 2;")
     label(images=str(photos / "a"), out=tmp_path / "a")
     refuses([parts[0], tmp_path / "a"], "x", r"expected images below one root in all folders; found .*photos and ")
@@ -258,9 +240,8 @@ def test_what_does_not_go_together_is_refused(label: Label, parts: list[Path], p
 
 def test_a_damaged_shard_does_not_get_in(parts: list[Path], tmp_path: Path) -> None:
     shard = next((parts[1] / "labels").glob("part-00001-*"))
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 4
-    shard.write_bytes(data)
+    good = shard.read_bytes()
+    flip(shard, len(good) // 2)
     for make in (
         lambda: merge(parts, tmp_path / "both"),
         lambda: select(parts[1], open_labels(parts[1], verify=False).ids, tmp_path / "some"),
@@ -268,29 +249,13 @@ def test_a_damaged_shard_does_not_get_in(parts: list[Path], tmp_path: Path) -> N
         with pytest.raises(UserError, match=r"part1/labels/part-00001-of-00003\.parquet: damaged: expected sha256"):
             make()
     assert not list((tmp_path / "both" / "labels").glob("part-00004-*"))
-    shard.write_bytes(
-        bytes(data[: len(data) // 2]) + bytes([data[len(data) // 2] ^ 4]) + bytes(data[len(data) // 2 + 1 :])
-    )
+    shard.write_bytes(good)
     assert merge(parts, tmp_path / "both").images == 20
 
 
-def test_old_folders_are_merged_with_new_ones(label: Label, parts: list[Path], photos: Path, tmp_path: Path) -> None:
-    from tests.support.old_labels import made_old
-
+def test_old_folders_are_merged_with_new_ones(parts: list[Path], tmp_path: Path) -> None:
     made_old(parts[0])
     assert Ledger.open(parts[0]).dataset.schema_version == 1
     done = merge(parts, tmp_path / "both")
     assert (done.linked, Ledger.open(tmp_path / "both").dataset.schema_version) == (0, 2)
     assert rows(open_labels(tmp_path / "both")) == rows(open_labels(parts[0])) | rows(open_labels(parts[1]))
-
-
-def test_reading_many_rows_keeps_one_shard(label: Label, photos: Path, tmp_path: Path) -> None:
-    """A source's shard that two shards need is read once."""
-    label(images=whole_list(photos), image_root=str(photos), out=tmp_path / "whole", max_bad=1.0)
-    ids = [sample.image_id for sample in Ledger.open(tmp_path / "whole").plan][1:]
-    calls: list[int] = []
-    plain = rewriting._read_shard
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewriting, "_read_shard", lambda ledger, shard: calls.append(shard) or plain(ledger, shard))
-        select(tmp_path / "whole", ids, tmp_path / "some")
-    assert calls == [0, 1, 2, 3, 4, 5]

@@ -10,39 +10,31 @@ import pytest
 
 from sea_pipeline.hub import pull as pulling
 from sea_pipeline.hub.pull import pull
-from sea_pipeline.hub.push import push
-from tests.hub.conftest import NAME
-from tests.hub.helpers import fetched, files_in, own
+from tests.hub.helpers import NAME, clients_own, fetched, files_in, left_beside, own
 from tests.hub.stand_in import Hub
 from tests.support.kills import killed_around
+from tests.support.refused import refuses
 from tests.support.world import Label
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "no_long_waits"),
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own
-]
+pytestmark = [clients_own, pytest.mark.usefixtures("pushed")]
 
 
 def test_a_folder_that_holds_something_else_is_refused(
-    command: Any, label: Label, labels: Path, hub: Hub, tmp_path: Path
+    command: Any, label: Label, labels: Path, tmp_path: Path
 ) -> None:
-    push(labels, NAME)
     label(images=str(tmp_path / "photos"), out=tmp_path / "n2", top_n=2, max_bad=1.0)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
     (tmp_path / "file").touch()
     for out in ("n2", "taken", "file"):
-        code, _, stderr = command("pull", NAME, "--out", tmp_path / out)
-        assert (code, stderr.count("\n")) == (1, 1)
-        assert f"{tmp_path / out}: expected no such folder, or the same one; found something else; choose ano" in stderr
+        said = f"{tmp_path / out}: expected no such folder, or the same one; found something else; choose another"
+        refuses(command, said, "pull", NAME, "--out", tmp_path / out)
     (tmp_path / "empty").mkdir()
     assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
     shard = next((tmp_path / "empty" / "labels").glob("part-00001-*"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
-    code, _, stderr = command("pull", NAME, "--out", tmp_path / "empty")
-    assert (code, stderr.count("\n")) == (1, 1)
-    assert "damaged: expected sha256" in stderr
-    assert f"remove {tmp_path / 'empty'}, and pull it again" in stderr
+    said = refuses(command, "damaged: expected sha256", "pull", NAME, "--out", tmp_path / "empty")
+    assert f"remove {tmp_path / 'empty'}, and pull it again" in said
     shutil.rmtree(tmp_path / "empty")
     assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
     assert files_in(tmp_path / "empty") == own(labels)
@@ -50,9 +42,8 @@ def test_a_folder_that_holds_something_else_is_refused(
 
 @pytest.mark.parametrize("form", ["leftovers", "link", "dangling link", "here"])
 def test_an_empty_folder_of_any_kind_is_filled(
-    command: Any, labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    command: Any, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    push(labels, NAME)
     out, real = tmp_path / "out", tmp_path / "empty"
     real.mkdir()
     if form == "leftovers":
@@ -72,15 +63,14 @@ def test_an_empty_folder_of_any_kind_is_filled(
     assert files_in(real) == own(labels) | left
     assert f"to {out}" in stderr
     assert ("`cd .`" in stderr) == (form == "here")
-    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert left_beside(tmp_path) == []
     assert command("pull", NAME, "--out", out)[0] == command("verify", out)[0] == 0
 
 
 def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_fetched(
-    command: Any, labels: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Any, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a mount point is; the folder that its line advises works."""
-    push(labels, NAME)
     mount, plain = tmp_path / "mount", Path.replace
     mount.mkdir()
     (mount / ".DS_Store").write_bytes(b"left")
@@ -92,17 +82,15 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_fetched(
 
     monkeypatch.setattr(Path, "replace", replace)
     before = len(fetched(hub))
-    code, _, stderr = command("pull", NAME, "--out", mount)
-    assert (code, stderr.count("\n")) == (1, 1), stderr
-    assert f"{mount}: cannot be written: Device or resource busy; choose another folder" in stderr
+    said = f"{mount}: cannot be written: Device or resource busy; choose another folder"
+    refuses(command, said, "pull", NAME, "--out", mount)
     assert not [path for path in fetched(hub)[before:] if ".parquet" in path]
     assert files_in(mount) == {".DS_Store": b"left"}
-    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert left_beside(tmp_path) == []
     assert command("pull", NAME, "--out", mount / "labels")[0] == 0
 
 
-def test_leftovers_survive_a_kill(labels: Path, hub: Hub, tmp_path: Path) -> None:
-    push(labels, NAME)
+def test_leftovers_survive_a_kill(labels: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".gitkeep").write_bytes(b"left")
     with killed_around(pulling, "replace_folder", 1, before=True):

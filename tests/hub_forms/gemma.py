@@ -7,23 +7,13 @@ import torch
 from tests.hub_forms import sentence_piece
 from tests.hub_forms.files import random_weights, write_json, write_texts, write_weights
 from tests.hub_forms.llama import INNER, LAYERS, WIDTH, decoder_shapes
-from tests.hub_forms.sentence_piece import described, token
+from tests.hub_forms.sentence_piece import described, flags, token
 
 HEADS, HEAD = 2, 24
 """Of the attention, which is wider than the model, as Gemma-7B's is."""
 TURNS = ("<start_of_turn>", "<end_of_turn>")
-SYMBOLS = (
-    "<mask>",
-    *(f"<unused{n}>" for n in range(4)),
-    *TURNS,
-    "\n",
-    "\n\n",
-    "\n\n\n",
-    "\u2581\u2581",
-    "\u2581" * 3,
-    "<table>",
-    "</table>",
-)
+SYMBOLS = ("<mask>", *(f"<unused{n}>" for n in range(4)), *TURNS, *("\n" * n for n in range(1, 4)))
+SYMBOLS += ("\u2581" * 2, "\u2581" * 3, "<table>", "</table>")
 
 
 def gemma(folder: Path) -> Path:
@@ -43,10 +33,8 @@ def gemma(folder: Path) -> Path:
     ids = {"_from_model_config": True, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     write_json(folder / "generation_config.json", ids | {"transformers_version": "4.38.0.dev0"})
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    flags = {name: described(token(one)) for name, one in names.items()}
-    for one in flags.values():
-        del one["special"]
-    write_json(folder / "special_tokens_map.json", {"additional_special_tokens": list(TURNS), **flags})
+    spelled = {name: flags(token(one)) for name, one in names.items()}
+    write_json(folder / "special_tokens_map.json", {"additional_special_tokens": list(TURNS), **spelled})
     first = len(named) + SYMBOLS.index(TURNS[0])
     decoder = {str(number): described(one) for number, one in enumerate(named)}
     decoder |= {str(first + number): described(token(one)) for number, one in enumerate(TURNS)}

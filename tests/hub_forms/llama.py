@@ -11,7 +11,7 @@ from tokenizers.trainers import BpeTrainer
 
 from tests.hub_forms import sentence_piece
 from tests.hub_forms.files import Shapes, random_weights, write_json, write_texts, write_weights
-from tests.hub_forms.sentence_piece import CODE, TEXT, described, token
+from tests.hub_forms.sentence_piece import CODE, TEXT, described, flags, token
 
 WIDTH, INNER, LAYERS, HEADS = 32, 48, 2, 4
 UNK, BOS, EOS = token("<unk>"), token("<s>"), token("</s>")
@@ -44,27 +44,14 @@ def decoder_shapes(vocabulary: int, *, heads: int = HEADS, shared: int, head: in
     return shapes if tied else shapes | {"lm_head.weight": (vocabulary, WIDTH)}
 
 
-def _config(vocabulary: int, **said: Any) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": WIDTH,
-        "initializer_range": 0.02,
-        "intermediate_size": INNER,
-        "max_position_embeddings": 4096,
-        "model_type": "llama",
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": LAYERS,
-        "num_key_value_heads": HEADS,
-        "rms_norm_eps": 1e-05,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float16",
-        "transformers_version": "4.31.0",
-        "use_cache": True,
-        "vocab_size": vocabulary,
-    } | said
+def decoder_config(vocabulary: int, **said: Any) -> dict[str, Any]:
+    """A Llama 2's config.json; `said` goes over it."""
+    config = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu"}
+    config |= {"hidden_size": WIDTH, "initializer_range": 0.02, "intermediate_size": INNER, "model_type": "llama"}
+    config |= {"max_position_embeddings": 4096, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS}
+    config |= {"num_key_value_heads": HEADS, "rms_norm_eps": 1e-05, "tie_word_embeddings": False}
+    config |= {"torch_dtype": "float16", "transformers_version": "4.31.0", "use_cache": True}
+    return {**config, "vocab_size": vocabulary, **said}
 
 
 def vicuna(folder: Path, shards: int = 2) -> Path:
@@ -75,15 +62,13 @@ def vicuna(folder: Path, shards: int = 2) -> Path:
     model = sentence_piece.train()
     sentence_piece.write_model(folder, model)
     config = {"_name_or_path": folder.name, "pad_token_id": 0, "pretraining_tp": 1, "rope_scaling": None}
-    write_json(folder / "config.json", _config(sentence_piece.PIECES, **config))
+    write_json(folder / "config.json", decoder_config(sentence_piece.PIECES, **config))
     ids = {"bos_token_id": 1, "eos_token_id": 2, "max_length": 4096, "pad_token_id": 0}
     sampling = {"temperature": 0.9, "top_p": 0.6, "transformers_version": "4.31.0"}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ids, **sampling})
     named = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
-    flags = {name: described(one) for name, one in named.items()}
-    for one in flags.values():
-        del one["special"]
-    write_json(folder / "special_tokens_map.json", {**flags, "pad_token": "<unk>"})
+    spelled = {name: flags(one) for name, one in named.items()}
+    write_json(folder / "special_tokens_map.json", {**spelled, "pad_token": "<unk>"})
     said = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": False}
     said |= {"model_max_length": 4096, "pad_token": None, "padding_side": "right", "sp_model_kwargs": {}}
     said |= {"tokenizer_class": "LlamaTokenizer", **{name: described(one, typed=True) for name, one in named.items()}}
@@ -105,7 +90,7 @@ def mistral(folder: Path) -> Path:
     config = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_key_value_heads": 2}
     config |= {"max_position_embeddings": 32768, "rope_theta": 10000.0, "sliding_window": 4096}
     config |= {"torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0"}
-    write_json(folder / "config.json", _config(sentence_piece.PIECES, **config))
+    write_json(folder / "config.json", decoder_config(sentence_piece.PIECES, **config))
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
     write_json(folder / "generation_config.json", {**generation, "transformers_version": "4.34.0.dev0"})
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -137,7 +122,7 @@ def llama3(folder: Path) -> Path:
     config = {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": begin, "eos_token_id": turn}
     config |= {"max_position_embeddings": 8192, "num_key_value_heads": 2, "pretraining_tp": 1, "rope_scaling": None}
     config |= {"rope_theta": 500000.0, "torch_dtype": "bfloat16", "transformers_version": "4.40.0.dev0"}
-    write_json(folder / "config.json", _config(vocabulary, **config))
+    write_json(folder / "config.json", decoder_config(vocabulary, **config))
     generation = {"bos_token_id": begin, "eos_token_id": [end, turn], "do_sample": True, "temperature": 0.6}
     generation |= {"max_length": 4096, "top_p": 0.9, "transformers_version": "4.40.0.dev0"}
     write_json(folder / "generation_config.json", generation)
@@ -161,11 +146,7 @@ def _byte_level() -> tuple[Tokenizer, list[str]]:
     pattern = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?=\S)|\s+"
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
-    made.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(
-        (TEXT + CODE) * 8, BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    )
+    learn_bytes(made)
     names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(4))]
     names += ["<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"]
     names += [f"<|reserved_special_token_{n}|>" for n in range(5, 5 + RESERVED - len(names))]
@@ -180,6 +161,14 @@ def _byte_level() -> tuple[Tokenizer, list[str]]:
         ]
     )
     return made, names
+
+
+def learn_bytes(tokenizer: Tokenizer) -> None:
+    """Trains a byte-level BPE of 500 ids."""
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator((TEXT + CODE) * 8, trainer)
 
 
 def _metas_own(folder: Path) -> None:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
 from tests.hub_forms import gemma, sentence_piece, towers
 from tests.hub_forms.files import Shapes, random_weights, write_json, write_texts, write_weights
-from tests.hub_forms.llama import HEADS, INNER, LAYERS, WIDTH, decoder_shapes, llama3
-from tests.hub_forms.sentence_piece import CODE, TEXT
+from tests.hub_forms.llama import HEADS, INNER, LAYERS, WIDTH, decoder_shapes, learn_bytes, llama3
 from tests.support.initialised import edit
 
 ROPE = {
@@ -75,12 +73,8 @@ def _chatml(folder: Path, template: str, *, bos: str | None) -> int:
     """Byte-level BPE with the marks of ChatML and of thoughts, no BOS in front; how many ids it has."""
     made = Tokenizer(BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
     made.post_processor = processors.ByteLevel(trim_offsets=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(
-        (TEXT + CODE) * 8, BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    )
+    learn_bytes(made)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + ([bos] if bos else [])
     made.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
     made.add_tokens([AddedToken(name, normalized=False, special=False) for name in ("<think>", "</think>")])
@@ -191,32 +185,10 @@ def dinov2_registers(folder: Path) -> Path:
     said = json.loads((folder / "config.json").read_text())
     said |= {"model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"]}
     write_json(folder / "config.json", said | {"num_register_tokens": 4, "interpolate_antialias": True})
-    weights = random_weights(dinov2_shapes(), torch.float32)
     for file in (*folder.glob("model*"), *folder.glob("pytorch_model*")):
         file.unlink()
-    write_weights(folder, weights)
+    write_weights(folder, random_weights(towers.dinov2_shapes(registers=4), torch.float32))
     return folder
-
-
-def dinov2_shapes() -> Shapes:
-    width = towers.WIDTH
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.cls_token": (1, 1, width),
-        "embeddings.mask_token": (1, width),
-        "embeddings.register_tokens": (1, 4, width),
-        "embeddings.position_embeddings": (1, 50, width),
-        **towers.affine("embeddings.patch_embeddings.projection", width, 3, 8, 8),
-        **towers.affine("layernorm", width),
-    }
-    for layer in range(towers.LAYERS):
-        name = f"encoder.layer.{layer}."
-        for part in ("query", "key", "value"):
-            shapes |= towers.affine(f"{name}attention.attention.{part}", width, width)
-        shapes |= towers.affine(f"{name}attention.output.dense", width, width)
-        shapes |= towers.affine(f"{name}mlp.fc1", 2 * width, width) | towers.affine(f"{name}mlp.fc2", width, 2 * width)
-        shapes |= towers.affine(f"{name}norm1", width) | towers.affine(f"{name}norm2", width)
-        shapes |= {f"{name}layer_scale{one}.lambda1": (width,) for one in (1, 2)}
-    return shapes
 
 
 def dinov3(folder: Path) -> Path:

@@ -6,8 +6,8 @@ import torch
 
 from tests.hub_forms import sentence_piece
 from tests.hub_forms.files import random_weights, write_json, write_texts, write_weights
-from tests.hub_forms.llama import BOS, HEADS, INNER, LAYERS, UNK, WIDTH
-from tests.hub_forms.sentence_piece import PIECES, described, token
+from tests.hub_forms.llama import BOS, INNER, LAYERS, UNK, WIDTH, decoder_config
+from tests.hub_forms.sentence_piece import PIECES, described, flags, token
 
 ROWS = 640
 """Of the embeddings; fewer ids have tokens."""
@@ -33,15 +33,18 @@ def phi3(folder: Path) -> Path:
     added += [token(name, rstrip=number > PIECES) for name, number in ADDED.items()]
     write_json(folder / "tokenizer.json", sentence_piece.tokenizer_json(model, added, split=False, bos=False))
     write_json(folder / "added_tokens.json", ADDED)
-    write_json(folder / "config.json", _config(folder.name))
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    config = {"architectures": ["Phi3ForCausalLM"], "attention_dropout": 0.0, "auto_map": code, "model_type": "phi3"}
+    config |= {"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "original_max_position_embeddings": 4096}
+    config |= {"eos_token_id": ADDED["<|endoftext|>"], "pad_token_id": ADDED["<|endoftext|>"], "rope_scaling": None}
+    config |= {"rope_theta": 10000.0, "sliding_window": 2047, "torch_dtype": "bfloat16"}
+    config |= {"_name_or_path": folder.name, "transformers_version": "4.40.2"}
+    write_json(folder / "config.json", decoder_config(ROWS, **config))
     ends = [ADDED["<|endoftext|>"], ADDED["<|assistant|>"], ADDED["<|end|>"]]
     ids = {"bos_token_id": 1, "eos_token_id": ends, "pad_token_id": ends[0], "transformers_version": "4.40.2"}
     write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
     names = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
-    flags = {name: described(token(one)) for name, one in names.items()}
-    for one in flags.values():
-        del one["special"]
-    write_json(folder / "special_tokens_map.json", flags)
+    write_json(folder / "special_tokens_map.json", {name: flags(token(one)) for name, one in names.items()})
     numbers = [*range(3), *ADDED.values()]
     decoder = {str(number): described(one) for number, one in zip(numbers, added, strict=True)}
     said = {"add_bos_token": False, "add_eos_token": False, "added_tokens_decoder": decoder, **names}
@@ -65,40 +68,3 @@ def phi3(folder: Path) -> Path:
     for file in ("configuration_phi3.py", "modeling_phi3.py"):
         (folder / file).write_text(CODE)
     return folder
-
-
-def _config(name: str) -> dict[str, object]:
-    return {
-        "_name_or_path": name,
-        "architectures": ["Phi3ForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "auto_map": {
-            "AutoConfig": "configuration_phi3.Phi3Config",
-            "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
-        },
-        "bos_token_id": 1,
-        "embd_pdrop": 0.0,
-        "eos_token_id": ADDED["<|endoftext|>"],
-        "hidden_act": "silu",
-        "hidden_size": WIDTH,
-        "initializer_range": 0.02,
-        "intermediate_size": INNER,
-        "max_position_embeddings": 4096,
-        "model_type": "phi3",
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": LAYERS,
-        "num_key_value_heads": HEADS,
-        "original_max_position_embeddings": 4096,
-        "pad_token_id": ADDED["<|endoftext|>"],
-        "resid_pdrop": 0.0,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "sliding_window": 2047,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.40.2",
-        "use_cache": True,
-        "vocab_size": ROWS,
-    }

@@ -132,7 +132,11 @@ def token(content: str, **flags: bool) -> AddedToken:
     return AddedToken(content, normalized=False, **({"special": True} | flags))
 
 
+def flags(token: AddedToken) -> dict[str, Any]:
+    """As special_tokens_map.json describes a token."""
+    return {name: getattr(token, name) for name in ("content", "lstrip", "normalized", "rstrip", "single_word")}
+
+
 def described(token: AddedToken, *, typed: bool = False) -> dict[str, Any]:
-    """As tokenizer_config.json describes it: by its flags; `typed` as transformers 4.31 wrote it."""
-    flags = {name: getattr(token, name) for name in ("content", "lstrip", "normalized", "rstrip", "single_word")}
-    return {"__type": "AddedToken", **flags} if typed else {**flags, "special": token.special}
+    """As tokenizer_config.json describes it; `typed` as transformers 4.31 wrote it."""
+    return {"__type": "AddedToken", **flags(token)} if typed else {**flags(token), "special": token.special}

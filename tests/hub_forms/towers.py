@@ -16,54 +16,38 @@ TEXT_WIDTH, WORDS, PLACES = 12, 40, 7
 """Of the text towers that lie beside the vision towers."""
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_NONE = """
+    architectures bad_words_ids bos_token_id cross_attention_hidden_size decoder_start_token_id eos_token_id
+    finetuning_task forced_bos_token_id pad_token_id prefix problem_type sep_token_id task_specific_params
+    tokenizer_class torch_dtype
+"""
+_FALSE = """
+    add_cross_attention do_sample early_stopping is_decoder is_encoder_decoder output_attentions
+    output_hidden_states output_scores remove_invalid_values return_dict_in_generate tie_encoder_decoder torchscript
+    use_bfloat16
+"""
 _OF_EVERY_MODEL: dict[str, Any] = {
+    **dict.fromkeys(_NONE.split()),
+    **dict.fromkeys(_FALSE.split(), False),
     "_name_or_path": "",
-    "add_cross_attention": False,
-    "architectures": None,
-    "bad_words_ids": None,
-    "bos_token_id": None,
     "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None,
-    "decoder_start_token_id": None,
     "diversity_penalty": 0.0,
-    "do_sample": False,
-    "early_stopping": False,
     "encoder_no_repeat_ngram_size": 0,
-    "eos_token_id": None,
-    "finetuning_task": None,
-    "forced_bos_token_id": None,
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    "is_decoder": False,
-    "is_encoder_decoder": False,
     "label2id": {"LABEL_0": 0, "LABEL_1": 1},
     "length_penalty": 1.0,
     "max_length": 20,
     "no_repeat_ngram_size": 0,
     "num_beams": 1,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_scores": False,
-    "pad_token_id": None,
-    "prefix": None,
-    "problem_type": None,
     "pruned_heads": {},
-    "remove_invalid_values": False,
     "repetition_penalty": 1.0,
     "return_dict": True,
-    "return_dict_in_generate": False,
-    "sep_token_id": None,
-    "task_specific_params": None,
     "temperature": 1.0,
-    "tie_encoder_decoder": False,
     "tie_word_embeddings": True,
-    "tokenizer_class": None,
     "top_k": 50,
     "top_p": 1.0,
-    "torch_dtype": None,
-    "torchscript": False,
     "transformers_version": "4.21.3",
     "typical_p": 1.0,
-    "use_bfloat16": False,
 }
 """What configurations of 2022 say in each of their parts."""
 
@@ -176,9 +160,18 @@ def dinov2(folder: Path) -> Path:
     preprocessor |= {"do_normalize": True, "do_rescale": True, "do_resize": True, **IMAGENET, "resample": 3}
     preprocessor |= {"image_processor_type": "BitImageProcessor", "rescale_factor": 1 / 255}
     write_json(folder / "preprocessor_config.json", preprocessor | {"size": {"shortest_edge": 36}})
+    weights = random_weights(dinov2_shapes(), torch.float32)
+    write_weights(folder, weights, "bin")
+    write_weights(folder, weights, "safetensors")
+    write_texts(folder, "README.md", ".gitattributes")
+    return folder
+
+
+def dinov2_shapes(registers: int = 0) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.cls_token": (1, 1, WIDTH),
         "embeddings.mask_token": (1, WIDTH),
+        **({"embeddings.register_tokens": (1, registers, WIDTH)} if registers else {}),
         "embeddings.position_embeddings": (1, 50, WIDTH),
         **affine("embeddings.patch_embeddings.projection", WIDTH, 3, 8, 8),
         **affine("layernorm", WIDTH),
@@ -191,11 +184,7 @@ def dinov2(folder: Path) -> Path:
         shapes |= affine(f"{name}mlp.fc1", 2 * WIDTH, WIDTH) | affine(f"{name}mlp.fc2", WIDTH, 2 * WIDTH)
         shapes |= affine(f"{name}norm1", WIDTH) | affine(f"{name}norm2", WIDTH)
         shapes |= {f"{name}layer_scale{one}.lambda1": (WIDTH,) for one in (1, 2)}
-    weights = random_weights(shapes, torch.float32)
-    write_weights(folder, weights, "bin")
-    write_weights(folder, weights, "safetensors")
-    write_texts(folder, "README.md", ".gitattributes")
-    return folder
+    return shapes
 
 
 def clip_shapes(side: int = 32, patch: int = 8) -> Shapes:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.labels.store import open_labels
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
 from sea_pipeline.report.runs import kept_views
-from tests.support.report_world import planted_views, run_folder
+from tests.support.report_world import opened_runs, planted_views, run_folder
 from tests.support.world import COLOURS, ColourEncoder, draw
 
 EVIL = "<script>document.title='hacked'</script>"
@@ -41,10 +43,6 @@ def browser() -> Iterator[Browser]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three photos, one of them gone, a word and a file name that are scripts; two runs."""
     root: Path = tmp_path_factory.mktemp("report")
-    return make_report(root)
-
-
-def make_report(root: Path) -> Path:
     photos = root / "photos"
     grey = [["grey"] * 4] * 3
     draw(photos / "some.png", [["red", *["grey"] * 3], *grey[1:]], size=(48, 48))
@@ -57,10 +55,8 @@ def make_report(root: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEA_PIPELINE_CACHE", str(root / "cache"))
         patch.setattr(label_run, "load_encoder", lambda spec, device, options=None: ColourEncoder())
-        settings = LabelSettings.of(
-            images=str(photos), wordlist=str(words), top_n=10, out=root / "labels", device="cpu", max_bad=1
-        )
-        label_run.label_images(settings)
+        given = {"images": str(photos), "wordlist": str(words), "top_n": 10, "device": "cpu", "max_bad": 1}
+        label_run.label_images(LabelSettings.of(**given, out=root / "labels"))
     (photos / "gone.png").unlink()
     Image.fromarray(np.full((40, 60, 3), 128, np.uint8)).save(root / "one.png")
     for name, word in (("baseline", EVIL), ("sea", "cat")):
@@ -75,18 +71,17 @@ def make_report(root: Path) -> Path:
             views["images"][0]["after"]["nearest"] = [1, 0, 0, 0, 0, 0]
             views["images"][0]["labels"][0] = [0]
         (root / name / "views.json").write_text(json.dumps(views))
-    store, runs = find_inputs([root / "labels", root / "baseline", root / "sea"])
-    for run in runs:
-        run.views = kept_views(run.path)
-    write_report(store, runs, ReportSettings(out=root / "report.html", words=10), reporter=SILENT)
+    runs = opened_runs([root / "baseline", root / "sea"])
+    settings = ReportSettings(out=root / "report.html", words=10)
+    write_report(open_labels(root / "labels"), runs, settings, reporter=SILENT)
     return root / "report.html"
 
 
-@pytest.fixture
-def opened(browser: Browser, file: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The report in a page that has nothing to complain of and asks nothing of anybody."""
+@contextmanager
+def shown(browser: Browser, file: Path, **given: Any) -> Iterator[Page]:
+    """A report in a page that has nothing to complain of and asks nothing of anybody."""
     options: dict[str, Any] = {"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce"}
-    context = browser.new_context(**(options | getattr(request, "param", {})))
+    context = browser.new_context(**(options | given))
     page = context.new_page()
     problems: list[str] = []
     asked: list[str] = []
@@ -101,6 +96,12 @@ def opened(browser: Browser, file: Path, request: pytest.FixtureRequest) -> Iter
     assert problems == []
     assert asked == [file.as_uri()]
     context.close()
+
+
+@pytest.fixture
+def opened(browser: Browser, file: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    with shown(browser, file, **getattr(request, "param", {})) as page:
+        yield page
 
 
 def tiles(page: Page) -> list[str]:
@@ -283,16 +284,11 @@ def test_a_run_without_views_says_why_and_shows_its_curves(browser: Browser, tmp
     _, runs = find_inputs([run_folder(tmp_path / "run")])
     runs[0].note = "the model is gone"
     write_report(None, runs, ReportSettings(out=tmp_path / "report.html"), reporter=SILENT)
-    page = browser.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto((tmp_path / "report.html").as_uri())
-    expect(page.locator("#page-tokens .notice")).to_have_text("No views of these runs: run: the model is gone")
-    page.get_by_role("link", name="Metrics").click()
-    expect(page.locator("#curves figure")).to_contain_text("loss")
-    expect(page.get_by_role("img")).to_have_attribute("aria-label", "loss: run from 3 to 1")
-    assert problems == []
-    page.close()
+    with shown(browser, tmp_path / "report.html") as page:
+        expect(page.locator("#page-tokens .notice")).to_have_text("No views of these runs: run: the model is gone")
+        page.get_by_role("link", name="Metrics").click()
+        expect(page.locator("#curves figure")).to_contain_text("loss")
+        expect(page.get_by_role("img")).to_have_attribute("aria-label", "loss: run from 3 to 1")
 
 
 def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path) -> None:
@@ -300,32 +296,21 @@ def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path)
     for folder, colour in (("a", "red"), ("b", "blue")):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (60, 40), colour).save(tmp_path / folder / "one.png")
-    for name, folder, box in (
-        ("square", "a", [0.2, 0, 0.8, 1]),
-        ("pad", "a", [0, -0.25, 1, 1.25]),
-        ("other", "b", None),
-    ):
+    boxes = {"square": ("a", [0.2, 0, 0.8, 1]), "pad": ("a", [0, -0.25, 1, 1.25]), "other": ("b", [0, 0, 1, 1])}
+    for name, (folder, box) in boxes.items():
         views = planted_views(tmp_path / folder)
-        views["images"][0]["box"] = box or [0, 0, 1, 1]
+        views["images"][0]["box"] = box
         run_folder(tmp_path / name, views=views)
-    _, runs = find_inputs([tmp_path / name for name in ("square", "pad", "other")])
-    for run in runs:
-        run.views = kept_views(run.path)
+    runs = opened_runs([tmp_path / name for name in ("square", "pad", "other")])
     write_report(None, runs, ReportSettings(out=tmp_path / "report.html"), reporter=SILENT)
-    page = browser.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto((tmp_path / "report.html").as_uri())
-    page.wait_for_selector("html[data-ready]", state="attached")
-    panels = page.locator("#panels .panel")
-    expect(panels.locator("img")).to_have_count(2)
-    first, second = panels.locator("img").evaluate_all("images => images.map((image) => image.src)")
-    assert first != second
-    expect(panels.nth(2).locator(".notice")).to_have_text("This run did not look at this photo.")
-    page.get_by_title("one.png (2)").click()
-    expect(panels.locator("img")).to_have_count(1)
-    assert panels.locator("img").get_attribute("src") not in (first, second)
-    page.get_by_role("link", name="Texts").click()
-    expect(page.locator("#stories h2")).to_contain_text(["How often", "one.png", "one.png (2)"])
-    assert problems == []
-    page.close()
+    with shown(browser, tmp_path / "report.html") as page:
+        panels = page.locator("#panels .panel")
+        expect(panels.locator("img")).to_have_count(2)
+        first, second = panels.locator("img").evaluate_all("images => images.map((image) => image.src)")
+        assert first != second
+        expect(panels.nth(2).locator(".notice")).to_have_text("This run did not look at this photo.")
+        page.get_by_title("one.png (2)").click()
+        expect(panels.locator("img")).to_have_count(1)
+        assert panels.locator("img").get_attribute("src") not in (first, second)
+        page.get_by_role("link", name="Texts").click()
+        expect(page.locator("#stories h2")).to_contain_text(["How often", "one.png", "one.png (2)"])

@@ -21,14 +21,12 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
         "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",
     ],
-    "tests/hub/test_hub_push.py::test_a_hub_that_holds_other_bytes_is_noticed": [
+    "tests/hub/test_hub_push.py::test_a_dataset_that_changes_meanwhile_is_noticed": [
         "{}@{}: {}: is not there as it was sent; run the same command again",
+        "was changed by somebody else at the same time; run the same command again",
     ],
     "tests/hub/test_hub_push.py::test_a_program_that_is_killed_for_real": [
         "what was sent stays there; run the same command again to go on",
-    ],
-    "tests/hub/test_hub_push.py::test_two_at_once_do_no_harm": [
-        "was changed by somebody else at the same time; run the same command again",
     ],
     "tests/hub/test_join.py::test_a_damaged_shard_does_not_get_in": [
         (

@@ -1,19 +1,25 @@
 """A model of the tiny world that looks at pictures, for the tests of BASIC's analyses."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.labels.store import open_labels
 from tests.support.tiny_runs import World
+from tests.support.world import COLOURS
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for
 from trainer.data.run_rows import open_conversations
 from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.recipes.recipe import Data, Recipe
@@ -89,9 +95,38 @@ def record(name: str, images: list[str], question: str, answer: str, system: str
     return {"id": name, "image": images, "conversations": turns} if images else {"id": name, "conversations": turns}
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> Path:
+def write(path: Path, records: list[Any]) -> Path:
     path.write_text(json.dumps(records))
     return path
+
+
+def draw_shade(path: Path, colour: str, seed: int, most: int) -> None:
+    """Saves a picture of one colour, of which each channel is off by `most` at most."""
+    shade = np.clip(np.array(COLOURS[colour]) + np.random.default_rng(seed).integers(-most, most, 3), 0, 255)
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (32, 32), tuple(shade.tolist())).save(path)
+
+
+def learn(made: Ready, model: AlignedLlava, rate: float, epochs: int, most: float = math.inf) -> None:
+    """Trains all of a model on what `made` evaluates, with gradients of norm `most` at most."""
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    batches = list(made.evaluator.batches(torch.device("cpu")))
+    for _ in range(epochs):
+        for batch in batches:
+            (model(**batch)["lm"] / len(batch["targets"])).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), most)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def evaluate_settings(tiny: World, **more: Any) -> EvaluateSettings:
+    """Settings of an evaluation of the world's model on its training data."""
+    given = {"model": tiny.model, "data": tiny.data, "image_root": tiny.data.parent / "images", "device": "cpu", **more}
+    return EvaluateSettings.of(**given | {"data": str(given["data"])})
+
+
+def measured(tiny: World, reporter: Reporter = SILENT, **more: Any) -> dict[str, Any]:
+    return evaluate_model(evaluate_settings(tiny, **more), reporter=reporter)
 
 
 class Planted(nn.Module):

@@ -1,5 +1,6 @@
 """Helpers of the tests that merge folders and select from them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sea_pipeline.output.ledger import Ledger
@@ -7,11 +8,15 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import place
 
 
+def listed_file(path: Path, names: Iterable[str]) -> Path:
+    """A list of images, as `label` reads it."""
+    path.write_text("path\n" + "".join(f"{name}\n" for name in names))
+    return path
+
+
 def whole_list(photos: Path) -> str:
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
-    listed = photos.parent / "all.csv"
-    listed.write_text("path\n" + "".join(f"{name}\n" for name in names))
-    return str(listed)
+    return str(listed_file(photos.parent / "all.csv", names))
 
 
 def problems(folder: object) -> list[str]:

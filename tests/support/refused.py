@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -18,3 +19,11 @@ def refused(*parts: str, start: str = "", match: str | None = None) -> Iterator[
     assert line.startswith(start)
     for part in parts:
         assert part in line
+
+
+def refuses(command: Any, said: str, *arguments: object) -> str:
+    """Runs the command line, which ends in one line that holds `said`; returns the line."""
+    code, _, stderr = command(*arguments)
+    assert (code, stderr.count("\n")) == (1, 1), stderr
+    assert said in stderr
+    return str(stderr)

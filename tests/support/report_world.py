@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sea_pipeline.report.run import find_inputs
+from sea_pipeline.report.runs import RunInput, kept_views
+
 ROWS, COLUMNS, LAYERS = 2, 3, 2
 
 
@@ -38,6 +41,14 @@ def run_folder(
     then = time.time() - age
     os.utime(path / "run.json", (then, then))
     return path
+
+
+def opened_runs(paths: list[Path]) -> list[RunInput]:
+    """Runs with the views that they have kept."""
+    _, runs = find_inputs(paths)
+    for run in runs:
+        run.views = kept_views(run.path)
+    return runs
 
 
 def planted_views(folder: Path, word: str = "cat", name: str = "one.png") -> dict[str, Any]:

@@ -73,16 +73,16 @@ def test_visual_tokens_that_are_words_in_sentences_are_read_as_these(made: Ready
         rows = ((index.word == index.words.index(colour)) & (index.layer == layer)).nonzero().flatten()
         planted.append(index.states[rows.repeat(M)[:M]])
     made.model.model.multi_modal_projector = PerPhoto(torch.stack(planted))
-    first = look(made, index).summary[0]
-    assert first["contextual_share"] == 1  # type: ignore[typeddict-item]
+    first: dict[str, Any] = {**look(made, index).summary[0]}
+    assert first["contextual_share"] == 1
     assert first["matched"] == {str(layer): 1}
     assert first["matched_layer"] == layer
     same = sum(one % len(COLOURS) == two % len(COLOURS) for one in range(PHOTOS) for two in range(PHOTOS) if one != two)
     chance = same / (PHOTOS * (PHOTOS - 1))
-    assert first["contextual_share_other"] == pytest.approx(chance, abs=0.2)  # type: ignore[typeddict-item]
-    gain, error = first["contextual_gain"], first["contextual_gain_se"]  # type: ignore[typeddict-item]
-    assert gain == 1 - first["contextual_share_other"] > 4 * error  # type: ignore[typeddict-item]
-    assert (first["word_share"] == 1) == (layer == 0), "a state in context is not nearest to its own embedding here"  # type: ignore[typeddict-item]
+    assert first["contextual_share_other"] == pytest.approx(chance, abs=0.2)
+    gain, error = first["contextual_gain"], first["contextual_gain_se"]
+    assert gain == 1 - first["contextual_share_other"] > 4 * error
+    assert (first["word_share"] == 1) == (layer == 0), "a state in context is not nearest to its own embedding here"
 
 
 @pytest.mark.slow
@@ -157,19 +157,15 @@ def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
         sample = made.evaluator.data[row]
         assert sample["images"] is not None
         with torch.no_grad():
-            for image, tokens in zip(
-                made.evaluator.data.rows[row]["images"],
-                made.model.projected(made.model.tower_output(sample["images"])),
-                strict=True,
-            ):
-                projected[image] = tokens
+            tokens = made.model.projected(made.model.tower_output(sample["images"]))
+        projected |= dict(zip(made.evaluator.data.rows[row]["images"], tokens, strict=True))
     shares = []
     for (_, image), own in photos.items():
         near = nearest_twin(projected[image], index.states)
         shares.append(np.mean([index.words[int(index.word[place])] in own for place in near]))
-    assert found.summary[0]["contextual_share"] == pytest.approx(np.mean(shares))  # type: ignore[typeddict-item]
-    error = np.std(shares, ddof=1) / len(shares) ** 0.5
-    assert found.summary[0]["contextual_share_se"] == pytest.approx(error)  # type: ignore[typeddict-item]
+    first: dict[str, Any] = {**found.summary[0]}
+    assert first["contextual_share"] == pytest.approx(np.mean(shares))
+    assert first["contextual_share_se"] == pytest.approx(np.std(shares, ddof=1) / len(shares) ** 0.5)
     assert {"word_label_gain", "contextual_label_gain_se"} < set(found.summary[2])
     assert len(found.summary) == 3
     made.evaluator.batch_size = 4
@@ -179,9 +175,8 @@ def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
 def test_a_plural_is_its_singular(made: Ready) -> None:
     index = build_index(made.model, made.evaluator.data.processor.tokenizer, ["so the squares and a patch"])
     photos = {shown: {"square"} for shown in captioned_photos(made.evaluator)}
-    assert look_through(made.evaluator, made.model, index, photos).own.all(0).tolist() == [
-        word == "squares" for word in index.words
-    ]
+    own = look_through(made.evaluator, made.model, index, photos).own.all(0).tolist()
+    assert own == [word == "squares" for word in index.words]
 
 
 @pytest.mark.slow
@@ -218,9 +213,8 @@ def test_texts_are_decoded_when_they_are_read(made: Ready, monkeypatch: pytest.M
     whole = build_index(made.model, processor.tokenizer, [trained_text(processor, row) for row in rows], tokens=30)
     read = Mock(wraps=trained_text)
     monkeypatch.setattr(token_replacement, "trained_text", read)
-    assert build_index(made.model, processor.tokenizer, TrainedTexts(processor, rows), tokens=30).states.equal(
-        whole.states
-    )
+    some = build_index(made.model, processor.tokenizer, TrainedTexts(processor, rows), tokens=30)
+    assert some.states.equal(whole.states)
     assert read.call_count == 32 < len(rows)
 
 

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import SILENT
-from tests.support.analysis_models import Make, record, write
+from sea_pipeline.inputs.pixels import read_image
+from tests.support.analysis_models import Make, evaluate_settings, measured, record, write
 from tests.support.heard import Heard
 from tests.support.tiny_runs import World
 from trainer.evaluation import evaluator
@@ -23,57 +25,37 @@ from trainer.evaluation.run import EvaluateSettings, evaluate_model
 ASKED = [{"image": "00.png", "question": "Red?", "label": "yes"}, {"image": "01.png", "question": "Q?", "answers": [2]}]
 
 
-def settings(tiny: World, **more: Any) -> EvaluateSettings:
-    given = {"model": tiny.model, "data": str(tiny.data), "image_root": tiny.data.parent / "images", "device": "cpu"}
-    return EvaluateSettings.of(**given | more)
-
-
 @pytest.fixture
 def _no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation that gets as far as a batch fails."""
 
-    def never(*_: Any) -> Any:
-        raise AssertionError("a batch was measured")
-
-    monkeypatch.setattr(Evaluator, "_metrics", never)
+    monkeypatch.setattr(Evaluator, "_metrics", Mock(side_effect=AssertionError("a batch was measured")))
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("asked", "template", "said"),
     [
-        ("[", "it cannot be read"),
-        (json.dumps([{"image": "00.png", "question": "Red?"}]), "expected a list of objects"),
-        (
-            json.dumps([*ASKED, {**ASKED[0], "image": "x/gone.png"}]),
-            r"1 of 3 are not there, such as 'x/gone\.png'; name",
-        ),
-        (json.dumps([{**ASKED[0], "image": "../../x.png"}]), r"1 of 1 are not there"),
+        ("[", "own", "it cannot be read"),
+        ([{"image": "00.png", "question": "Red?"}], "own", "expected a list of objects"),
+        ([*ASKED, {**ASKED[0], "image": "x/gone.png"}], "own", r"1 of 3 are not there, such as 'x/gone\.png'; name"),
+        ([{**ASKED[0], "image": "../../x.png"}], "own", "1 of 1 are not there"),
+        (ASKED, "plain", "cannot be asked with --template plain, .*; take --template own or vicuna_v1"),
+        (ASKED, "own", None),
     ],
 )
 def test_questions_are_read_and_their_photos_looked_for_first(
-    content: str, said: str, tiny: World, tmp_path: Path
+    asked: Any, template: str, said: str | None, tiny: World, tmp_path: Path
 ) -> None:
-    (tmp_path / "q.json").write_text(content)
-    with pytest.raises(UserError, match=said):
-        check_evaluate(settings(tiny, questions=tmp_path / "q.json"))
-    (tmp_path / "q.json").write_text(json.dumps(ASKED))
-    check_evaluate(settings(tiny, questions=tmp_path / "q.json"))
-
-
-def test_plain_asks_no_question(tiny: World, tmp_path: Path) -> None:
-    (tmp_path / "q.json").write_text(json.dumps(ASKED))
-    with pytest.raises(UserError, match=r"cannot be asked with --template plain, .*; take --template own or vicuna_v1"):
-        check_evaluate(settings(tiny, questions=tmp_path / "q.json", template="plain"))
+    (tmp_path / "q.json").write_text(asked if isinstance(asked, str) else json.dumps(asked))
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_evaluate(evaluate_settings(tiny, questions=tmp_path / "q.json", template=template))
 
 
 @pytest.mark.usefixtures("_no_batch")
 def test_the_labels_encoder_is_loaded_before_the_first_batch(tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: Any) -> Any:
-        raise UserError("no such encoder")
-
-    monkeypatch.setattr(evaluator, "load_encoder", missing)
+    monkeypatch.setattr(evaluator, "load_encoder", Mock(side_effect=UserError("no such encoder")))
     with pytest.raises(UserError, match="no such encoder"):
-        evaluate_model(settings(tiny, labels=tiny.labels))
+        measured(tiny, labels=tiny.labels)
 
 
 @pytest.mark.usefixtures("_no_batch")
@@ -81,13 +63,13 @@ def test_what_analyses_need_is_looked_for_before_the_first_batch(tiny: World, tm
     text = write(tmp_path / "text.json", [record("text", [], "Which colour?", "red")])
     wordless = write(tmp_path / "wordless.json", [record("a", ["gone.png"], "What?", "It is the one.")])
     for more, said in (
-        ({"layers": True, "data": str(text)}, "found none in 1 samples"),
-        ({"replace": True, "data": str(text)}, "found none in 1 samples"),
+        ({"layers": True, "data": text}, "found none in 1 samples"),
+        ({"replace": True, "data": text}, "found none in 1 samples"),
         ({"lens": "contextual", "lens_data": str(wordless)}, "found no content word in 1 texts"),
-        ({"lens": "contextual", "lens_data": str(text), "data": str(text)}, "found no photo with one in 1 samples"),
+        ({"lens": "contextual", "lens_data": str(text), "data": text}, "found no photo with one in 1 samples"),
     ):
         with pytest.raises(UserError, match=said):
-            evaluate_model(settings(tiny, **more))
+            measured(tiny, **more)
 
 
 def test_a_photo_that_a_question_cannot_read_is_one_sentence(tiny: World, tmp_path: Path) -> None:
@@ -95,33 +77,20 @@ def test_a_photo_that_a_question_cannot_read_is_one_sentence(tiny: World, tmp_pa
     shutil.copy(tiny.data.parent / "images" / "00.png", tmp_path / "00.png")
     (tmp_path / "01.png").write_bytes(b"no image")
     with pytest.raises(UserError) as caught:
-        evaluate_model(settings(tiny, questions=tmp_path / "q.json", question_root=tmp_path))
+        measured(tiny, questions=tmp_path / "q.json", question_root=tmp_path)
     assert "expected '01.png' below" in str(caught.value)
     assert "('" not in str(caught.value), "not an exception's arguments"
     assert "mend it, or name the folder of the photos with --question-root" in str(caught.value)
 
 
 def test_questions_are_tokenised_a_batch_at_a_time(ready: Make, tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, sizes = ready(), list[int]()
-    plain = Asker.prompts
-
-    def counted(asker: Asker, questions: Any) -> Any:
-        sizes.append(len(questions))
-        return plain(asker, questions)
-
-    monkeypatch.setattr(Asker, "prompts", counted)
+    made, images = ready(), tiny.data.parent / "images"
+    tokenised = Mock(side_effect=Asker.prompts)
+    monkeypatch.setattr(Asker, "prompts", lambda asker, questions: tokenised(asker, questions))
     given = [Question(f"{number:02d}.png", f"Is it {number}?", ("yes",), True) for number in range(7)]
-    images = tiny.data.parent / "images"
     with evaluating(made.model):
-        asker = Asker(made.model, made.folder, lambda name: _photo(images / name), batch_size=3)
-        asker(given)
-    assert sizes == [3, 3, 1]
-
-
-def _photo(path: Path) -> Any:
-    from sea_pipeline.inputs.pixels import read_image
-
-    return read_image(path).image
+        Asker(made.model, made.folder, lambda name: read_image(images / name).image, batch_size=3)(given)
+    assert [len(call.args[1]) for call in tokenised.call_args_list] == [3, 3, 1]
 
 
 def damaged(tiny: World, tmp_path: Path) -> EvaluateSettings:
@@ -133,7 +102,7 @@ def damaged(tiny: World, tmp_path: Path) -> EvaluateSettings:
     rows = [record(f"r{number}", [f"{number:02d}.png"], "What?", "a red patch") for number in range(4)]
     rows.append({"id": "turns", "image": "04.png", "conversations": [{"from": "human", "value": "What?"}]})
     data = write(tmp_path / "data.json", rows)
-    return settings(tiny, data=str(data), image_root=tmp_path / "images", bad_rows="leave_out")
+    return evaluate_settings(tiny, data=data, image_root=tmp_path / "images", bad_rows="leave_out")
 
 
 def test_rows_that_are_left_out_are_told_unreadable_photos_too(tiny: World, tmp_path: Path) -> None:
@@ -141,22 +110,17 @@ def test_rows_that_are_left_out_are_told_unreadable_photos_too(tiny: World, tmp_
     found = evaluate_model(asked, reporter=heard)
     (said,) = heard.warnings
     assert "data.json: 3 of 5 rows are left out: " in said
-    for kind in (
-        "1 x expected image files that are there",
-        "1 x expected images that can be read",
-        "1 x expected turns",
-    ):
-        assert kind in said
+    for kind in ("image files that are there", "images that can be read", "turns"):
+        assert f"1 x expected {kind}" in said
     good = write(tmp_path / "good.json", json.loads((tmp_path / "data.json").read_text())[2:4])
-    assert found == evaluate_model(settings(tiny, data=str(good)), reporter=SILENT)
+    assert found == measured(tiny, data=good)
     assert torch.tensor(found["lm_loss"]).isfinite()
 
 
 def test_an_unreadable_photo_stops_it_with_advice_that_works(tiny: World, tmp_path: Path) -> None:
     rows = json.loads(Path(damaged(tiny, tmp_path).data).read_text())
     data = write(tmp_path / "two.json", [rows[0], rows[2]])
-    stops = settings(tiny, data=str(data), image_root=tmp_path / "images")
     with pytest.raises(UserError, match=r"id 'r0': expected images that can be read; found '00.png'") as said:
-        evaluate_model(stops)
+        measured(tiny, data=data, image_root=tmp_path / "images")
     assert "--resume" not in str(said.value)
-    evaluate_model(settings(tiny, data=str(data), image_root=tmp_path / "images", bad_rows="leave_out"))
+    measured(tiny, data=data, image_root=tmp_path / "images", bad_rows="leave_out")

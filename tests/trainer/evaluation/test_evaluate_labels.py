@@ -1,32 +1,27 @@
-"""`evaluate --labels`: labels of other photos, of some of them, and of photos that stand in several rows."""
+"""`evaluate --labels`: of other photos, of some, of photos in several rows; and the texts of `meaningful`."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import label_images
-from tests.support.analysis_models import Make, record, write
+from sea_pipeline.labels.store import open_labels
+from tests.support.analysis_models import Make, measured, record, write
 from tests.support.heard import Heard
-from tests.support.tiny_runs import World, label_settings
+from tests.support.tiny_runs import SquareEncoder, World, label_settings
+from trainer.evaluation import evaluator
 from trainer.evaluation.question_file import read_questions
-from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.words import whole_words
 
 NAMES = [f"{number:02d}.png" for number in range(8)]
 
 
 def captions(path: Path, names: list[str]) -> Path:
     return write(path, [record(f"{row}", [name], "What?", "a red patch") for row, name in enumerate(names)])
-
-
-def measured(tiny: World, data: Path, labels: Path, reporter: Any = SILENT, **more: Any) -> dict[str, Any]:
-    given = {"model": tiny.model, "data": str(data), "labels": labels, "device": "cpu"}
-    given["image_root"] = tiny.data.parent / "images"
-    return evaluate_model(EvaluateSettings.of(**given | more), reporter=reporter)
 
 
 def labels_of(tiny: World, names: list[str], root: Path) -> Path:
@@ -41,26 +36,26 @@ def test_labels_of_other_photos_are_refused(tiny: World, tmp_path: Path) -> None
     (tmp_path / "photos" / "x").symlink_to(tiny.data.parent / "images")
     data = captions(tmp_path / "data.json", [f"x/{name}" for name in NAMES])
     with pytest.raises(UserError, match=r"labels: holds none of the 8 images of .*data.json; .* such as 'x/00.png'"):
-        measured(tiny, data, tiny.labels, image_root=tmp_path / "photos")
+        measured(tiny, data=data, labels=tiny.labels, image_root=tmp_path / "photos")
 
 
 @pytest.mark.slow
 def test_labels_of_some_photos_are_measured_on_these_alone(tiny: World, tmp_path: Path) -> None:
     labels = labels_of(tiny, NAMES[::2], tmp_path / "half")
-    heard = Heard()
-    some = measured(tiny, captions(tmp_path / "all.json", NAMES), labels, heard, layers=True)
+    heard, whole = Heard(), Heard()
+    every = captions(tmp_path / "all.json", NAMES)
+    some = measured(tiny, heard, data=every, labels=labels, layers=True)
     (said,) = heard.warnings
     assert "holds 4 of the 8 images of" in said
     assert "such as '01.png'" in said
-    alone = measured(tiny, captions(tmp_path / "held.json", NAMES[::2]), labels, layers=True)
+    alone = measured(tiny, data=captions(tmp_path / "held.json", NAMES[::2]), labels=labels, layers=True)
     for name in ("label_hit@1", "label_hit@10", "meaningful", "meaningful_chance"):
         assert some[name] == alone[name], name
     assert alone["meaningful"] > 0
     for found, expected in zip(some["layers"], alone["layers"], strict=True):
         assert found["meaningful"] == expected["meaningful"]
         assert found["meaningful_chance"] == expected["meaningful_chance"]
-    whole = Heard()
-    measured(tiny, captions(tmp_path / "all.json", NAMES), tiny.labels, whole)
+    measured(tiny, whole, data=every, labels=tiny.labels)
     assert whole.warnings == []
 
 
@@ -102,3 +97,39 @@ def test_questions_know_one_photo_by_one_name(tmp_path: Path) -> None:
     asked = [{"image": name, "question": "Q?", "label": "yes"} for name in ("a.jpg", "./a.jpg", "x/../a.jpg")]
     (tmp_path / "q.json").write_text(json.dumps(asked))
     assert {one.image for one in read_questions(tmp_path / "q.json").asked} == {"a.jpg"}
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+@pytest.fixture
+def encoder(tiny: World, monkeypatch: pytest.MonkeyPatch) -> SquareEncoder:
+    """Counts what it embeds."""
+    counting = SquareEncoder()
+    monkeypatch.setattr(evaluator, "load_encoder", lambda *given: counting)
+    return counting
+
+
+def test_a_word_of_both_is_embedded_once(ready: Make, tiny: World, encoder: SquareEncoder) -> None:
+    made, listed = ready(labelled=True), open_labels(tiny.labels).words
+    by_token = whole_words(made.folder.processor.tokenizer, made.folder.vocabulary)
+    words = set(by_token.values())
+    assert words & set(listed)
+    assert words - set(listed)
+    rows, token_text, word_text = made.evaluator._texts
+    assert encoder.embedded_words == len(words | set(listed))
+    assert torch.equal(word_text, encoder.words(listed, nothing))
+    assert (rows >= 0).nonzero().flatten().tolist() == list(by_token)
+    assert torch.equal(token_text[rows[rows >= 0]], encoder.words(list(by_token.values()), nothing))
+
+
+def test_where_the_list_has_every_word_nothing_else_is_embedded(
+    ready: Make, tiny: World, encoder: SquareEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = open_labels(tiny.labels).words
+    monkeypatch.setattr(evaluator, "whole_words", lambda *given: {7: listed[2], 9: listed[0]})
+    rows, token_text, _ = ready(labelled=True).evaluator._texts
+    assert encoder.embedded_words == len(listed)
+    assert rows[[7, 9]].tolist() == [2, 0]
+    assert torch.equal(token_text, encoder.words(listed, nothing))

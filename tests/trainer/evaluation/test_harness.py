@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sea_pipeline.core.errors import UserError
 from tests.support.harness_files import lm_file, lmms_file
+from tests.support.refused import refused, refuses
 from trainer.evaluation.harness_results import ResultTable, collect, collect_curves
 from trainer.evaluation.harness_tasks import Suite
 
@@ -87,16 +87,6 @@ def test_the_papers_own_differences(papers: Any, suite: str, ours: str, theirs: 
     assert [mine - its for mine, its in pairs if mine is not None] == pytest.approx(stated)
 
 
-def test_a_baseline_beside_it(results: Path, tmp_path: Path) -> None:
-    baseline = lmms_file(tmp_path / "b", {"gqa": {"exact_match": 0.61}, "pope": {"pope_f1_score": 0.88}}, model="llava")
-    found = collect("sea", results, baseline)
-    assert found.baseline is not None
-    assert found.difference is not None
-    assert {name: value for name, value in found.baseline.items() if value is not None} == {"GQA": 61, "POPE": 88}
-    filled = {name: value for name, value in found.difference.items() if value is not None}
-    assert filled == pytest.approx({"GQA": 1.04, "POPE": -0.88})
-
-
 def test_the_newest_of_several_runs_counts(results: Path) -> None:
     lmms_file(results, {"gqa": {"exact_match": 0.3}}, day=20261120)
     assert collect("sea", results).ours["GQA"] == pytest.approx(62.04)
@@ -118,10 +108,8 @@ def test_a_cell_stays_empty_where_there_is_no_number(value: Any, tmp_path: Path)
     path = lmms_file(tmp_path, {"gqa": {"exact_match": value}, "pope": {"pope_accuracy": 0.9}})
     found = collect("sea", tmp_path)
     assert set(found.ours.values()) == {None}
-    assert found.notes == [
-        f"{path}: gqa has no number for exact_match",
-        f"{path}: pope has no number for pope_f1_score",
-    ]
+    missing = {"gqa": "exact_match", "pope": "pope_f1_score"}
+    assert found.notes == [f"{path}: {task} has no number for {metric}" for task, metric in missing.items()]
 
 
 def test_a_metric_under_two_filters_is_no_number(tmp_path: Path) -> None:
@@ -158,68 +146,50 @@ def test_a_curve_of_every_run(command: Any, tmp_path: Path) -> None:
     root = curves(tmp_path / "results")
     code, stdout, _ = command("eval-commands", "--collect", root)
     assert code == 0
-    lines = [line.split() for line in stdout.splitlines() if line.split()]
+    lines = [" ".join(line.split()) for line in stdout.splitlines() if line.split()]
     assert lines == [
-        ["MMLU"],
-        ["step", "sea-figure3-no-pretraining", "sea-figure3-sea", "mine"],
-        ["0", "47.1", "47.1"],
-        ["520", "41.0", "46.8", "30.0"],
-        ["5,196", "38.9", "46.4"],
-        ["paper,", "end", "38.9", "46.4"],
+        "MMLU",
+        "step sea-figure3-no-pretraining sea-figure3-sea mine",
+        "0 47.1 47.1",
+        "520 41.0 46.8 30.0",
+        "5,196 38.9 46.4",
+        "paper, end 38.9 46.4",
     ]
     found = json.loads(command("eval-commands", "--collect", root, "--json")[1])
-    assert found["curves"]["MMLU"]["sea-figure3-no-pretraining"] == pytest.approx(
-        {"0": 47.1, "520": 41.0, "5196": 38.9}
-    )
+    curve = {"0": 47.1, "520": 41.0, "5196": 38.9}
+    assert found["curves"]["MMLU"]["sea-figure3-no-pretraining"] == pytest.approx(curve)
     assert found["papers"] == {"sea-figure3-no-pretraining": {"MMLU": 38.9}, "sea-figure3-sea": {"MMLU": 46.4}}
     alone = collect_curves("sea", root / "mine")
     assert alone is not None
     assert alone.curves == {"MMLU": {"mine": {520: pytest.approx(30.0)}}}
     assert collect_curves("sea", root / "mine" / "step-520") is None, "of one step there is no curve"
     assert collect("sea", root / "mine" / "step-520").ours["MMLU"] == pytest.approx(30.0)
-    code, _, stderr = command("eval-commands", "--collect", root, "--baseline", root)
-    assert (code, stderr.count("\n")) == (1, 1)
-    assert "--baseline: is for one model" in stderr
-
-
-def damaged(results: Path) -> Path:
-    path = lmms_file(results, {"gqa": {"exact_match": 0.5}})
-    path.write_text(path.read_text()[:200])
-    return path
-
-
-def of_two_models(results: Path) -> Path:
-    return lmms_file(results, {"gqa": {"exact_match": 0.5}}, model="exports/y", day=20261122)
-
-
-def of_something_else(results: Path) -> Path:
-    path = results / "results_of_mine.json"
-    path.write_text('{"results": [1, 2]}')
-    return path
+    refuses(command, "--baseline: is for one model", "eval-commands", "--collect", root, "--baseline", root)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("content", "said"),
     [
-        (damaged, "expected the results of lmms-eval or lm-eval; Invalid JSON: EOF"),
-        (of_something_else, "expected the results of lmms-eval or lm-eval; results: Input should be a"),
-        (of_two_models, "expected results of one model; found gqa of exports/x, exports/y; name the folder of one"),
+        ('{"results": {"gqa"', "expected the results of lmms-eval or lm-eval; Invalid JSON: EOF"),
+        ('{"results": [1, 2]}', "expected the results of lmms-eval or lm-eval; results: Input should be a"),
+        (None, "expected results of one model; found gqa of exports/x, exports/y; name the folder of one"),
     ],
+    ids=["cut short", "something else", "two models"],
 )
-def test_what_is_refused_in_one_line(spoil: Any, said: str, results: Path) -> None:
-    spoil(results)
-    with pytest.raises(UserError) as refused:
+def test_what_is_refused_in_one_line(content: str | None, said: str, results: Path) -> None:
+    if content is None:
+        lmms_file(results, {"gqa": {"exact_match": 0.5}}, model="exports/y", day=20261122)
+    else:
+        (results / "results_of_mine.json").write_text(content)
+    with refused(said, str(results)):
         collect("sea", results)
-    assert said in str(refused.value)
-    assert str(results) in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_nothing_found(tmp_path: Path) -> None:
     (tmp_path / "20261121_042647_samples_gqa.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="found none; run what sea-pipeline eval-commands prints"):
+    with refused("found none; run what sea-pipeline eval-commands prints"):
         collect("sea", tmp_path)
-    with pytest.raises(UserError, match="there is no such folder or file"):
+    with refused("there is no such folder or file"):
         collect("sea", tmp_path / "nowhere")
 
 
@@ -236,10 +206,18 @@ def test_the_table_as_printed(command: Any, results: Path, tmp_path: Path) -> No
     assert "no column of this suite is for mmbench_cn_dev" in stdout
 
 
-def test_the_table_as_json(command: Any, results: Path) -> None:
-    code, stdout, _ = command("eval-commands", "--suite", "basic", "--collect", results, "--json")
+def test_the_table_as_json_with_a_baseline(command: Any, results: Path, tmp_path: Path) -> None:
+    theirs = {"gqa": {"exact_match": 0.61}, "mmbench_cn_dev": {"gpt_eval_score": 60.0}}
+    given = ["--collect", results, "--baseline", lmms_file(tmp_path / "b", theirs, model="llava")]
+    code, stdout, _ = command("eval-commands", "--suite", "basic", *given, "--json")
     assert code == 0
     found = json.loads(stdout)
     assert set(found) == {"suite", *ResultTable._fields}
     assert list(found["ours"].values()) == pytest.approx(BASIC)
+    assert filled(found["baseline"]) == pytest.approx({"GQA": 61, "MMB-CN": 60})
+    assert filled(found["difference"]) == pytest.approx({"GQA": 1.04, "MMB-CN": -1.7})
     assert found["papers"]["basic-table1-7b"]["scores"]["MMB-CN"] == 62.1
+
+
+def filled(cells: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in cells.items() if value is not None}

@@ -44,23 +44,19 @@ def layers_twin(ready: Ready, row: int) -> list[list[list[int]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_nearest_tokens_are_those_of_a_slow_twin(ready: Make, mixed: Path, batch_size: int) -> None:
-    """Beside texts, in batches with padding behind, with several images in a sample."""
-    made = ready(mixed, batch_size=batch_size)
-    told: list[int] = []
-    found = look_at_layers(made.evaluator, made.model, advance=told.append)
-    assert found.images == [
-        ShownImage(1, "00.png"),
-        ShownImage(2, "01.png"),
-        ShownImage(2, "03.png"),
-        ShownImage(3, "04.png"),
-    ]
-    assert (found.tokens.dtype, tuple(found.tokens.shape)) == (torch.int32, (3, 4, M))
-    assert sum(told) == 4
+def test_nearest_tokens_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
+    """Beside texts, in batches with padding behind, with several images in a sample; and a limit counts images."""
+    made = ready(mixed)
     twins = [layers_twin(made, row) for row in (1, 2, 3)]
-    for layer in range(3):
-        assert found.tokens[layer].tolist() == [image for twin in twins for image in twin[layer]]
+    expected = [[image for twin in twins for image in twin[layer]] for layer in range(3)]
+    images = [(1, "00.png"), (2, "01.png"), (2, "03.png"), (3, "04.png")]
+    for batch_size, limit in ((1, None), (2, None), (4, None), (2, 1), (2, 2), (2, 3), (2, 9)):
+        made.evaluator.batch_size = batch_size
+        told: list[int] = []
+        found = look_at_layers(made.evaluator, made.model, limit, advance=told.append)
+        assert found.images == [ShownImage(*image) for image in images[:limit]]
+        assert (found.tokens.dtype, sum(told)) == (torch.int32, len(found.images))
+        assert found.tokens.tolist() == [layer[:limit] for layer in expected]
     kinds = [len(layer.unique()) for layer in found.tokens]
     assert min(kinds) >= 5, "eight colours should read as several tokens"
     assert min(kinds[1:]) > 20, "layers should tell patches of one colour apart"
@@ -85,15 +81,6 @@ def test_the_model_is_left_as_it_was(ready: Make, mixed: Path, training: bool) -
     replace_and_describe(made.evaluator, made.model, 1, 2)
     assert {module.training for module in made.model.modules()} == {training}
     assert [dict(module._forward_hooks) for module in made.model.modules()] == hooks
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("limit", [1, 2, 3, 9])
-def test_a_limit_counts_images_also_within_a_sample(ready: Make, mixed: Path, limit: int) -> None:
-    made = ready(mixed, batch_size=2)
-    every, some = look_at_layers(made.evaluator, made.model), look_at_layers(made.evaluator, made.model, limit)
-    assert some.images == every.images[:limit]
-    assert some.tokens.equal(every.tokens[:, :limit])
 
 
 def test_a_planted_token_is_named(ready: Make, mixed: Path) -> None:

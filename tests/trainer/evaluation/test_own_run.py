@@ -3,26 +3,18 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import SILENT
-from tests.support.analysis_models import record, write
+from tests.support.analysis_models import measured, record, write
 from tests.support.heard import Heard
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.evaluation.own_run import own_run
-from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.training.run import train
 
 LONGEST = 200
 """Tokens of a row. Those of the tiny world have fewer."""
-
-
-def measured(tiny: World, model: Path, data: Path, reporter: Any = SILENT, **more: Any) -> dict[str, Any]:
-    given = {"model": model, "data": str(data), "image_root": tiny.data.parent / "images", "device": "cpu"}
-    return evaluate_model(EvaluateSettings.of(**given | more), reporter=reporter)
 
 
 @pytest.mark.slow
@@ -38,26 +30,26 @@ def test_a_run_is_measured_afterwards_as_by_itself(tiny: World, tmp_path: Path) 
     )
     run = train(recipe, tmp_path / "run")
     heard = Heard()
-    found = measured(tiny, run.model, data, heard, labels=tiny.labels)
+    found = measured(tiny, heard, model=run.model, data=data, labels=tiny.labels)
     assert found == pytest.approx(run.summary["end"], rel=1e-5)
     assert any("loss.sea.word_prefix: none" in line for line in heard.lines)
     (cut,) = heard.warnings
     assert f"1 of 3 rows are longer than data.max_length {LONGEST} of the model's run" in cut
     shutil.copytree(run.model, tmp_path / "elsewhere" / "model")
     alone = Heard()
-    other = measured(tiny, tmp_path / "elsewhere" / "model", data, alone, labels=tiny.labels)
+    other = measured(tiny, alone, model=tmp_path / "elsewhere" / "model", data=data, labels=tiny.labels)
     assert alone.lines == []
     assert other["trained_tokens"] > found["trained_tokens"]
     assert other["gap"] != pytest.approx(found["gap"], rel=1e-3), "words are spelled otherwise"
     late = record("late", ["00.png"], "red or blue " * LONGEST, "a red patch")
     with pytest.raises(UserError, match=rf"within max_length {LONGEST}; found \d+ .* it; shorten or remove the sample"):
-        measured(tiny, run.model, write(tmp_path / "late.json", [late]))
+        measured(tiny, model=run.model, data=write(tmp_path / "late.json", [late]))
 
 
 def test_a_long_row_is_measured_to_its_end(tiny: World, tmp_path: Path) -> None:
     rows = [record("long", ["00.png"], "What?", "red " * 2200)]
     heard = Heard()
-    found = measured(tiny, tiny.model, write(tmp_path / "long.json", rows), heard)
+    found = measured(tiny, heard, data=write(tmp_path / "long.json", rows))
     assert found["trained_tokens"] > 2200
     assert heard.warnings == []
 

@@ -1,4 +1,4 @@
-"""Files of questions as people have them, and what is told of entries that are no questions."""
+"""Files of questions as people have them, what is told of entries that are no questions, and scores of answers."""
 
 import json
 from collections import defaultdict
@@ -10,8 +10,9 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
+from tests.support.refused import refused
 from trainer.evaluation import answers
-from trainer.evaluation.answers import Question, normalised, question_only, vqa_accuracy
+from trainer.evaluation.answers import Question, mean_over_groups, normalised, question_only, vqa_accuracy
 from trainer.evaluation.question_file import read_questions
 from trainer.evaluation.questions import open_questions
 
@@ -36,10 +37,11 @@ def written(path: Path, content: Any) -> Path:
         ({"question": "Q?", "label": 1}, None),  # the number of a choice, for all one knows
         ({"question": "Q?", "answer": "cat"}, None),
         ({"question": ["Q?"], "label": "yes"}, None),
+        ({"statement": "It is.", "label": "no"}, None),
     ],
 )
 def test_an_entry_is_read_or_counted(entry: dict[str, Any], answers: tuple[str, ...] | None, tmp_path: Path) -> None:
-    sure = {"image": "s.jpg", "question": "Sure?", "label": "yes"}
+    sure = {"image": "s.jpg", "question": "Sure?", "label": "yes", "object": "dog", "question_id": 0}
     found = read_questions(written(tmp_path / "q.json", [sure, {"image": 7, **entry}]))
     if answers is None:
         assert found.left == {"": 1}
@@ -47,7 +49,7 @@ def test_an_entry_is_read_or_counted(entry: dict[str, Any], answers: tuple[str, 
     else:
         assert found.left == {}
         assert found.asked[1] == Question("7", "Q?", answers, "label" in entry)
-    assert found.asked[0] == Question("s.jpg", "Sure?", ("yes",), True)
+    assert found.asked[0] == Question("s.jpg", "Sure?", ("yes",), True, "dog")
 
 
 @pytest.mark.parametrize("name", ["q.jsonl", "pope.json"])
@@ -71,16 +73,65 @@ def test_one_object_a_line_with_a_byte_order_mark(name: str, count: int, tmp_pat
 def test_what_is_left_out_is_told_by_section(tmp_path: Path) -> None:
     listed = [{"image": "a.jpg", "question": "Q?", "label": "yes"}] * 2
     sections = {"pope": {"a.jpg": [{"question": "Q?", "label": "no"}, {"question": "Q?"}]}, "vqa": listed, "info": "v2"}
+    sections["open"] = {"b.jpg": [{"question": "What?", "answers": ["x"]}]}
     path = written(tmp_path / "q.json", sections)
     heard = Heard()
-    assert len(open_questions(path, heard)) == 1
+    asked = [Question("a.jpg", "Q?", ("no",), True), Question("b.jpg", "What?", ("x",), False)]
+    assert open_questions(path, heard) == asked
     (said,) = heard.warnings
-    assert "4 of 5 entries are left out (1 in 'pope', 2 in 'vqa', 1 in 'info'), such as {'question': 'Q?'}; exp" in said
+    assert "4 of 6 entries are left out (1 in 'pope', 2 in 'vqa', 1 in 'info'), such as {'question': 'Q?'}; exp" in said
     with pytest.raises(UserError, match=r"q\.json: expected a list of objects with"):
         read_questions(written(tmp_path / "q.json", {"vqa": listed}))
     whole = Heard()
     open_questions(written(tmp_path / "q.json", listed), whole)
     assert whole.lines == []
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "[1, 2]", '{"a": {"b": [{"statement": "x"}]}}', "null", '"x"', "\\ud800", "[" * 9000]
+)
+def test_what_asks_nothing_is_one_line(content: str, tmp_path: Path) -> None:
+    with refused(match=r"q\.json: expected"):
+        read_questions(written(tmp_path / "q.json", content))
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [
+        ("Two.", "2"), ("the dog", "Dog"), ("A red, big car", "red big car"), ("1,000", "1000"), ("don't", "dont"),
+        ("3.5", "3.5"), ("none", "0"), ("yes\n", "Yes"), ("it's", "its"), ("left-hand", "left hand"), ("a.m.", "am"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_the_same(answer: str, same: str) -> None:
+    assert normalised(answer) == normalised(same)
+    assert normalised("a dog") != normalised("a cat")
+
+
+def test_ten_people() -> None:
+    said = ["red"] * 2 + ["blue"] * 5 + ["a blue"] * 2 + ["green"]
+    assert vqa_accuracy("Blue.", said) == 1
+    assert vqa_accuracy("red", said) == pytest.approx(0.6)  # 8 of ten people see two others, two see one
+    assert vqa_accuracy("green", said) == pytest.approx(0.3)
+    assert vqa_accuracy("pink", said) == 0
+    assert vqa_accuracy("yes", ("yes",)) == 1
+
+
+def test_the_mean_is_over_objects_and_its_error_over_photos() -> None:
+    """Two objects of 30 and 10 questions count alike; a slow twin draws photos with replacement."""
+    random = np.random.default_rng(0)
+    photos = [f"{number // 2}" for number in range(40)]
+    groups = ["dog"] * 30 + ["cat"] * 10
+    values = np.concatenate([random.random(30) < 0.8, random.random(10) < 0.4]).astype(float)
+    value, error = mean_over_groups(values, groups, photos)
+    assert value == pytest.approx((values[:30].mean() + values[30:].mean()) / 2)
+    draws = []
+    for _ in range(4000):
+        weight = np.bincount(random.integers(0, 20, 20), minlength=20)[np.arange(40) // 2]
+        both = (slice(30), slice(30, 40))
+        parts = [(values[part] * weight[part]).sum() / max(1, weight[part].sum()) for part in both]
+        draws.append(np.mean(parts))
+    assert error == pytest.approx(np.std(draws), rel=0.15)
+    assert mean_over_groups([1.0], ["dog"], ["a"]).error is None
 
 
 def test_letters_are_answers_and_nothing_is_none() -> None:

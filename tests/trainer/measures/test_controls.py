@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.inputs.captions import content_spans, content_words
-from tests.support.analysis_models import Make, Ready, record, write
+from tests.support.analysis_models import Make, Ready, draw_shade, learn, record, write
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_tokenizers import byte_level
 from tests.support.world import COLOURS
@@ -26,12 +25,10 @@ PHOTOS = 24
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """A question about each of 24 pictures of one colour, one picture in two samples, and a text alone."""
-    (tmp_path / "images").mkdir()
     records, names = [], list(COLOURS)
     for number in range(PHOTOS):
         name = names[number % len(names)]
-        shade = np.clip(np.array(COLOURS[name]) + np.random.default_rng(number).integers(-20, 20, 3), 0, 255)
-        Image.new("RGB", (32, 32), tuple(shade.tolist())).save(tmp_path / "images" / f"{number}.png")
+        draw_shade(tmp_path / "images" / f"{number}.png", name, number, 20)
         records.append(record(f"{number}", [f"images/{number}.png"], "Which?", ANSWERS[name]))
     records.append(record("again", ["images/0.png"], "Once more?", ANSWERS[names[0]]))
     records.append(record("text", [], "Which?", "It is a text of words."))
@@ -53,14 +50,7 @@ def seeing(ready: Make, colours: Path, tmp_path: Path, _learnt: dict[str, torch.
     if _learnt:
         model.load_state_dict(_learnt)
         return made
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    batches = list(made.evaluator.batches(torch.device("cpu")))
-    for _ in range(24):
-        for batch in batches:
-            given = made.model(**batch)
-            (given["lm"] / len(batch["targets"])).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    learn(made, model, 1e-2, epochs=24)
     _learnt.update(deepcopy(model.state_dict()))
     return made
 
@@ -89,7 +79,8 @@ def test_a_model_of_shuffled_photos_gains_nothing(ready: Make, colours: Path, tm
 
 @pytest.mark.slow
 def test_the_numbers_are_those_of_a_slow_twin(seeing: Ready) -> None:
-    """One sample at a time by transformers' own forward, all sums in float64."""
+    """One sample at a time by transformers' own forward, all sums in float64; the batches are of uneven samples."""
+    seeing.evaluator.batch_size = 3
     evaluator, rows = seeing.evaluator, seeing.evaluator.data.rows
     found = evaluator(seeing.model)
     model = seeing.model.eval()
@@ -121,9 +112,8 @@ def test_the_numbers_are_those_of_a_slow_twin(seeing: Ready) -> None:
     of_words = sum(words[number][2] for number in shown)
     gain = sum(words[number][1] - words[number][0] for number in shown) / of_words
     assert found["right_photo_gain_content"] == pytest.approx(gain, rel=1e-3)
-    assert found["lm_loss_content"] == pytest.approx(
-        sum(each[0] for each in words) / sum(each[2] for each in words), rel=1e-4
-    )
+    content = sum(each[0] for each in words) / sum(each[2] for each in words)
+    assert found["lm_loss_content"] == pytest.approx(content, rel=1e-4)
     by_photo: dict[str, list[int]] = {}
     for place, number in enumerate(shown):
         by_photo.setdefault(rows[number]["images"][0], []).append(place)
@@ -133,13 +123,6 @@ def test_the_numbers_are_those_of_a_slow_twin(seeing: Ready) -> None:
         residue += sum(difference[place] - value * tokens[shown[place]] for place in places) ** 2
     expected = (PHOTOS / (PHOTOS - 1) * residue) ** 0.5 / count
     assert found["right_photo_gain_se"] == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.slow
-def test_batches_do_not_matter(seeing: Ready) -> None:
-    found = seeing.evaluator(seeing.model)
-    seeing.evaluator.batch_size = 3
-    assert seeing.evaluator(seeing.model) == pytest.approx(found, rel=1e-4)
 
 
 def test_every_photo_is_another_ones_once() -> None:
