@@ -1,9 +1,7 @@
 """Tars, tables, lists and datasets that are damaged or odd: what that costs, and where ids come from."""
 
 import hashlib
-import io
 import itertools
-import tarfile
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -30,61 +28,12 @@ def ids(listing: Listing) -> list[str]:
     return [sample.image_id for sample in listing.samples]
 
 
-def tar_of(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for member in members:
-            if isinstance(member, tuple):
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-            else:
-                tar.addfile(member)
-    return path
-
-
-def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
 def test_a_name_in_two_tars_puts_the_tar_in_front_of_all(tmp_path: Path) -> None:
     write_tar(tmp_path / "t" / "x.tar", [("1.png", b"one"), ("2.png", b"two")])
     write_tar(tmp_path / "t" / "in" / "x.tar", [("1.png", b"other")])
     listing = list_samples(str(tmp_path / "t"))
     assert read_all(listing) == {"in/x/1.png": b"other", "x/1.png": b"one", "x/2.png": b"two"}
     assert listing.ids == "members' names, their tar in front"
-
-
-def test_odd_members_of_a_tar(tmp_path: Path) -> None:
-    long = "d/" * 100 + "long name ::#.png"
-    path = tar_of(
-        tmp_path / "x.tar",
-        ("./a.png", b"A"), ("b.png", b"old"), ("notes.txt", b"x"), (long, b"L"), ("b.png", b"new"), ("empty.png", b""),
-        link("hard.png", "./a.png"), link("soft.png", "a.png", tarfile.SYMTYPE), ("../../up.png", b"up"),
-    )  # fmt: skip
-    listing = list_samples(str(path))
-    expected = {"a.png": b"A", "b.png": b"new", long: b"L", "empty.png": b"", "hard.png": b"A", "soft.png": b"A"}
-    assert read_all(listing) == expected | {"../../up.png": b"up"}
-    assert listing.notes == {
-        "files without an image's suffix": 1,
-        "members that a later one of the same tar replaces": 1,
-    }
-
-
-def test_a_damaged_tar_costs_its_images_and_not_the_run(label: Label, tmp_path: Path) -> None:
-    photos = photos_in(draw_folder(tmp_path / "photos", 8))
-    names = list(photos)
-    write_tar(tmp_path / "t" / "0.tar", [(name, photos[name]) for name in names[:4]])
-    cut = write_tar(tmp_path / "t" / "1.tar", [(name, photos[name]) for name in names[4:]])
-    assert all(len(data) <= tarfile.BLOCKSIZE for data in photos.values())
-    cut.write_bytes(cut.read_bytes()[: 2 * 2 * tarfile.BLOCKSIZE])
-    (tmp_path / "t" / "2.tar").write_bytes(b"no tar at all" * 100)
-    label(images=str(tmp_path / "t"), max_bad=0.9)
-    store = open_labels(tmp_path / "labels")
-    bad = {row["image_id"]: row["stage"] for row in store.quarantine()}
-    assert bad == {"1.tar": "list", "2.tar": "list"}
-    assert store.ids == names[:6]
 
 
 def test_a_damaged_row_group_costs_the_images_in_it(label: Label, tmp_path: Path) -> None:

@@ -12,11 +12,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs import wordlist_mining
-from sea_pipeline.inputs.captions import (
-    content_spans,
-    is_entry,
-    word_runs,
-)
+from sea_pipeline.inputs.captions import content_spans, is_entry, word_runs
 from sea_pipeline.inputs.wordlist_mining import association, mine
 from sea_pipeline.inputs.wordlists import MAX_WORDS, load_wordlist, parse_wordlist
 from tests.support.refused import refused
