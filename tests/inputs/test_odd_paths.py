@@ -66,7 +66,7 @@ def test_labels_go_to_a_folder_of_any_name(label: Label, here: Path, name: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "[a]"])
+@pytest.mark.parametrize("name", [*NAMES, "[a]", "a[1]{0..3}*"])
 def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
     photos = {f"{number}.png": bytes([number]) for number in range(3)}
     folder = here / name

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,6 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     listing = list_samples(str(photos))
     assert ids(listing) == ["a/x.png", "b/y.png"]
     assert listing.notes["links that lead back to a folder above them"] == 1
-
-
-def test_a_name_that_is_not_utf8_is_a_problem_of_that_picture(tmp_path: Path) -> None:
-    touch(tmp_path / "a.png")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9.png")).write_bytes(b"")
-    good, bad = sorted(list_samples(str(tmp_path)).samples, key=lambda sample: sample.problem is not None)
-    assert good == Sample("a.png", "a.png")
-    assert bad.image_id == "\\xe9t\\xe9.png"
-    assert bad.problem is not None
-    assert "not UTF-8" in bad.problem
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

@@ -1,6 +1,5 @@
 """Tars, tables, lists and datasets that are damaged or odd: what that costs, and where ids come from."""
 
-import hashlib
 import itertools
 from pathlib import Path
 from threading import Barrier
@@ -15,7 +14,7 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Listing
-from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.inputs.sources import list_samples
 from tests.support.contents import read_all
 from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
 from tests.support.refused import refused
@@ -139,11 +138,6 @@ def test_row_numbers_sort_as_rows_do_and_name_their_file(tmp_path: Path) -> None
 
 
 def test_an_id_that_is_missing_costs_that_image(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet", {"a": b"A", "b": b"B"}, sku=["s", None])
-    assert read_all(list_samples(str(path), id_column="sku")) == {
-        "s": b"A",
-        "x.parquet#1": "expected an id in the column 'sku'; found none",
-    }
     listed = write_list(tmp_path / "l.csv", [{"path": "a.png", "sku": "s"}, {"path": "b.png", "sku": ""}])
     problems = [sample.problem for sample in list_samples(str(listed), id_column="sku").samples]
     assert sorted(filter(None, problems)) == ["expected an id; found none"]
@@ -278,11 +272,3 @@ def test_an_offset_of_an_arrow_file_that_is_damaged_ends_no_process(
     bad = {row["image_id"]: row["error"] for row in store.quarantine()}
     assert bad == {names[2]: "DamagedTable", names[3]: "DamagedTable"}
     assert sorted(store) == sorted(set(names) - set(bad))
-
-
-def test_folders_that_look_like_patterns_are_folders(tmp_path: Path) -> None:
-    folder = draw_folder(tmp_path / "a[1]{0..3}*", 3)
-    assert ids(list_samples(str(folder))) == ["000.png", "a/001.png", "b/002.png"]
-    assert list_samples(f"file://{folder}").root == str(folder)
-    data = hashlib.sha256(photos_in(folder)["000.png"]).digest()
-    assert hashlib.sha256(open_source(str(folder)).read("000.png")).digest() == data

@@ -63,7 +63,7 @@ IDS: dict[str, list[Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ids", "place"), zip(IDS, ["", "memory://"] * 2, strict=True))
+@pytest.mark.parametrize(("ids", "place"), list(zip(IDS, ["", "memory://"] * 2, strict=True)))
 def test_a_shard_reads_each_row_group_once_whatever_the_ids(
     label: Label, whole: Path, tmp_path: Path, begun: list[int], empty_memory: None, ids: str, place: str
 ) -> None:

@@ -136,14 +136,6 @@ def test_what_cannot_be_an_id_is_refused_by_its_type(tmp_path: Path, kind: pa.Da
     )
 
 
-def test_ids_that_become_the_same_text_are_one_image(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "t" / "a.parquet", {"a": b"A"}, id=[1])
-    write_parquet(tmp_path / "t" / "b.parquet", {"b": b"B"}, id=["1"])
-    listing = list_samples(str(tmp_path / "t"), id_column="id")
-    assert read_all(listing) == {"1": b"A"}
-    assert listing.notes == {"repeated entries of an image": 1}
-
-
 CELLS = [b"A" * 5, b"B" * 5, None]
 LISTS = [None if cell is None else list(cell) for cell in CELLS]
 
