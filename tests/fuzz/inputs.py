@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from tests.fuzz.mutations import Mutated, harmed, mutated, mutated_text
 from tests.fuzz.verdicts import UNCLEAR, Ended, FaultError, command, judged, lost, telling
-from tests.fuzz.worlds import Case, World, write_folder
-from tests.support.photo_forms import Photos, write_parquet, write_tar
+from tests.fuzz.worlds import Case, World
+from tests.support.photo_forms import Photos, write_dataset, write_folder, write_parquet, write_tar
 from tests.support.programs import Program
 from tests.support.world import main as label_colours
 
@@ -167,6 +168,31 @@ def _rows_left(path: Path, photos: Photos, group: int, found: Mutated) -> Photos
     return left
 
 
+def dataset(world: World, folder: Path, random: random.Random) -> str:
+    """A dataset as `save_to_disk` writes it, read row by row or forward."""
+    names = list(world.photos)
+    cells = [{"bytes": world.photos[name], "path": name} for name in names]
+    saved = write_dataset(folder / "d", train={"image": cells, "image_id": names})
+    path = random.choice(sorted(file for file in saved.rglob("*") if file.is_file()))
+    data, is_arrow = path.read_bytes(), path.suffix == ".arrow"
+    rest: Photos = dict(world.photos)
+    if random.random() < 0.8:
+        found = (mutated if is_arrow else mutated_text)(data, random)
+        if is_arrow:
+            places = {name: data.find(held) for name, held in rest.items()}
+            rest = {name: held for name, held in rest.items() if found.leaves(places[name], places[name] + len(held))}
+        path.write_bytes(found.data)
+        done = found.done
+    else:
+        done = harmed(path, random, [])
+        rest = {} if is_arrow else rest
+    options = ("--streaming",) if random.random() < 0.3 else ()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        case = Case(f"hf:{saved}:train", f"{path.name}: {done}", rest, options=options, named_by_checksum=False)
+        return world.judge(case, folder / "out")
+
+
 def listed(world: World, folder: Path, random: random.Random) -> str:
     """A list of paths: CSV, TSV, text, LLaVA's JSON and JSONL."""
     form = random.choice(list(_LISTS))
@@ -233,6 +259,5 @@ def program(world: World, folder: Path, random: random.Random) -> str:
 
 KINDS = {
     "image": image, "images": images, "tar": tar, "tars": tars, "table": table, "list": listed,
-    "parquet list": parquet_list,
-    "program": program,
+    "parquet list": parquet_list, "dataset": dataset, "program": program,
 }  # fmt: skip

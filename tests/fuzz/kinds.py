@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fuzz import datasets, folders, inputs, runs, texts, web
+from tests.fuzz import folders, inputs, runs, texts, web
 from tests.fuzz.worlds import World
 
 Kind = Callable[[World, Path, random.Random], str]
 """Gives the good end that the trial had; raises a `FaultError` if it had none."""
-KINDS: dict[str, Kind] = {**inputs.KINDS, **datasets.KINDS, **texts.KINDS, **folders.KINDS, **runs.KINDS, **web.KINDS}
+KINDS: dict[str, Kind] = {**inputs.KINDS, **texts.KINDS, **folders.KINDS, **runs.KINDS, **web.KINDS}
 
 
 def trial(world: World, kind: str, seed: int) -> str:

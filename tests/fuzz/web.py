@@ -13,20 +13,20 @@ from tests.fuzz.worlds import Case, World
 from tests.support.photo_forms import write_list, write_parquet, write_tars
 
 LASTING, PASSING = (400, 401, 403, 404, 410, 451), (429, 500, 502, 503)
-ODD = ("cut", "empty", "page", "reset")
+ODD = ("cut", "empty", "<html><body>Please sign in</body></html>", "reset")
 """What else a server does in place of an answer: one that breaks off, is empty, is a page, is none."""
 Faults = dict[str, tuple[int, int | str]]
 """By path: from which request on, and which status or oddity it is answered with."""
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder, parts of files too; `faults` is what it does instead."""
+    """Serves a folder; `faults` is what it does instead. With `parts`, it sends parts of files, too."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, faults: Faults) -> None:
+    def __init__(self, folder: Path, faults: Faults, parts: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
-        self.faults, self.asked, self.lock = faults, dict[str, int](), threading.Lock()
+        self.faults, self.asked, self.lock, self.parts = faults, dict[str, int](), threading.Lock(), parts
         self.failed: set[str] = set()
 
     def fault(self, path: str) -> int | str | None:
@@ -58,15 +58,18 @@ class _Handler(SimpleHTTPRequestHandler):
         elif what == "reset":
             self.close_connection = True
             self.connection.close()
-        elif what == "page":
-            self._answer(200, b"<html><body>Please sign in</body></html>")
-        elif (path := Path(self.translate_path(self.path))).is_file():
+        elif what and what.startswith("<"):
+            self._answer(200, what.encode())
+        elif self.server.parts and (path := Path(self.translate_path(self.path))).is_file():
             self._file(path, what)
         else:
             super().do_GET()
 
     def do_HEAD(self) -> None:
-        self.do_GET()
+        if self.server.parts:
+            self.do_GET()
+        else:
+            super().do_HEAD()
 
     def _file(self, path: Path, what: str | None) -> None:
         data, status = b"" if what == "empty" else path.read_bytes(), 200
@@ -97,11 +100,11 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path, faults: Faults) -> Iterator[Server]:
+def served(folder: Path, faults: Faults, *, parts: bool = True) -> Iterator[Server]:
     """A server of a folder, on loopback."""
     from fsspec.implementations.http import HTTPFileSystem
 
-    server = Server(folder, faults)
+    server = Server(folder, faults, parts)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -20,7 +20,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.storage import retry
 from tests.fuzz.verdicts import REFUSED, Ended, command, lost
 from tests.support.contents import rows
-from tests.support.photo_forms import Photos
+from tests.support.photo_forms import Photos, write_folder
 from tests.support.world import COLOURS, ColourEncoder, word_file
 
 if TYPE_CHECKING:
@@ -129,14 +129,6 @@ def made(root: Path) -> Iterator[World]:
         patch.setenv("HF_DATASETS_CACHE", str(root / "datasets"))
         yield World(root)
     torch.set_num_threads(threads)
-
-
-def write_folder(folder: Path, photos: Photos) -> Path:
-    """The photos as files."""
-    for name, data in photos.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 def same_labels(store: LabelStore, truth: dict[str, tuple[Any, ...]], done: str) -> None:

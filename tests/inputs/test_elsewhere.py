@@ -11,20 +11,18 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs import sources
-from sea_pipeline.inputs.sources.files import LocalFiles
 from sea_pipeline.output import begin
 from sea_pipeline.output.records import File
 from sea_pipeline.storage import locks
-from sea_pipeline.storage.paths import is_url, place
 from sea_pipeline.storage.scratch import is_abandoned, scratch_name
 from tests.fuzz.web import Faults, served
 from tests.support.installed import HIDING
+from tests.support.paths import ROOT
 from tests.support.photo_forms import copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
-from tests.support.world import Label, draw_folder
+from tests.support.programs import labelling
+from tests.support.world import Label, Shelved, draw_folder
 
 pytestmark = pytest.mark.usefixtures("no_long_waits")
-ROOT = Path(__file__).parent.parent.parent
 POSIX = ["fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline", "crypt", "nis", "spwd"]
 """Modules that Windows lacks."""
 NAMES = {
@@ -56,16 +54,8 @@ def without_folders(path, *given, **named):
     return plain(path, *given, **named)
 os.open = without_folders
 """
-READING = """
-from sea_pipeline import open_labels
-from sea_pipeline.label_cache import label_cache
-store = open_labels(sys.argv[1])
-found = store[store.ids[0]]
-kept = label_cache(store, sys.argv[2])[store.ids[0]]
-assert (kept.word_ids == found.word_ids).all()
-print(json.dumps([store.ids, found.word_ids.tolist(), len(list(store.tables())), len(list(store.quarantine()))]))
-"""
 IMPORTING = """
+import importlib, pkgutil, sys
 def all_of_it():
     import sea_pipeline
     for found in pkgutil.walk_packages(sea_pipeline.__path__, "sea_pipeline."):
@@ -73,42 +63,42 @@ def all_of_it():
             importlib.import_module(found.name)
     return [name for name in sys.modules if name.startswith("sea_pipeline.")]
 """
-IMPORTED = """
+READING = """
 for name in [name for name in sys.modules if name.partition(".")[0] == "sea_pipeline"]:
     del sys.modules[name]
-print(len(all_of_it()))
+count = len(all_of_it())
+from sea_pipeline import open_labels
+from sea_pipeline.label_cache import label_cache
+store = open_labels(sys.argv[1])
+found = store[store.ids[0]]
+kept = label_cache(store, sys.argv[2])[store.ids[0]]
+assert (kept.word_ids == found.word_ids).all()
+bad = list(store.quarantine())
+print(json.dumps([count, store.ids, found.word_ids.tolist(), len(list(store.tables())), len(bad)]))
 """
 
 
-def program(text: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", text, *map(str, arguments)],
-        env={**os.environ, **variables}, capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+def python(*arguments: object, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    command, environment = [sys.executable, *map(str, arguments)], {**os.environ, **variables}
+    return subprocess.run(command, env=environment, capture_output=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.slow
-def test_labels_are_read_without_what_windows_lacks(label: Any, tmp_path: Path) -> None:
-    photos = draw_folder(tmp_path / "photos", 9)
-    (photos / "003.png").write_bytes(b"")
-    label(images=str(photos))
-    done = program(WINDOWS + READING, tmp_path / "labels", tmp_path / "kept")
+def test_every_file_is_imported_and_labels_are_read_without_what_windows_lacks(
+    shelved: Shelved, tmp_path: Path
+) -> None:
+    """Libraries are loaded before, as they have a form of their own for Windows."""
+    labels = shelved(9) / "labels"
+    done = python("-W", "ignore", "-c", IMPORTING + "all_of_it()" + WINDOWS + READING, labels, tmp_path / "kept")
     assert done.returncode == 0, done.stderr
-    store = open_labels(tmp_path / "labels")
-    ids, words, groups, bad = json.loads(done.stdout)
+    store = open_labels(labels)
+    count, ids, words, groups, bad = json.loads(done.stdout)
     assert (ids, words, bad) == (store.ids, store[store.ids[0]].word_ids.tolist(), 1)
     assert groups == len(list(store.tables()))
+    assert count > 90
 
 
-@pytest.mark.slow
-def test_nothing_that_windows_lacks_is_needed_to_import_a_file(tmp_path: Path) -> None:
-    """Libraries are loaded before, as they have a form of their own for Windows."""
-    done = program("import importlib, pkgutil, sys" + IMPORTING + "all_of_it()" + WINDOWS + IMPORTED)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 90
-
-
-def test_writing_without_locks_is_refused_in_a_line(label: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_writing_without_locks_is_refused_in_a_line(label: Label, tmp_path: Path, monkeypatch: Any) -> None:
     photos = draw_folder(tmp_path / "photos", 2)
     monkeypatch.setattr(locks, "HAS_LOCKS", False)
     with pytest.raises(UserError, match=r"labels: expected Linux or macOS, whose locks .*; run the same command there"):
@@ -129,15 +119,8 @@ def test_a_dead_process_is_not_asked_for_by_signals_that_windows_takes_for_ctrl_
     assert not is_abandoned(PureWindowsPath(scratch_name("x")))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", [r"C:\runs\labels\x", r"runs\labels\x", r"\\server\share\x", "C:/runs/x"])
-def test_paths_with_backslashes_are_of_this_machine(path: str) -> None:
-    assert not is_url(path)
-    assert isinstance(place(path), Path)
-
-
-def test_paths_in_records_have_slashes_and_are_joined_as_the_system_does(label: Any, tmp_path: Path) -> None:
-    label(images=str(draw_folder(tmp_path / "photos", 3)))
-    manifest = json.loads((tmp_path / "labels" / "manifest.json").read_text())
+def test_paths_in_records_have_slashes_and_are_joined_as_the_system_does(shelved: Shelved) -> None:
+    manifest = json.loads((shelved(9) / "labels" / "manifest.json").read_text())
     paths = [File(**file).path for file in manifest["shards"] + manifest["other_files"]]
     assert any("/" in path for path in paths)
     for path in paths:
@@ -188,57 +171,28 @@ def test_a_file_that_is_there_is_found_whatever_the_locale(
     odd: Path, which: str, request: pytest.FixtureRequest
 ) -> None:
     variables = ASCII if which == "ascii" else request.getfixturevalue("latin") | {"PYTHONUTF8": "0"}
-    done = program(LISTED, odd, **variables)
+    done = python("-W", "ignore", "-c", LISTED, odd, **variables)
     assert done.returncode == 0, done.stderr
     read, encoding = json.loads(done.stdout)
     assert encoding != "utf-8"
     assert read == {path.relative_to(odd).as_posix(): path.stat().st_size for path in odd.rglob("*.png")}
 
 
-def test_names_stand_for_the_same_files_as_paths_do(odd: Path) -> None:
-    files = LocalFiles(odd)
-    assert files.read("\u00f6.png") == (odd / "\u00f6.png").read_bytes()
-    assert files.open("\u732b.png").read() == (odd / "\u732b.png").read_bytes()
-    assert set(files.matching("*.png")) >= {"\u00f6.png", "\u732b.png"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["ascii", "latin"])
-def test_commands_work_whatever_the_locale(odd: Path, words: Path, which: str, request: pytest.FixtureRequest) -> None:
+def test_commands_work_whatever_the_locale(label: Label, odd: Path, which: str, request: pytest.FixtureRequest) -> None:
     """The program goes over to UTF-8, and writes what the terminal's encoding lacks as an escape."""
     variables = ASCII if which == "ascii" else request.getfixturevalue("latin")
     out = odd.parent / "labels-\u00df"
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.world",
-        "label",
-        "--images",
-        odd,
-        "--wordlist",
-        words,
-        "--top-n",
-        "3",
-    ]
-    environment = {**os.environ, **variables}
-    done = subprocess.run(
-        [*map(str, command), "--device", "cpu", "--out", str(out)], env=environment, capture_output=True, cwd=ROOT,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert b"4 labelled, 0 bad" in done.stdout
-    encoding = "ascii" if which == "ascii" else "latin-1"
-    assert "labels-\u00df".encode(encoding, "backslashreplace") in done.stderr
-    store = open_labels(out)
-    assert {"\u00f6.png", "\u732b.png"} < set(store.ids)
-    assert sources.open_source(store.image_root).read(store.uri("\u732b.png"))
-    shown = [sys.executable, "-m", "tests.support.world", "inspect", str(out), "\u732b.png"]
-    done = subprocess.run(shown, env=environment, capture_output=True, cwd=ROOT, check=False)
+    label(images=str(odd), out=out)
+    done = python("-m", "sea_pipeline", "inspect", out, "\u732b.png", **variables)
     assert done.returncode == 0, done.stderr
     assert b"\\u732b.png" in done.stdout
-
-
-REFUSALS = (400, 401, 403, 404, 410, 451)
+    done = python("-m", "sea_pipeline", "inspect", out, "\u72ac.png", **variables)
+    assert done.returncode == 1
+    encoding = "ascii" if which == "ascii" else "latin-1"
+    for part in ("labels-\u00df", "\u72ac.png"):
+        assert part.encode(encoding, "backslashreplace") in done.stderr
 
 
 @pytest.fixture
@@ -253,45 +207,40 @@ def pages(tmp_path: Path) -> Path:
 def labelled(command: Any, words: Path, pages: Path, faults: Faults, images: str, out: Path) -> tuple[int, str]:
     with served(pages, faults) as server:
         more = ("--image-root", f"{server.url}/photos") if images == "list.csv" else ()
-        code, _, said = command(
-            "label", "--images", f"{server.url}/{images}", "--wordlist", words, "--top-n", 3, "--out", out,
-            "--max-bad", 1, "--device", "cpu", *more,
-        )  # fmt: skip
+        code, _, said = command(*labelling(f"{server.url}/{images}", words, out, "--max-bad", 1, *more))
     return code, said
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("status", REFUSALS)
-def test_an_image_that_is_refused_is_a_bad_image(
-    command: Any, words: Path, pages: Path, tmp_path: Path, status: int
-) -> None:
-    faults: Faults = {"photos/a/001.png": (1, status)}
-    code, _ = labelled(command, words, pages, faults, "list.csv", tmp_path / "out")
-    assert code == 0
-    store = open_labels(tmp_path / "out")
-    (bad,) = store.quarantine()
-    assert (len(store), bad["image_id"], bad["stage"]) == (5, "a/001.png", "read")
-    assert bad["error"] == {401: "PermissionError", 403: "PermissionError", 404: "FileNotFoundError"}.get(
-        status, "OSError"
-    )
+def test_an_image_that_is_refused_is_a_bad_image(command: Any, words: Path, pages: Path, tmp_path: Path) -> None:
+    refused = dict(zip(photos_in(pages / "photos"), (400, 401, 403, 404, 410, 451), strict=True))
+    faults: Faults = {f"photos/{name}": (1, status) for name, status in refused.items()}
+    assert labelled(command, words, pages, faults, "list.csv", tmp_path / "out")[0] == 0
+    expected = {401: "PermissionError", 403: "PermissionError", 404: "FileNotFoundError"}
+    found = {bad["image_id"]: (bad["stage"], bad["error"]) for bad in open_labels(tmp_path / "out").quarantine()}
+    assert found == {name: ("read", expected.get(status, "OSError")) for name, status in refused.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", ["t/photos-{000..002}.tar", "x.parquet", "list.csv", "photos"])
-@pytest.mark.parametrize("status", [403, 410])
-@pytest.mark.parametrize("request_", [1, 2, 3])
 def test_a_refusal_in_the_middle_of_a_listing_is_one_line_or_bad_images(
-    command: Any, words: Path, pages: Path, tmp_path: Path, images: str, status: int, request_: int
+    command: Any, words: Path, pages: Path, tmp_path: Path, images: str
 ) -> None:
+    """From the first, the second, the third request on."""
     file = {"photos": "photos/", "t/photos-{000..002}.tar": "t/photos-001.tar"}.get(images, images)
-    code, said = labelled(command, words, pages, {file: (request_, status)}, images, tmp_path / "out")
+    for request, status in enumerate((403, 410, 403), 1):
+        out = tmp_path / f"out{request}"
+        code, said = labelled(command, words, pages, {file: (request, status)}, images, out)
+        refused_or_named(code, said, out)
+        assert not code or images.partition("/")[0].removesuffix(".csv") in said
+
+
+def refused_or_named(code: int, said: str, out: Path) -> None:
+    """Every image is labelled or in the quarantine, or one line ends the command."""
     assert "Traceback" not in said
     if code:
-        assert (code, said.count("\n")) == (1, 1)
-        assert said.startswith("error: ")
-        assert images.partition("/")[0].removesuffix(".csv") in said
+        assert (code, said.count("\n"), said[:7]) == (1, 1, "error: ")
     else:
-        store = open_labels(tmp_path / "out")
+        store = open_labels(out)
         assert len(store) + len(list(store.quarantine())) == 6
 
 
@@ -336,13 +285,6 @@ def test_a_bucket_that_refuses_is_one_line(
                 proxy, "faulty", lambda path, plain=plain, asked=asked, good=good: next(asked) >= good and plain(path)
             )
             more = ("--image-root", "s3://bucket/in/photos") if images == "list.csv" else ()
-            code, _, said = command(
-                "label", "--images", f"s3://bucket/in/{images}", "--wordlist", words, "--top-n", 3, "--max-bad", 1,
-                "--out", tmp_path / f"out{good}", "--device", "cpu", *more,
-            )  # fmt: skip
-        assert "Traceback" not in said
-        if code:
-            assert (code, said.count("\n"), said[:7]) == (1, 1, "error: ")
-        else:
-            store = open_labels(tmp_path / f"out{good}")
-            assert len(store) + len(list(store.quarantine())) == 6
+            out = tmp_path / f"out{good}"
+            code, _, said = command(*labelling(f"s3://bucket/in/{images}", words, out, "--max-bad", 1, *more))
+        refused_or_named(code, said, out)

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
@@ -12,15 +14,29 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.paths import is_url, place
 from tests.support.contents import content, read_all
-from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
+from tests.support.paths import ROOT
+from tests.support.photo_forms import write_dataset, write_folder, write_list, write_parquet, write_tar
 from tests.support.world import Label, draw_folder
 
 NAMES = [
-    "run:1", "C:/x", "s3:/bucket/x", "file:x", "file:/x", "memory:x", "data:x", "hdfs:x/y", "gs:x", "viewfs:x", "a:b",
-    ":x", "x:", "a#b?c", "x%41 y", "abfs:a@b/x", "mock:x", "1:2:3",
+    "C:/x", "s3:/bucket/x", "file:x", "file:/x", "memory:x", "data:x", "hdfs:x/y", "gs:x", "viewfs:x", "a:b", ":x",
+    "x:", "a#b?c", "x%41 y", "abfs:a@b/x", "mock:x", "1:2:3",
 ]  # fmt: skip
-PACKAGE = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    "path", [*NAMES, "a::b.jpg", "/a/b://c", "hf:x", r"C:\runs\labels\x", r"runs\labels\x", r"\\server\share\x"]
+)
+def test_what_looks_like_a_url_is_a_path(path: str) -> None:
+    assert not is_url(path)
+    assert isinstance(place(path), Path)
+
+
+def test_what_a_url_is() -> None:
+    assert is_url("s3://b/x")
+    assert is_url("simplecache::s3://b")
 
 
 @pytest.fixture
@@ -30,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["s3:/bucket/x", "file:x", "file:/x", "a#b?c", "x%41 y", "1:2:3"])
 def test_labels_go_to_a_folder_of_any_name(label: Label, here: Path, name: str) -> None:
     photos = draw_folder(here / name / "photos", 5)
     (photos / "b" / "zzz.png").write_bytes(b"no image")
@@ -50,17 +66,13 @@ def test_labels_go_to_a_folder_of_any_name(label: Label, here: Path, name: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "[a]"])
+@pytest.mark.parametrize("name", [*NAMES, "[a]", "a[1]{0..3}*"])
 def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
     photos = {f"{number}.png": bytes([number]) for number in range(3)}
     folder = here / name
+    write_folder(folder, photos)
     write_parquet(folder / "of:images.parquet", photos)
     write_tar(folder / "tars" / "a:0.tar", list(photos.items()))
-    for image, data in photos.items():
-        (folder / image).write_bytes(data)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with (folder / "list:1.parquet").open("wb") as file:
         pq.write_table(pa.table({"path": list(photos)}), file)
     write_list(folder / "list:1.csv", [{"path": image} for image in photos])
@@ -70,8 +82,9 @@ def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["run:1", "s3:/bucket/x", "data:x", "file:x"])
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "streaming"), [("s3:/bucket/x", False), ("data:x", True), ("file:x", False), ("run:1", True)]
+)
 def test_datasets_are_read_from_folders_of_any_name(
     here: Path, name: str, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +115,7 @@ def test_arrow_is_given_open_files_alone() -> None:
         "sea_pipeline/inputs/sources/tables.py",
     }
     found = set()
-    for path in [*(PACKAGE / "sea_pipeline").rglob("*.py"), *(PACKAGE / "trainer").rglob("*.py")]:
+    for path in [*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
@@ -110,21 +123,17 @@ def test_arrow_is_given_open_files_alone() -> None:
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             calls = {"ParquetWriter", "ParquetFile", "write_table", "read_table", "ParquetDataset", "read_schema"}
             if called in {f"pq.{name}" for name in calls | {"read_metadata", "write_metadata", "write_to_dataset"}}:
-                found.add(path.relative_to(PACKAGE).as_posix())
+                found.add(path.relative_to(ROOT).as_posix())
     assert found == opens
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_file_of_several_whose_name_is_not_utf8_costs_itself(label: Label, here: Path, kind: str) -> None:
-    photos = photos_in(draw_folder(here / "photos", 4))
-    odd = os.fsdecode(b"x\xe9." + kind.encode())
-    for name, part in (("0", slice(2)), ("x", slice(2, 4))):
-        some = dict(list(photos.items())[part])
-        write_tar(here / "in" / "0.tar", list(some.items())) if kind == "tar" else write_parquet(
-            here / "in" / "0.parquet", some
-        )
-        (here / "in" / f"0.{kind}").rename(here / "in" / (odd if name == "x" else f"1.{kind}"))
-    label(images="in", max_bad=0.5)
-    store = open_labels(here / "labels")
-    assert store.ids == list(photos)[:2]
-    assert [bad["message"] for bad in store.quarantine()] == ["the name of the file is not UTF-8; rename it"]
+def test_a_file_of_several_whose_name_is_not_utf8_costs_itself(here: Path, kind: str) -> None:
+    for name in (f"1.{kind}", os.fsdecode(b"x\xe9." + kind.encode())):
+        if kind == "tar":
+            write_tar(here / "in" / name, [(f"{len(name)}.png", b"A")])
+        else:
+            write_parquet(here / "in" / "0", {"a": b"A"}).rename(here / "in" / name)
+    found = read_all(list_samples("in"))
+    assert found.popitem()[1] == "the name of the file is not UTF-8; rename it"
+    assert list(found.values()) == [b"A"]

@@ -19,10 +19,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
 from sea_pipeline.inputs.image_bytes import PNG
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, decode_image, read_image
-from tests.support.photo_forms import bomb, jpeg
+from tests.support.photo_forms import bomb, chunk, encoded, jpeg
 from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
 
 RED = (255, 0, 0)
+SMALL = Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3))
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:
@@ -70,17 +71,6 @@ def test_a_picture_stays_upright_if_memory_lacks_for_a_moment(tmp_path: Path, mo
     assert read_image(path).image.size == (20, 40)
 
 
-def test_damaged_exif_is_not_a_damaged_picture(tmp_path: Path) -> None:
-    path = save(tmp_path / "x.jpg", Image.new("RGB", (8, 8), RED), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    assert read_image(path).image.size == (8, 8)
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    values = np.array([[0, 256, 32_896, 65_535]], np.uint16)
-    path = save(tmp_path / "x.png", Image.fromarray(values))
-    assert [pixel(path, (x, 0))[0] for x in range(4)] == [0, 0, 128, 255]
-
-
 def test_alpha_lies_over_white_and_palettes_become_colours(tmp_path: Path) -> None:
     assert pixel(save(tmp_path / "a.png", Image.new("RGBA", (1, 1), (9, 9, 9, 0)))) == (255, 255, 255)
     assert pixel(save(tmp_path / "la.png", Image.new("LA", (1, 1), (0, 255)))) == (0, 0, 0)
@@ -92,11 +82,8 @@ def test_alpha_lies_over_white_and_palettes_become_colours(tmp_path: Path) -> No
 
 def png_row(depth: int, colours: int, row: bytes, hidden: bytes) -> bytes:
     """A PNG of two pixels, of which the colour of the first is hidden."""
-    parts = (b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colours, 0, 0, 0)), (b"tRNS", hidden)
-    chunks = [*parts, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    return PNG + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colours, 0, 0, 0))
+    return PNG + header + chunk(b"tRNS", hidden) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +134,6 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
     [
         (b"", "read", "0 bytes"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode", "no format that Pillow knows"),
-        (b"hello", "decode", "no format that Pillow knows"),
         (jpeg()[:-800], "decode", "truncated"),
         (bomb(), "decode", "decompression bomb"),
     ],
@@ -167,10 +153,6 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_image(tmp_path)
     with pytest.raises(BadImageError, match="No such file"):
         read_image(tmp_path / "absent.jpg")
-
-
-def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
-    assert pixel(save(tmp_path / "x.png", Image.new("RGB", (1, 1), RED))) == RED
 
 
 @pytest.mark.parametrize(
@@ -235,12 +217,6 @@ def box(brand: bytes, *compatible: bytes) -> bytes:
     return (len(body) + 4).to_bytes(4) + body + b"\0\0\0\x08free" + bytes(64)
 
 
-def encoded(form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)).save(buffer, form)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("data", "what", "advice"),
     [
@@ -271,8 +247,8 @@ def encoded(form: str) -> bytes:
         (bytes(1), "all 1 bytes are zeros", "copy it again"),
         (bytes(5000), "all 5,000 bytes are zeros", "copy it again"),
         (b"", "0 bytes", "copy it again"),
-        (encoded("TIFF")[:9], "begins as TIFF does", "copy it again"),
-        (encoded("AVIF")[:90], "begins as AVIF does", "copy it again"),
+        (encoded("TIFF", SMALL)[:9], "begins as TIFF does", "copy it again"),
+        (encoded("AVIF", SMALL)[:90], "begins as AVIF does", "copy it again"),
     ],
 )
 def test_a_known_kind_is_named(data: bytes, what: str, advice: str) -> None:
@@ -289,7 +265,7 @@ def test_a_known_kind_is_named(data: bytes, what: str, advice: str) -> None:
 def test_a_codec_that_pillow_lacks_is_named(
     monkeypatch: pytest.MonkeyPatch, form: str, codec: str, plugin: object
 ) -> None:
-    data = encoded(form)
+    data = encoded(form, SMALL)
     decode_image(data)
     has = features.check
     monkeypatch.setattr(plugin, "SUPPORTED", False)
@@ -300,7 +276,7 @@ def test_a_codec_that_pillow_lacks_is_named(
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA"])
 def test_images_are_no_other_kind(form: str) -> None:
-    assert decode_image(encoded(form)).image.size == (32, 32)
+    assert decode_image(encoded(form, SMALL)).image.size == (32, 32)
 
 
 def gradient(width: int, height: int) -> Image.Image:

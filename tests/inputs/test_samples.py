@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs import json_array
 from sea_pipeline.inputs.json_array import JsonNumbers
-from sea_pipeline.inputs.llava_json import images_of, record_name, records, relative_path
+from sea_pipeline.inputs.llava_json import images_of, record_name, records
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources import list_samples
 from tests.support.contents import read_all
@@ -57,16 +56,6 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert listing.notes["links that lead back to a folder above them"] == 1
 
 
-def test_a_name_that_is_not_utf8_is_a_problem_of_that_picture(tmp_path: Path) -> None:
-    touch(tmp_path / "a.png")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9t\xe9.png")).write_bytes(b"")
-    good, bad = sorted(list_samples(str(tmp_path)).samples, key=lambda sample: sample.problem is not None)
-    assert good == Sample("a.png", "a.png")
-    assert bad.image_id == "\\xe9t\\xe9.png"
-    assert bad.problem is not None
-    assert "not UTF-8" in bad.problem
-
-
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_llava_rows_are_joined_to_the_image_root(tmp_path: Path, suffix: str) -> None:
     data = llava(tmp_path / f"data{suffix}", "b/2.jpg", None, "a/1.jpg", ["c/3.jpg", "a/1.jpg"], "x/../b/9.jpg")
@@ -78,13 +67,13 @@ def test_llava_rows_are_joined_to_the_image_root(tmp_path: Path, suffix: str) ->
         Sample("c/3.jpg", "c/3.jpg"),
         Sample("x/../b/9.jpg", "b/9.jpg"),
     ]
-    assert listing.notes == {
-        "text-only entries": 1,
-        "repeated entries of an image": 1,
-    }
+    assert listing.notes == {"text-only entries": 1, "repeated entries of an image": 1}
+    assert list_samples(str(data), tmp_path, limit=2).samples == listing.samples[:2]
 
 
-@pytest.mark.parametrize("image", ["../up.jpg", "/etc/passwd", "a/../../up.jpg", "a\0b.jpg", "\ud800.jpg", 7, ""])
+@pytest.mark.parametrize(
+    "image", ["../up.jpg", "/etc/passwd", "a/../../up.jpg", "s3://b/x", "http://h/x", "a\0b.jpg", "\ud800.jpg", 7, ""]
+)
 def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Path, image: Any) -> None:
     first, second = list_samples(str(llava(tmp_path / "data.jsonl", "zzz.jpg", image))).samples
     bad, good = (second, first) if first.problem is None else (first, second)
@@ -144,21 +133,6 @@ def test_a_problem_never_takes_the_place_of_a_good_image(tmp_path: Path) -> None
     assert second.problem
 
 
-def test_an_input_with_nothing_in_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="found nothing there"):
-        list_samples(str(tmp_path / "absent"))
-    touch(tmp_path / "readme.md")
-    with pytest.raises(UserError, match=r"found none \(left out: files without an image's suffix: 1\)"):
-        list_samples(str(tmp_path))
-
-
-def test_a_shuffled_json_gives_the_same_plan_and_limit_takes_the_first(tmp_path: Path) -> None:
-    one = list_samples(str(llava(tmp_path / "1.json", "c", "a", "b")), tmp_path)
-    two = list_samples(str(llava(tmp_path / "2.json", "b", "c", "a")), tmp_path)
-    assert one.samples == two.samples
-    assert ids(list_samples(str(tmp_path / "1.json"), tmp_path, limit=2)) == ["a", "b"]
-
-
 def test_the_packaged_photos_are_there() -> None:
     listing = list_samples(None)
     assert len(listing.samples) == 11
@@ -204,13 +178,6 @@ def test_keys_of_any_length_make_short_messages(tmp_path: Path, row: dict[str, o
     assert len(str(refused.value)) < 600
 
 
-def test_images_of_a_record() -> None:
-    assert images_of({"image": "a"}) == ["a"]
-    assert images_of({"image": ["a", 7]}) == ["a", 7]
-    assert images_of({"image": None}) == images_of({"image": []}) == images_of({}) == []
-    assert relative_path("./a//b/../c.jpg") == "a/c.jpg"
-
-
 def test_nan_is_read_in_both_forms_and_is_a_word_in_texts(tmp_path: Path) -> None:
     rows = [ROW, ROW | {"score": float("nan"), "most": [float("inf"), -float("inf")], "id": 'NaN, "NaN" \\'}, ROW]
     (tmp_path / "data.json").write_text(json.dumps(rows, indent=1))
@@ -241,11 +208,10 @@ def test_numbers_that_are_none_are_found_wherever_the_bytes_are_cut(
 def bad_inputs(folder: Path) -> dict[str, str]:
     """What is asked for, and what must be said."""
     (folder / "empty").mkdir()
-    for name in ("empty.csv", "empty.tar", "empty.parquet", "empty.txt", "x.zip", "x.tar.gz"):
+    for name in ("empty.csv", "empty.parquet", "empty.txt", "x.zip", "x.tar.gz"):
         (folder / name).write_bytes(b"")
     (folder / "columns.csv").write_text("a,b\n1,2\n")
     (folder / "huge.csv").write_text("path\n" + "x" * 200_000)
-    (folder / "zipped.tar").write_bytes(b"\x1f\x8b" + b"x" * 600)
     (folder / "no.parquet").write_text("no")
     (folder / "mixed").mkdir()
     (folder / "mixed" / "a.tar").touch()
@@ -258,8 +224,6 @@ def bad_inputs(folder: Path) -> dict[str, str]:
         "empty": "expected images, found none",
         "empty.csv": "empty.csv: expected a column called path, image, file_name or uri; found nothing",
         "empty.txt": "expected images, found none",
-        "empty.tar": "expected a .tar with images, not compressed",
-        "zipped.tar": "expected a .tar with images, not compressed",
         "empty.parquet": "empty.parquet: expected a Parquet file",
         "no.parquet": "no.parquet: expected a Parquet file",
         "text.parquet": "text.parquet: expected a column called path, image, file_name or uri; found text",
@@ -284,16 +248,13 @@ def bad_inputs(folder: Path) -> dict[str, str]:
 
 def test_every_bad_input_is_one_clear_line(tmp_path: Path, command: Any, words: Path) -> None:
     for name, expected in bad_inputs(tmp_path).items():
-        asked = name if ":" in name else f"{tmp_path}/{name}"
-        code, _, said = command(
-            "label", "--images", asked, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out"
-        )
-        line = " ".join(said.split())
-        assert code == 1, name
-        assert expected in line, (name, line)
-        assert line.startswith("error: "), line
-        assert "Traceback" not in line
-        assert not (tmp_path / "out").exists()
+        with refused(expected):
+            list_samples(name if ":" in name else f"{tmp_path}/{name}")
+    code, _, said = command(
+        "label", "--images", tmp_path / "no.parquet", "--wordlist", words, "--out", tmp_path / "out"
+    )
+    assert (code, said.count("\n"), said[:7]) == (1, 1, "error: ")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -325,17 +286,6 @@ def test_options_that_do_not_go_together(
     write_dataset(Path("saved"), train={"image": [{"bytes": b"A", "path": "a.png"}]})
     with refused(expected):
         list_samples(**({"images": "photos"} | settings))
-
-
-@pytest.mark.parametrize(
-    "path", ["../up.png", "/etc/passwd", "a/../../up.png", "s3://b/x.png", "http://h/x.png", "a\0"]
-)
-def test_a_path_in_a_list_that_leaves_the_root_costs_that_image(tmp_path: Path, path: str) -> None:
-    (tmp_path / "list.txt").write_text(f"good.png\n{path}\n")
-    problems = {sample.image_id: sample.problem for sample in list_samples(str(tmp_path / "list.txt")).samples}
-    assert problems.pop("good.png") is None
-    assert all(problems.values())
-    assert len(problems) == 1
 
 
 def test_a_dataset_reads_no_file_outside_its_folder(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def rows(folder: Path) -> dict[str, Any]:
 def form(name: str, folder: Path, place: Path) -> dict[str, Any]:
     """The settings that label the photos of `folder` in another form, written below `place`."""
     photos = photos_in(folder)
+    place.mkdir(exist_ok=True)
     llava = [{"image": name, "conversations": []} for name in reversed(photos)]
     if name == "folder":
         return {"images": str(folder)}
@@ -115,60 +116,51 @@ def container(name: str, photos: Photos, place: Path) -> dict[str, Any]:
     return {"images": f"hf:{place}/saved:here:validation", "streaming": name == "hf stream"}
 
 
-FORMS = [
-    "json", "jsonl", "csv", "csv of ids", "tsv", "txt", "parquet list", "tar", "tars", "tars *", "tars {}", "parquet",
-    "parquet paths", "binary parquets", "hf", "hf stream", "hf parquet stream",
-]  # fmt: skip
+FORMS = {
+    "": (
+        "json", "csv of ids", "tsv", "txt", "parquet list", "tar", "tars *", "parquet paths", "hf", "hf stream",
+        "hf parquet stream",
+    ),
+    "memory://": ("csv", "tars {}", "binary parquets"),
+    "s3://bucket": ("folder", "jsonl", "tars", "parquet"),
+}  # fmt: skip
+"""Forms by where they lie."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(("protocol", "name"), [(protocol, name) for protocol in FORMS for name in FORMS[protocol]])
 def test_every_form_gives_the_same_rows(
-    label: Label, folder: Path, whole: dict[str, Any], tmp_path: Path, name: str
+    label: Label, folder: Path, whole: dict[str, Any], tmp_path: Path, s3: str, protocol: str, name: str
 ) -> None:
-    run = label(**form(name, folder, tmp_path), max_bad=0.5)
+    asked = form(name, folder, folder if name == "csv" else tmp_path / "forms")
+    if protocol:
+        url = f"{protocol}/{name.replace(' ', '_').replace('{}', 'x')}"
+        for place in filter(Path.is_dir, (folder, tmp_path / "forms")):
+            copy_to(url, place)
+            asked |= {key: value.replace(str(place), url) for key, value in asked.items() if isinstance(value, str)}
+    run = label(**asked, max_bad=0.5)
     assert rows(tmp_path / "labels") == whole
     assert len(whole["labels"]) == 11
-    again = label(**form(name, folder, tmp_path), max_bad=0.5, retry_bad=True)  # what reopens is what was recorded
+    again = label(**asked, max_bad=0.5, retry_bad=True)  # what reopens is what was recorded
     assert (again.report.images + again.report.bad, run.report.bad) == (4, 1)
     store = open_labels(tmp_path / "labels")
     source = open_source(store.image_root)
     for image_id, data in photos_in(folder).items():
         if image_id in store:
             assert source.read(store.uri(image_id)) == data
-    assert len([photo_of(store, image_id) for image_id in store]) == 11
+            assert photo_of(store, image_id)
+    assert not protocol or url in (tmp_path / "labels" / "dataset.json").read_text()
 
 
-@pytest.mark.parametrize("protocol", ["memory://", "s3://bucket"])
-@pytest.mark.parametrize("name", ["folder", "csv", "jsonl", "tars", "tars {}", "parquet", "binary parquets"])
-def test_every_form_is_the_same_behind_a_url(
-    label: Label, folder: Path, whole: dict[str, Any], tmp_path: Path, s3: str, protocol: str, name: str
-) -> None:
-    asked = form(name, folder, tmp_path / "forms") if name != "csv" else form(name, folder, folder)
-    url = f"{protocol}/{name.replace(' ', '_').replace('{}', 'x')}"
-    for place in (folder, tmp_path / "forms"):
-        if place.is_dir():
-            copy_to(url, place)
-            asked = {
-                key: value.replace(str(place), url) if isinstance(value, str) else value for key, value in asked.items()
-            }
-    label(**asked, max_bad=0.5)
-    assert rows(tmp_path / "labels") == whole
-    assert url in (tmp_path / "labels" / "dataset.json").read_text()
-
-
-@pytest.mark.parametrize("name", ["s3", "hf stream", "parquet"])
 def test_a_killed_run_goes_on_from_where_it_was(
-    label: Label, tmp_path: Path, s3: str, name: str, program: Begin, monkeypatch: pytest.MonkeyPatch
+    label: Label, tmp_path: Path, program: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a stream, which has to be read from its beginning again."""
     monkeypatch.setenv(BATCHES, "6")
-    folder = draw_folder(tmp_path / "photos", 24)
-    settings = {"images": "s3://bucket/killed"} if name == "s3" else container(name, photos_in(folder), tmp_path)
-    if name == "s3":
-        copy_to("s3://bucket/killed", folder)
+    settings = container("hf stream", photos_in(draw_folder(tmp_path / "photos", 24)), tmp_path)
     label(**settings, out=tmp_path / "whole", shard_size=2)
-    command = labelling(settings["images"], word_file(tmp_path / "colours.txt"), tmp_path / "labels", "--shard-size", 2)
-    process = program(*command, *(["--streaming"] if "streaming" in settings else []))
+    colours = word_file(tmp_path / "colours.txt")
+    process = program(*labelling(settings["images"], colours, tmp_path / "labels", "--shard-size", 2, "--streaming"))
     commits = tmp_path / "labels" / "commits"
     while not (commits.is_dir() and len(list(commits.iterdir())) > 2):
         assert process.returncode is None
@@ -183,13 +175,12 @@ def test_a_killed_run_goes_on_from_where_it_was(
     assert not list((tmp_path / "labels" / ".tmp").iterdir())
 
 
-@pytest.mark.parametrize("status", [500, 503])
-def test_a_service_that_fails_for_a_while_costs_nothing(
-    label: Label, folder: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch, status: int
+def test_a_service_that_fails_for_a_while_costs_nothing_and_one_that_goes_on_fails_shards(
+    label: Label, folder: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_to("s3://bucket/fails", folder)
     label(images="s3://bucket/fails", out=tmp_path / "whole", max_bad=0.5)
-    with failing_s3(monkeypatch, s3, status, faults=2) as proxy:
+    with failing_s3(monkeypatch, s3, 500, faults=2) as proxy:
         run = label(images="s3://bucket/fails", max_bad=0.5)
     assert len(proxy.asked) == 12
     assert min(proxy.asked.values()) == 3
@@ -197,20 +188,14 @@ def test_a_service_that_fails_for_a_while_costs_nothing(
     assert {commit.attempt for commit in run.ledger.commits()} == {1}
     assert content(tmp_path / "labels") == content(tmp_path / "whole")
 
-
-def test_a_service_that_goes_on_failing_fails_shards_and_never_images(
-    label: Label, folder: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy_to("s3://bucket/down", folder)
-    label(images="s3://bucket/down", out=tmp_path / "whole", max_bad=0.5)
     with failing_s3(monkeypatch, s3, 503, faults=10_000):
-        run = label(images="s3://bucket/down", max_bad=0)
+        run = label(images="s3://bucket/fails", out=tmp_path / "down", max_bad=0)
     assert run.report.failed.keys() == {0, 1, 2}
-    assert "s3://bucket/down/" in run.report.failed[0]
+    assert "s3://bucket/fails/" in run.report.failed[0]
     assert (run.report.images, run.report.bad) == (0, 0)
-    assert not list((tmp_path / "labels").glob("labels/*"))
-    label(images="s3://bucket/down", max_bad=0.5)
-    assert content(tmp_path / "labels") == content(tmp_path / "whole")
+    assert not list((tmp_path / "down").glob("labels/*"))
+    label(images="s3://bucket/fails", out=tmp_path / "down", max_bad=0.5)
+    assert content(tmp_path / "down") == content(tmp_path / "whole")
 
 
 def test_a_missing_object_costs_itself_and_a_missing_bucket_the_run(

@@ -1,9 +1,6 @@
 """Tars, tables, lists and datasets that are damaged or odd: what that costs, and where ids come from."""
 
-import hashlib
-import io
 import itertools
-import tarfile
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -17,7 +14,7 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Listing
-from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.inputs.sources import list_samples
 from tests.support.contents import read_all
 from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
 from tests.support.refused import refused
@@ -30,61 +27,12 @@ def ids(listing: Listing) -> list[str]:
     return [sample.image_id for sample in listing.samples]
 
 
-def tar_of(path: Path, *members: tarfile.TarInfo | tuple[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for member in members:
-            if isinstance(member, tuple):
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-            else:
-                tar.addfile(member)
-    return path
-
-
-def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
 def test_a_name_in_two_tars_puts_the_tar_in_front_of_all(tmp_path: Path) -> None:
     write_tar(tmp_path / "t" / "x.tar", [("1.png", b"one"), ("2.png", b"two")])
     write_tar(tmp_path / "t" / "in" / "x.tar", [("1.png", b"other")])
     listing = list_samples(str(tmp_path / "t"))
     assert read_all(listing) == {"in/x/1.png": b"other", "x/1.png": b"one", "x/2.png": b"two"}
     assert listing.ids == "members' names, their tar in front"
-
-
-def test_odd_members_of_a_tar(tmp_path: Path) -> None:
-    long = "d/" * 100 + "long name ::#.png"
-    path = tar_of(
-        tmp_path / "x.tar",
-        ("./a.png", b"A"), ("b.png", b"old"), ("notes.txt", b"x"), (long, b"L"), ("b.png", b"new"), ("empty.png", b""),
-        link("hard.png", "./a.png"), link("soft.png", "a.png", tarfile.SYMTYPE), ("../../up.png", b"up"),
-    )  # fmt: skip
-    listing = list_samples(str(path))
-    expected = {"a.png": b"A", "b.png": b"new", long: b"L", "empty.png": b"", "hard.png": b"A", "soft.png": b"A"}
-    assert read_all(listing) == expected | {"../../up.png": b"up"}
-    assert listing.notes == {
-        "files without an image's suffix": 1,
-        "members that a later one of the same tar replaces": 1,
-    }
-
-
-def test_a_damaged_tar_costs_its_images_and_not_the_run(label: Label, tmp_path: Path) -> None:
-    photos = photos_in(draw_folder(tmp_path / "photos", 8))
-    names = list(photos)
-    write_tar(tmp_path / "t" / "0.tar", [(name, photos[name]) for name in names[:4]])
-    cut = write_tar(tmp_path / "t" / "1.tar", [(name, photos[name]) for name in names[4:]])
-    assert all(len(data) <= tarfile.BLOCKSIZE for data in photos.values())
-    cut.write_bytes(cut.read_bytes()[: 2 * 2 * tarfile.BLOCKSIZE])
-    (tmp_path / "t" / "2.tar").write_bytes(b"no tar at all" * 100)
-    label(images=str(tmp_path / "t"), max_bad=0.9)
-    store = open_labels(tmp_path / "labels")
-    bad = {row["image_id"]: row["stage"] for row in store.quarantine()}
-    assert bad == {"1.tar": "list", "2.tar": "list"}
-    assert store.ids == names[:6]
 
 
 def test_a_damaged_row_group_costs_the_images_in_it(label: Label, tmp_path: Path) -> None:
@@ -190,11 +138,6 @@ def test_row_numbers_sort_as_rows_do_and_name_their_file(tmp_path: Path) -> None
 
 
 def test_an_id_that_is_missing_costs_that_image(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet", {"a": b"A", "b": b"B"}, sku=["s", None])
-    assert read_all(list_samples(str(path), id_column="sku")) == {
-        "s": b"A",
-        "x.parquet#1": "expected an id in the column 'sku'; found none",
-    }
     listed = write_list(tmp_path / "l.csv", [{"path": "a.png", "sku": "s"}, {"path": "b.png", "sku": ""}])
     problems = [sample.problem for sample in list_samples(str(listed), id_column="sku").samples]
     assert sorted(filter(None, problems)) == ["expected an id; found none"]
@@ -329,11 +272,3 @@ def test_an_offset_of_an_arrow_file_that_is_damaged_ends_no_process(
     bad = {row["image_id"]: row["error"] for row in store.quarantine()}
     assert bad == {names[2]: "DamagedTable", names[3]: "DamagedTable"}
     assert sorted(store) == sorted(set(names) - set(bad))
-
-
-def test_folders_that_look_like_patterns_are_folders(tmp_path: Path) -> None:
-    folder = draw_folder(tmp_path / "a[1]{0..3}*", 3)
-    assert ids(list_samples(str(folder))) == ["000.png", "a/001.png", "b/002.png"]
-    assert list_samples(f"file://{folder}").root == str(folder)
-    data = hashlib.sha256(photos_in(folder)["000.png"]).digest()
-    assert hashlib.sha256(open_source(str(folder)).read("000.png")).digest() == data

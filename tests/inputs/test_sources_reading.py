@@ -18,7 +18,6 @@ from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.sources import forward, list_samples, open_source, remote, tables
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.storage import retry
-from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 from tests.support.photo_forms import write_parquet
 
@@ -34,13 +33,6 @@ def pieces(of: int, begun: list[int]) -> Forward[bytes]:
         return first, iter(ROWS[first : first + of])
 
     return Forward(begin, len, lambda row: row // of * of)
-
-
-def test_rows_read_in_order_are_read_once() -> None:
-    begun: list[int] = []
-    rows = pieces(50, begun)
-    assert [rows[row] for row in range(200)] == ROWS
-    assert begun == [0, 50, 100, 150]
 
 
 @pytest.mark.parametrize("of", [1, 7, 200])
@@ -72,6 +64,16 @@ def test_more_threads_than_rows_are_kept_do_not_start_over(monkeypatch: pytest.M
         list(pool.map(lambda _: all_there.wait(), range(16)))
         assert [rows[row] for row in reversed(range(16))] == ROWS[15::-1]
     assert begun == [0]
+
+
+def test_two_that_read_one_file_do_not_start_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_ROWS", 4)
+    monkeypatch.setattr(forward, "_BYTES", 0)
+    begun: list[int] = []
+    rows = pieces(100, begun)
+    for row in range(100):
+        assert (rows[row], rows[100 + row]) == (ROWS[row], ROWS[100 + row])
+    assert begun == [0, 100]
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,23 +163,15 @@ def caused(error: Exception, cause: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (TimeoutError(), True),
-        (ConnectionResetError(), True),
-        (EOFError(), True),
-        (OSError(errno.EIO, "x"), True),
-        (FileNotFoundError(), False),
-        (PermissionError(), False),
-        (ValueError(), False),
-        (ThrottledError(429), True),
-        (ThrottledError(503), True),
-        (ThrottledError(404), False),
-        (caused(FileNotFoundError(), ThrottledError(429)), True),
+        (TimeoutError(), True), (ConnectionResetError(), True), (EOFError(), True), (OSError(errno.EIO, "x"), True),
+        (FileNotFoundError(), False), (PermissionError(), False), (ValueError(), False),
+        (ThrottledError(429), True), (ThrottledError(500), True), (ThrottledError(503), True),
+        (ThrottledError(404), False), (caused(FileNotFoundError(), ThrottledError(429)), True),
         (caused(OSError(errno.EIO, "x"), BotoError("InternalError", 500)), True),
         (caused(OSError(errno.EINVAL, "x"), BotoError("InvalidRequest", 400)), False),
         (caused(PermissionError(), BotoError("AccessDenied", 403)), False),
-        (ThrottledError(500), True),
     ],
-)
+)  # fmt: skip
 def test_what_may_pass(error: Exception, expected: bool) -> None:
     assert may_pass(error) is expected
 
@@ -236,11 +230,3 @@ def test_a_large_object_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BadImageError) as error:
         source.read("x.png")
     assert error.value.error == "TooLarge"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("s3://b/x", True), ("simplecache::s3://b", True), ("a::b.jpg", False), ("/a/b://c", False), ("hf:x", False)],
-)
-def test_what_a_url_is(text: str, expected: bool) -> None:
-    assert is_url(text) is expected

@@ -11,67 +11,55 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.inputs.sources.base import PATH_COLUMNS
 from sea_pipeline.inputs.sources.values import MISSING, NoId, bytes_of, id_texts, is_bytes, is_id
 from tests.support.contents import read_all
-from tests.support.photo_forms import jpeg, photos_in, write_parquet
+from tests.support.photo_forms import jpeg, write_parquet
 from tests.support.refused import refused
-from tests.support.world import Label, draw_folder
 
 NOT_UTF8 = pa.array([b"ok", b"\xff\xfe", b"c"], pa.binary())
 UTC = datetime.UTC
 A_UUID = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
 
 SIX = {
-    "text": (NOT_UTF8.view(pa.string()), "is not UTF-8; rename it"),
-    "nul": (pa.array(["x", "a\0b", "z"]), "holds a NUL character; rename it"),
-    "moment": (pa.array([0, 2**62, 5], pa.timestamp("us")), "beyond the years 1 to 9999"),
-    "double": (pa.array([0.5, float("nan"), 2.5]), "found NaN"),
-    "decimal": (pa.array([decimal.Decimal("1.50"), None, decimal.Decimal(7)], pa.decimal128(9, 2)), "found none"),
-    "day": (pa.array([0, 2**31 - 1, 7], pa.int32()).view(pa.date32()), "beyond the years 1 to 9999"),
-}
-
-
-def test_one_bad_value_in_each_of_six_types_costs_six_rows(label: Label, tmp_path: Path) -> None:
-    photos = list(photos_in(draw_folder(tmp_path / "photos", 18)).items())
-    for number, (name, (ids, _)) in enumerate(SIX.items()):
-        write_parquet(tmp_path / "t" / f"{name}.parquet", dict(photos[3 * number : 3 * number + 3]), sku=ids)
-    label(images=str(tmp_path / "t"), id_column="sku", max_bad=0.5)
-    store = open_labels(tmp_path / "labels")
-    good = {"ok", "c", "x", "z", "1970-01-01T00:00:00", "1970-01-01T00:00:00.000005", "0.5", "2.5", "1.50", "7.00"}
-    assert set(store.ids) == good | {"1970-01-01", "1970-01-08"}
-    bad = {row["uri"].split(".")[0]: (row["stage"], row["message"]) for row in store.quarantine()}
-    assert bad.keys() == SIX.keys()
-    for name, (_, reason) in SIX.items():
-        assert bad[name][0] == "list"
-        assert reason in bad[name][1], name
+    "text": (NOT_UTF8.view(pa.string()), ["c", "ok"], "is not UTF-8; rename it"),
+    "nul": (pa.array(["x", "a\0b", "z"]), ["x", "z"], "holds a NUL character; rename it"),
+    "moment": (
+        pa.array([0, 2**62, 5], pa.timestamp("us")),
+        ["1970-01-01T00:00:00", "1970-01-01T00:00:00.000005"], "beyond the years 1 to 9999",
+    ),
+    "double": (pa.array([0.5, float("nan"), 2.5]), ["0.5", "2.5"], "found NaN"),
+    "decimal": (
+        pa.array([decimal.Decimal("1.50"), None, decimal.Decimal(7)], pa.decimal128(9, 2)), ["1.50", "7.00"],
+        "found none",
+    ),
+    "day": (
+        pa.array([0, 2**31 - 1, 7], pa.int32()).view(pa.date32()), ["1970-01-01", "1970-01-08"],
+        "beyond the years 1 to 9999",
+    ),
+}  # fmt: skip
+"""Ids, of which one is bad; the good ones as text; what is said of the bad one."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIX)
-def test_a_bad_id_in_a_list_or_a_dataset_costs_its_row(tmp_path: Path, name: str) -> None:
+def test_a_bad_id_costs_its_row_in_tables_lists_and_datasets(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
-    ids, reason = SIX[name]
-    pq.write_table(pa.table({"sku": ids, "path": ["a.png", "b.png", "c.png"]}), tmp_path / "list.parquet")
-    listing = list_samples(str(tmp_path / "list.parquet"), id_column="sku")
-    cells = [{"bytes": b"A", "path": None}] * 3
-    write_parquet(tmp_path / "loadable" / "train.parquet", dict.fromkeys("abc", b"A"), sku=ids)
-    assert len(cells) == len(listing.samples)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        found = [listing]
-        found += [
-            list_samples(f"hf:{tmp_path}/loadable", id_column="sku", streaming=streaming) for streaming in (False, True)
-        ]
-    for listing in found:
-        problems = [sample.problem for sample in listing.samples if sample.problem]
-        assert len(problems) == 1
-        assert reason in problems[0]
-        assert len(listing.samples) == 3
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    ids, good, reason = SIX[name]
+    pq.write_table(pa.table({"sku": ids, "path": ["a.png", "b.png", "c.png"]}), "list.parquet")
+    write_parquet(Path("in/train.parquet"), dict.fromkeys("abc", b"A"), sku=ids)
+    for images, streaming in (("list.parquet", False), ("in", False), ("hf:in", False), ("hf:in", True)):
+        samples = list_samples(images, id_column="sku", streaming=streaming).samples
+        assert sorted(sample.image_id for sample in samples if not sample.problem) == good
+        (problem,) = [sample.problem for sample in samples if sample.problem]
+        assert reason in problem
 
 
 def big(value: int) -> pa.Array:
@@ -146,14 +134,6 @@ def test_what_cannot_be_an_id_is_refused_by_its_type(tmp_path: Path, kind: pa.Da
         f"{path}: expected text, bytes, UUIDs, numbers, booleans, dates or times in the column 'id', which --id-column "
         f"asks for; found {pq.read_schema(path).field('id').type}"
     )
-
-
-def test_ids_that_become_the_same_text_are_one_image(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "t" / "a.parquet", {"a": b"A"}, id=[1])
-    write_parquet(tmp_path / "t" / "b.parquet", {"b": b"B"}, id=["1"])
-    listing = list_samples(str(tmp_path / "t"), id_column="id")
-    assert read_all(listing) == {"1": b"A"}
-    assert listing.notes == {"repeated entries of an image": 1}
 
 
 CELLS = [b"A" * 5, b"B" * 5, None]

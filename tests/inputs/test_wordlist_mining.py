@@ -12,12 +12,8 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs import wordlist_mining
-from sea_pipeline.inputs.captions import (
-    content_spans,
-    is_entry,
-    word_runs,
-)
-from sea_pipeline.inputs.wordlist_mining import association, mine
+from sea_pipeline.inputs.captions import content_spans, is_entry, word_runs
+from sea_pipeline.inputs.wordlist_mining import mine
 from sea_pipeline.inputs.wordlists import MAX_WORDS, load_wordlist, parse_wordlist
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
@@ -134,13 +130,6 @@ def test_counts_are_those_of_a_slow_twin(tmp_path: Path) -> None:
     assert sum(" " in entry for entry in order) > 10
     assert min(below, above) > 0
     assert sum(entry.count(" ") == 2 for entry in order) > 3
-
-
-def test_association() -> None:
-    assert association(5, [5, 5], 100) == pytest.approx(1)  # never apart
-    assert association(5, [5, 5, 5], 100) == pytest.approx(1)
-    assert association(1, [10, 10], 100) == pytest.approx(0)  # as often as chance has it
-    assert association(4, [10, 20], 100) == pytest.approx(math.log(2) / -math.log(0.04))
 
 
 def test_misspellings_of_large_files_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

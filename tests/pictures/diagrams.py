@@ -55,8 +55,7 @@ def _excerpt(store: LabelStore) -> Excerpt:
     width, height = (x1 - x0) * picture.width / columns, (y1 - y0) * picture.height / rows
     corner = (x0 * picture.width + left * width, y0 * picture.height + top * height)
     part = picture.convert("RGB").resize(
-        (2 * _SIDE * _CELL,) * 2,
-        box=(corner[0], corner[1], corner[0] + _SIDE * width, corner[1] + _SIDE * height),
+        (2 * _SIDE * _CELL,) * 2, box=(corner[0], corner[1], corner[0] + _SIDE * width, corner[1] + _SIDE * height)
     )
     kept = io.BytesIO()
     part.save(kept, "WEBP", quality=70)
@@ -179,11 +178,7 @@ _COMMANDS = {
         "train": "SEA, BASIC or both",
         "teacher": "BASIC's targets, stored",
     },
-    "look": {
-        "evaluate": "does it look at the photo?",
-        "inspect": "labels in figures",
-        "report": "one HTML file",
-    },
+    "look": {"evaluate": "does it look at the photo?", "inspect": "labels in figures", "report": "one HTML file"},
     "away": {"export": "for other programs", "eval-commands": "the papers' benchmarks"},
 }
 

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import struct
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -24,6 +26,13 @@ Photos = dict[str, bytes]
 
 def photos_in(folder: Path) -> Photos:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def write_folder(folder: Path, photos: Photos) -> Path:
+    for name, data in photos.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -191,14 +200,21 @@ def failing_s3(
         thread.join()
 
 
-def bomb() -> bytes:
+def encoded(form: str, image: Image.Image, **options: Any) -> bytes:
+    """The bytes of an image, as Pillow writes them."""
     buffer = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def chunk(name: bytes, payload: bytes = b"", wrong: int = 0) -> bytes:
+    """A chunk of a PNG; bits of `wrong` are other ones in its checksum."""
+    return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", zlib.crc32(name + payload) ^ wrong)
+
+
+def bomb() -> bytes:
+    return encoded("PNG", Image.new("1", (20_000, 20_000)))
 
 
 def jpeg() -> bytes:
-    buffer = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return encoded("JPEG", Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)))
