@@ -1,4 +1,7 @@
-"""The messages that advise something, and the tests that follow the advice: a new one needs a line here."""
+"""The messages that advise something, and the tests that follow the advice: a new one needs a line here.
+
+A line that begins with … is the end of one message alone.
+"""
 
 FOLLOWED: dict[str, list[str]] = {
     "tests/hub/test_pull_target.py::test_a_folder_that_holds_something_else_is_refused": [
@@ -13,7 +16,7 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/hub/test_hub_pull.py::test_records_that_do_not_agree_are_refused": [
         "{}: expected {}, which its records name; found none; its owner pushes it again",
-        ("{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again"),
+        "{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again",
     ],
     "tests/hub/test_model_files.py::test_a_hub_that_cannot_say_is_not_taken_for_one_that_has_no_such_file": [
         "{}: the hub cannot say whether it has {} (status {}); run the same command again later",
@@ -31,10 +34,7 @@ FOLLOWED: dict[str, list[str]] = {
         "was changed by somebody else at the same time; run the same command again",
     ],
     "tests/hub/test_join.py::test_a_damaged_shard_does_not_get_in": [
-        (
-            "{}: damaged: expected sha256 {}…, found {}…; restore it, or run the command that made its folder "
-            "again, then merge again"
-        ),
+        "…; restore it, or run the command that made its folder again, then merge again",
     ],
     "tests/hub/test_join.py::test_what_does_not_go_together_is_refused": [
         "{}: expected an empty folder; found {} in it; choose another --out",
@@ -51,15 +51,9 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/output/test_advice_followed.py::test_another_run_is_refused_and_another_out_is_chosen": [
         "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
-        (
-            "{}: the image {} was at another place of its input in {}, with which this folder was last run; choose "
-            "another --out"
-        ),
+        "… at another place of its input in {}, with which this folder was last run; choose another --out",
         "{}: {}; choose another --out. Differing: {}",
-        (
-            "{}: the image {} was another one when this folder was begun than the one that {} has now; choose "
-            "another --out"
-        ),
+        "… image {} was another one when this folder was begun than the one that {} has now; choose another --out",
     ],
     "tests/output/test_extend.py::test_without_extend_it_is_refused_and_with_it_done": [
         "{}: was begun with less: {}; add it with --extend, or choose another --out",
@@ -68,26 +62,14 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: another run takes shards back at the same time; run the command again",
     ],
     "tests/output/test_advice_followed.py::test_a_plan_of_other_images_is_not_written_again_and_its_own_are_given": [
-        (
-            "{}; restore it, or give the very images that it was begun with, from which it is made anew, or "
-            "choose another --out"
-        ),
+        "…, or give the very images that it was begun with, from which it is made anew, or choose another --out",
     ],
     "tests/execution/test_run.py::test_mostly_broken_input_stops_the_run_and_nothing_is_lost": [
-        (
-            "{}: {} of {} images are bad so far, more than --max-bad {} allows; {} fail in {}{}; see all with "
-            "sea-pipeline status; {}, or give a larger --max-bad, and run the command again"
-        ),
+        "…; see all with sea-pipeline status; {}, or give a larger --max-bad, and run the command again",
     ],
     "tests/output/test_advice_followed.py::test_what_a_killed_run_without_a_lock_left_is_deleted": [
-        (
-            "{}: another run extends this folder by other images, or was killed as it did; run the same command "
-            "again when it is over, or delete the file if no run is going on"
-        ),
-        (
-            "{}: another run with other settings or images has begun this folder, or was killed as it did; "
-            "choose another --out, or delete the file if no run is going on"
-        ),
+        "…; run the same command again when it is over, or delete the file if no run is going on",
+        "…; choose another --out, or delete the file if no run is going on",
     ],
     "tests/output/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished": [
         "{}: cannot be finished: {}; run the same command again",
@@ -106,10 +88,7 @@ FOLLOWED: dict[str, list[str]] = {
         "{}; shard {} is done again",
     ],
     "tests/storage/test_remote.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
-        (
-            "{}: cannot be {}: tried again and again, and always: {}; run the same command again later (what is "
-            "finished is kept)"
-        ),
+        "…; run the same command again later (what is finished is kept)",
     ],
     "tests/execution/test_run.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
         "{} (see {}; run the same command to try again)",
@@ -138,30 +117,21 @@ FOLLOWED: dict[str, list[str]] = {
         "make room, or mend what it says, and run the same command again (what is finished is kept)",
     ],
     "tests/trainer/model/test_checkpoints.py::test_without_a_whole_one_a_line_says_so": [
-        (
-            "{}; expected a whole checkpoint in {}, found none; put back a copy of one, or remove {} to begin "
-            "the run anew"
-        ),
+        "…; put back a copy of one, or remove {} to begin the run anew",
     ],
     "tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
         "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out",
     ],
     "tests/trainer/training/test_run_advice.py::test_a_record_is_restored": [
         "{}: expected {} in it, found none; restore the file",
-        (
-            "{}: expected {} in run.json and summary.json of it, or of a run that it began with; found none; "
-            "restore the file"
-        ),
+        "…, or of a run that it began with; found none; restore the file",
         "{}; restore it, or choose another --out",
         "{}: expected the number of steps; found none; restore the file",
         "{}: expected a run of this version; {}; restore it, or train anew",
     ],
     "tests/trainer/training/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
         "{}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume",
-        (
-            "{}: this run is not finished; go on with sea-pipeline train, then export it, or name one of the "
-            "steps {} with --checkpoint"
-        ),
+        "…; go on with sea-pipeline train, then export it, or name one of the steps {} with --checkpoint",
     ],
     "tests/trainer/training/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
         "expected a run to go on with; found none; leave out --resume to begin one",
@@ -180,16 +150,10 @@ FOLLOWED: dict[str, list[str]] = {
         "run the same command again to go on from the newest checkpoint",
         "free some memory, and run the same command again",
         "{}, and run the same command again ({})",
-        (
-            "free some memory and run the same command again ({}), or begin anew with another --out and a "
-            "smaller training_arguments.per_device_train_batch_size"
-        ),
+        "…, or begin anew with another --out and a smaller training_arguments.per_device_train_batch_size",
     ],
     "tests/trainer/teacher/test_teach.py::test_a_bad_image_costs_that_image": [
-        (
-            "{} {}, of which its quarantine says: {}; mend that and run sea-pipeline teacher with another --out, or "
-            "leave their rows out with data.bad_rows: leave_out"
-        ),
+        "… with another --out, or leave their rows out with data.bad_rows: leave_out",
     ],
     "tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows": [
         "{} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out",
@@ -198,28 +162,16 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: {}; run the same command again ({})",
     ],
     "tests/trainer/training/test_argument_table.py::test_an_evaluation_without_memory_goes_on_with_smaller_batches": [
-        (
-            "free some memory or set a smaller training_arguments.per_device_eval_batch_size, and run the same "
-            "command again ({})"
-        ),
+        "… training_arguments.per_device_eval_batch_size, and run the same command again ({})",
     ],
     "tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with": [
-        (
-            "{}: trains a model of another family, which needs no export; go on with sea-pipeline train --resume, "
-            "which ends in {}"
-        ),
+        "…; go on with sea-pipeline train --resume, which ends in {}",
     ],
     "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
-        (
-            "found {}; the labels hold {}; give image_ids as the labels have them, or label again with names as your "
-            "data has them (sea-pipeline label --images DATA.json --image-root FOLDER)"
-        ),
+        "…, or label again with names as your data has them (sea-pipeline label --images DATA.json --image-root FOLDER)",
     ],
     "tests/trainer/teacher/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
-        (
-            "{}; the one that is fitted now is another than finished shards were written with; restore it, or "
-            "remove {} and run the same command again, which teaches every image again"
-        ),
+        "…; restore it, or remove {} and run the same command again, which teaches every image again",
     ],
 }
 """By the test that does what they say, messages of an output folder; a value of theirs is {}."""
@@ -242,22 +194,10 @@ OTHERS: dict[str, list[str]] = {
         "the file holds 0 bytes; copy it again",
     ],
     "a folder that is none of ours, or whole and another run's": [
-        (
-            "{}: expected labels or a run; found neither dataset.json nor run.json in it; give the output folder "
-            "of sea-pipeline label or train"
-        ),
-        (
-            "{}: expected targets of {} x {} visual tokens of width {}, as {} has; found {} x {} of width {}; "
-            "run sea-pipeline teacher with a model of the same parts"
-        ),
-        (
-            "{}: expected targets of images as the stage sees them, data.image_aspect_ratio: {}; found {}; run "
-            "sea-pipeline teacher with --image-aspect-ratio {}, or set the key to {}"
-        ),
-        (
-            "loss.basic.{}: {}, but the targets of {} were made with {}; leave it out, or run sea-pipeline "
-            "teacher with it"
-        ),
+        "…; found neither dataset.json nor run.json in it; give the output folder of sea-pipeline label or train",
+        "…; found {} x {} of width {}; run sea-pipeline teacher with a model of the same parts",
+        "…; found {}; run sea-pipeline teacher with --image-aspect-ratio {}, or set the key to {}",
+        "…; leave it out, or run sea-pipeline teacher with it",
         "{}: is not of the run {}; choose another --out",
         "no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are",
     ],
@@ -265,10 +205,7 @@ OTHERS: dict[str, list[str]] = {
         "{}: expected the results of lmms-eval or lm-eval; {}; remove it, and run its command again",
     ],
     "a store's credentials and rights": [
-        (
-            "{}: cannot be reached: the credentials are missing or refused ({}); set them as the service's own "
-            "tools do, and run the same command again"
-        ),
+        "…; set them as the service's own tools do, and run the same command again",
         "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
     ],
     "a model that the losses are attached to": [
@@ -276,37 +213,19 @@ OTHERS: dict[str, list[str]] = {
         "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
     ],
     "a machine without a network": [
-        (
-            "{}: {} cannot be fetched: {}; with a network try again, or give what you have already, {}, or leave out "
-            "--encoder for the packaged one"
-        ),
+        "…; with a network try again, or give what you have already, {}, or leave out --encoder for the packaged one",
     ],
     "an input": [
         "its holes are left out, which is not read; pack it again without --sparse",
-        (
-            "{}: line {} holds {} (U+{}), which nobody sees, in {}; expected one word or phrase per line; remove it, "
-            "or write a space"
-        ),
+        "…; expected one word or phrase per line; remove it, or write a space",
         "expected 'image' or 'images'; found both, with other contents; remove one of them",
-        (
-            "expected images under 'image' alone, not under {}; found media there, which would not be read; name "
-            "them in the record's 'image', a path or a list of paths, or remove the key"
-        ),
+        "…; name them in the record's 'image', a path or a list of paths, or remove the key",
         "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
-        (
-            "{}: its chat template cannot render a question with its answer ({}); correct the template in the "
-            "LLM's folder, or remove it to use vicuna_v1"
-        ),
-        (
-            "{}: its config.json says that its weights are quantised ({}); expected plain ones: give the model "
-            "that it was made from, or dequantise it with the package that quantised it and save it again"
-        ),
+        "…; correct the template in the LLM's folder, or remove it to use vicuna_v1",
+        "…, or dequantise it with the package that quantised it and save it again",
         "expected an answer within max_length {}; found {} tokens before it; {}shorten or remove the sample",
-        (
-            "expected its images and the beginning of an answer within data.max_length {}; found {} tokens in all; "
-            "raise data.max_length, or shorten or remove the sample"
-        ),
-        ("expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it"),
+        "…; found {} tokens in all; raise data.max_length, or shorten or remove the sample",
+        "expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it",
         "expected an answer to train on; found none that is not empty; write one, or remove the sample",
         "restore it, or make it with sea-pipeline init",
         "copy the folder again, or make it with sea-pipeline init",
@@ -320,34 +239,18 @@ OTHERS: dict[str, list[str]] = {
         "its weights are damaged; copy it again",
         "{}: expected weight_map, the files by the names of tensors; found none; copy it again",
         "{}: names {}; there is no such file; copy the folder again",
-        ("{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type"),
+        "{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type",
         ", or remove adapter_config.json to use the weights beside it",
         "{}: is missing, and the weights' index names it; copy it again",
         "{}: is damaged; copy it again",
-        (
-            "{}: is damaged, or a pickle that holds more than tensors, whose code is never run here; copy it "
-            "again, or give the same weights as safetensors"
-        ),
+        "…; copy it again, or give the same weights as safetensors",
         "{}: is damaged ({}); copy it again",
-        ("{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again"),
-        (
-            "{}: its tokenizer comes as code (auto_map), which is never run here; add a tokenizer.json, remove "
-            "auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there"
-        ),
-        (
-            "{}: its tokenizer.model is damaged, or none of SentencePiece; copy it again, or add the model's "
-            "tokenizer.json"
-        ),
-        (
-            "{}: transformers' tokenizer gives {} the ids {}; {} gives {}; copy tokenizer files that belong "
-            "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove "
-            "tokenizer.model"
-        ),
+        "{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again",
+        "…, remove auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there",
+        "…; copy it again, or add the model's tokenizer.json",
+        "…, or convert the tokenizer to a tokenizer.json that gives these ids and remove tokenizer.model",
         "{}: expected a SentencePiece model; {}; copy the file again, or put a tokenizer.json beside it",
-        (
-            "expected turns by human and gpt in alternation, a human first and gpt last (before them at most one "
-            "system turn); found {}; mend or remove the sample"
-        ),
+        "…; found {}; mend or remove the sample",
         "expected text in turn {}; found half of a UTF-16 pair in it; remove it",
         "expected {} in questions only, where an image goes; found {} in turn {} ({}); remove it there",
         "copy it again",
