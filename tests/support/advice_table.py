@@ -3,267 +3,220 @@
 A line that begins with … is the end of one message alone.
 """
 
-FOLLOWED: dict[str, list[str]] = {
-    "tests/hub/test_pull_target.py::test_a_folder_that_holds_something_else_is_refused": [
-        "{}: expected no such folder, or the same one; found something else; choose another --out",
-        "{}; remove {}, and pull it again",
-    ],
-    "tests/hub/test_hub_pull.py::test_a_program_that_is_killed_for_real": [
-        "what was fetched is kept; run the same command again to go on",
-    ],
-    "tests/hub/test_hub_pull.py::test_bytes_that_come_damaged_are_fetched_again": [
-        "{}@{}: {}: came damaged; run the same command again",
-    ],
-    "tests/hub/test_hub_pull.py::test_records_that_do_not_agree_are_refused": [
-        "{}: expected {}, which its records name; found none; its owner pushes it again",
-        "{}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again",
-    ],
-    "tests/hub/test_model_files.py::test_a_hub_that_cannot_say_is_not_taken_for_one_that_has_no_such_file": [
-        "{}: the hub cannot say whether it has {} (status {}); run the same command again later",
-    ],
-    "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
-        "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",
-    ],
-    "tests/hub/test_hub_push.py::test_a_hub_that_holds_other_bytes_is_noticed": [
-        "{}@{}: {}: is not there as it was sent; run the same command again",
-    ],
-    "tests/hub/test_hub_push.py::test_a_program_that_is_killed_for_real": [
-        "what was sent stays there; run the same command again to go on",
-    ],
-    "tests/hub/test_hub_push.py::test_two_at_once_do_no_harm": [
-        "was changed by somebody else at the same time; run the same command again",
-    ],
-    "tests/hub/test_join.py::test_a_damaged_shard_does_not_get_in": [
-        "…; restore it, or run the command that made its folder again, then merge again",
-    ],
-    "tests/hub/test_join.py::test_what_does_not_go_together_is_refused": [
-        "{}: expected an empty folder; found {} in it; choose another --out",
-        "{}: holds something else than what was asked for; choose another --out",
-    ],
-    "tests/output/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen": [
-        "{}: expected a new or an empty folder; choose another with --out, or remove this one",
-    ],
-    "tests/output/test_advice_followed.py::test_an_unfinished_folder_is_finished": [
-        "finished shards are kept; run the same command again to go on",
-        "run the same command again to go on",
-        "run the same command again",
-        "run the same `{}{}` command again{}",
-    ],
-    "tests/output/test_advice_followed.py::test_another_run_is_refused_and_another_out_is_chosen": [
-        "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
-        "… at another place of its input in {}, with which this folder was last run; choose another --out",
-        "{}: {}; choose another --out. Differing: {}",
-        "… image {} was another one when this folder was begun than the one that {} has now; choose another --out",
-    ],
-    "tests/output/test_extend.py::test_without_extend_it_is_refused_and_with_it_done": [
-        "{}: was begun with less: {}; add it with --extend, or choose another --out",
-    ],
-    "tests/output/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again": [
-        "{}: another run takes shards back at the same time; run the command again",
-    ],
-    "tests/output/test_advice_followed.py::test_a_plan_of_other_images_is_not_written_again_and_its_own_are_given": [
-        "…, or give the very images that it was begun with, from which it is made anew, or choose another --out",
-    ],
-    "tests/execution/test_run.py::test_mostly_broken_input_stops_the_run_and_nothing_is_lost": [
-        "…; see all with sea-pipeline status; {}, or give a larger --max-bad, and run the command again",
-    ],
-    "tests/output/test_advice_followed.py::test_what_a_killed_run_without_a_lock_left_is_deleted": [
-        "…; run the same command again when it is over, or delete the file if no run is going on",
-        "…; choose another --out, or delete the file if no run is going on",
-    ],
-    "tests/output/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished": [
-        "{}: cannot be finished: {}; run the same command again",
-    ],
-    "tests/storage/test_storage.py::test_full_for_real_at_the_largest_files": [
-        "{}: cannot be written: {}; {} and run the same command again{}",
-    ],
-    "tests/output/test_mend.py::test_the_advice_brings_back_what_is_damaged": [
-        "run the command that made the folder again, which makes it anew",
-        "{}; restore it, or delete it and {}",
-        "remove it, and",
-        "restore it, or",
-    ],
-    "tests/output/test_mend.py::test_what_is_done_again_is_told": [
-        "{}; it is made again",
-        "{}; shard {} is done again",
-    ],
-    "tests/storage/test_remote.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays": [
-        "…; run the same command again later (what is finished is kept)",
-    ],
-    "tests/execution/test_run.py::test_a_shard_that_fails_is_listed_and_the_others_are_done": [
-        "{} (see {}; run the same command to try again)",
-    ],
-    "tests/execution/test_run.py::test_an_image_that_can_never_be_read_does_not_fail_its_shard": [
-        "{}; tried again and again; when it can be read, give --retry-bad",
-    ],
-    "tests/execution/test_run.py::test_an_image_root_that_vanishes_stops_the_run": [
-        "{}: is gone; bring it back and run the same command again",
-    ],
-    "tests/output/test_records.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report": [
-        "{}: expected a JSON object; found {}; restore it",
-        "{}: cannot be read: {}; restore it",
-        "{}: cannot be read as JSON: {}; restore it",
-        "remove it, and run the same command again, which makes it anew or goes without",
-        "{}: damaged{}; restore it",
-        "{}: damaged: {}; restore it",
-    ],
-    "tests/execution/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
-        "the scheduler is gone ({}); what is finished is kept: start it, and run the same command again",
-    ],
-    "tests/trainer/model/test_borders.py::test_a_cut_weight_file_and_a_cut_cache": [
-        "restore it, or remove {}, which is made again from it",
-    ],
-    "tests/trainer/model/test_borders.py::test_every_error_is_one_line_and_nothing_is_lost": [
-        "make room, or mend what it says, and run the same command again (what is finished is kept)",
-    ],
-    "tests/trainer/model/test_checkpoints.py::test_without_a_whole_one_a_line_says_so": [
-        "…; put back a copy of one, or remove {} to begin the run anew",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
-        "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_a_record_is_restored": [
-        "{}: expected {} in it, found none; restore the file",
-        "…, or of a run that it began with; found none; restore the file",
-        "{}; restore it, or choose another --out",
-        "{}: expected the number of steps; found none; restore the file",
-        "{}: expected a run of this version; {}; restore it, or train anew",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
-        "{}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume",
-        "…; go on with sea-pipeline train, then export it, or name one of the steps {} with --checkpoint",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
-        "expected a run to go on with; found none; leave out --resume to begin one",
-        "{}: holds another run: {}; choose another --out",
-        "{}: expected a new folder or one of a run; found other files; choose another --out",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again": [
-        "name another step, or train it again",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_the_model_that_a_run_began_with_is_put_back": [
-        "{}: began with the model folder {}, which is not there; put it back, or run this where train was run",
-        "{}: began with the model folder {}, which has changed since; put back what it was",
-        "{}: expected a tensor {}, as the run trained it; found none; put back what it was",
-    ],
-    "tests/trainer/training/test_run_advice.py::test_the_same_command_goes_on_when_memory_is_free": [
-        "run the same command again to go on from the newest checkpoint",
-        "free some memory, and run the same command again",
-        "{}, and run the same command again ({})",
-        "…, or begin anew with another --out and a smaller training_arguments.per_device_train_batch_size",
-    ],
-    "tests/trainer/teacher/test_teach.py::test_a_bad_image_costs_that_image": [
-        "… with another --out, or leave their rows out with data.bad_rows: leave_out",
-    ],
-    "tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows": [
-        "{} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out",
-    ],
-    "tests/trainer/training/test_resume.py::test_a_run_that_a_callback_stops_is_not_finished": [
-        "{}: {}; run the same command again ({})",
-    ],
-    "tests/trainer/training/test_argument_table.py::test_an_evaluation_without_memory_goes_on_with_smaller_batches": [
-        "… training_arguments.per_device_eval_batch_size, and run the same command again ({})",
-    ],
-    "tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with": [
-        "…; go on with sea-pipeline train --resume, which ends in {}",
-    ],
-    "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [
-        "…, or label again with names as your data has them (sea-pipeline label --images DATA.json --image-root FOLDER)",
-    ],
-    "tests/trainer/teacher/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
-        "…; restore it, or remove {} and run the same command again, which teaches every image again",
-    ],
-}
+import re
+
+
+def _table(text: str) -> dict[str, list[str]]:
+    """The indented lines below each other line."""
+    groups = [group.splitlines() for group in re.split(r"\n(?! )", text.strip())]
+    return {group[0]: [line.strip() for line in group[1:]] for group in groups}
+
+
+FOLLOWED = _table("""\
+tests/hub/test_pull_target.py::test_a_folder_that_holds_something_else_is_refused
+    {}: expected no such folder, or the same one; found something else; choose another --out
+    {}; remove {}, and pull it again
+tests/hub/test_hub_pull.py::test_a_program_that_is_killed_for_real
+    what was fetched is kept; run the same command again to go on
+tests/hub/test_hub_pull.py::test_bytes_that_come_damaged_are_fetched_again
+    {}@{}: {}: came damaged; run the same command again
+tests/hub/test_hub_pull.py::test_records_that_do_not_agree_are_refused
+    {}: expected {}, which its records name; found none; its owner pushes it again
+    {}: expected a manifest of {} shards, as its dataset.json says; found one of {}; its owner pushes it again
+tests/hub/test_model_files.py::test_a_hub_that_cannot_say_is_not_taken_for_one_that_has_no_such_file
+    {}: the hub cannot say whether it has {} (status {}); run the same command again later
+tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays
+    {} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)
+tests/hub/test_hub_push.py::test_a_hub_that_holds_other_bytes_is_noticed
+    {}@{}: {}: is not there as it was sent; run the same command again
+tests/hub/test_hub_push.py::test_a_program_that_is_killed_for_real
+    what was sent stays there; run the same command again to go on
+tests/hub/test_hub_push.py::test_two_at_once_do_no_harm
+    was changed by somebody else at the same time; run the same command again
+tests/hub/test_join.py::test_a_damaged_shard_does_not_get_in
+    …; restore it, or run the command that made its folder again, then merge again
+tests/hub/test_join.py::test_what_does_not_go_together_is_refused
+    {}: expected an empty folder; found {} in it; choose another --out
+    {}: holds something else than what was asked for; choose another --out
+tests/output/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen
+    {}: expected a new or an empty folder; choose another with --out, or remove this one
+tests/output/test_advice_followed.py::test_an_unfinished_folder_is_finished
+    finished shards are kept; run the same command again to go on
+    run the same command again to go on
+    run the same command again
+    run the same `{}{}` command again{}
+tests/output/test_advice_followed.py::test_another_run_is_refused_and_another_out_is_chosen
+    {}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out
+    … at another place of its input in {}, with which this folder was last run; choose another --out
+    {}: {}; choose another --out. Differing: {}
+    … image {} was another one when this folder was begun than the one that {} has now; choose another --out
+tests/output/test_extend.py::test_without_extend_it_is_refused_and_with_it_done
+    {}: was begun with less: {}; add it with --extend, or choose another --out
+tests/output/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again
+    {}: another run takes shards back at the same time; run the command again
+tests/output/test_advice_followed.py::test_a_plan_of_other_images_is_not_written_again_and_its_own_are_given
+    …, or give the very images that it was begun with, from which it is made anew, or choose another --out
+tests/execution/test_run.py::test_mostly_broken_input_stops_the_run_and_nothing_is_lost
+    …; see all with sea-pipeline status; {}, or give a larger --max-bad, and run the command again
+tests/output/test_advice_followed.py::test_what_a_killed_run_without_a_lock_left_is_deleted
+    …; run the same command again when it is over, or delete the file if no run is going on
+    …; choose another --out, or delete the file if no run is going on
+tests/output/test_advice_followed.py::test_what_a_worker_could_not_finish_is_finished
+    {}: cannot be finished: {}; run the same command again
+tests/storage/test_storage.py::test_full_for_real_at_the_largest_files
+    {}: cannot be written: {}; {} and run the same command again{}
+tests/output/test_mend.py::test_the_advice_brings_back_what_is_damaged
+    run the command that made the folder again, which makes it anew
+    {}; restore it, or delete it and {}
+    remove it, and
+    restore it, or
+tests/output/test_mend.py::test_what_is_done_again_is_told
+    {}; it is made again
+    {}; shard {} is done again
+tests/storage/test_remote.py::test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays
+    …; run the same command again later (what is finished is kept)
+tests/execution/test_run.py::test_a_shard_that_fails_is_listed_and_the_others_are_done
+    {} (see {}; run the same command to try again)
+tests/execution/test_run.py::test_an_image_that_can_never_be_read_does_not_fail_its_shard
+    {}; tried again and again; when it can be read, give --retry-bad
+tests/execution/test_run.py::test_an_image_root_that_vanishes_stops_the_run
+    {}: is gone; bring it back and run the same command again
+tests/output/test_records.py::test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report
+    {}: expected a JSON object; found {}; restore it
+    {}: cannot be read: {}; restore it
+    {}: cannot be read as JSON: {}; restore it
+    remove it, and run the same command again, which makes it anew or goes without
+    {}: damaged{}; restore it
+    {}: damaged: {}; restore it
+tests/execution/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line
+    the scheduler is gone ({}); what is finished is kept: start it, and run the same command again
+tests/trainer/model/test_borders.py::test_a_cut_weight_file_and_a_cut_cache
+    restore it, or remove {}, which is made again from it
+tests/trainer/model/test_borders.py::test_every_error_is_one_line_and_nothing_is_lost
+    make room, or mend what it says, and run the same command again (what is finished is kept)
+tests/trainer/model/test_checkpoints.py::test_without_a_whole_one_a_line_says_so
+    …; put back a copy of one, or remove {} to begin the run anew
+tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on
+    mend it and go on with --resume, or remove the sample from the data and begin anew with another --out
+tests/trainer/training/test_run_advice.py::test_a_record_is_restored
+    {}: expected {} in it, found none; restore the file
+    …, or of a run that it began with; found none; restore the file
+    {}; restore it, or choose another --out
+    {}: expected the number of steps; found none; restore the file
+    {}: expected a run of this version; {}; restore it, or train anew
+tests/trainer/training/test_run_advice.py::test_an_unfinished_run_is_gone_on_with
+    {}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume
+    …; go on with sea-pipeline train, then export it, or name one of the steps {} with --checkpoint
+tests/trainer/training/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out
+    expected a run to go on with; found none; leave out --resume to begin one
+    {}: holds another run: {}; choose another --out
+    {}: expected a new folder or one of a run; found other files; choose another --out
+tests/trainer/training/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again
+    name another step, or train it again
+tests/trainer/training/test_run_advice.py::test_the_model_that_a_run_began_with_is_put_back
+    {}: began with the model folder {}, which is not there; put it back, or run this where train was run
+    {}: began with the model folder {}, which has changed since; put back what it was
+    {}: expected a tensor {}, as the run trained it; found none; put back what it was
+tests/trainer/training/test_run_advice.py::test_the_same_command_goes_on_when_memory_is_free
+    run the same command again to go on from the newest checkpoint
+    free some memory, and run the same command again
+    {}, and run the same command again ({})
+    …, or begin anew with another --out and a smaller training_arguments.per_device_train_batch_size
+tests/trainer/teacher/test_teach.py::test_a_bad_image_costs_that_image
+    … with another --out, or leave their rows out with data.bad_rows: leave_out
+tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows
+    {} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out
+tests/trainer/training/test_resume.py::test_a_run_that_a_callback_stops_is_not_finished
+    {}: {}; run the same command again ({})
+tests/trainer/training/test_argument_table.py::test_an_evaluation_without_memory_goes_on_with_smaller_batches
+    … training_arguments.per_device_eval_batch_size, and run the same command again ({})
+tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with
+    …; go on with sea-pipeline train --resume, which ends in {}
+tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names
+    … again with names as your data has them (sea-pipeline label --images DATA.json --image-root FOLDER)
+tests/trainer/teacher/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out
+    …; restore it, or remove {} and run the same command again, which teaches every image again
+""")
 """By the test that does what they say, messages of an output folder; a value of theirs is {}."""
 
-OTHERS: dict[str, list[str]] = {
-    "files that are no images, which only their owner can get anew or convert": [
-        "JSON text, such as a server's error message; download the image again",
-        "a PNG whose line ends were changed; copy it again in binary mode",
-        "an HTML page, such as an error page; download the image again",
-        "an XML document, such as a server's error message; download the image again",
-        "expected an image; all {} bytes are zeros: the file was never written; copy it again",
-        "the JPEG holds {} of {} restart markers in order; copy the file again",
-        "the JPEG's end is missing: its decoder filled the rest with grey; copy the file again",
-        "the JPEG's end is zeros and has no end marker; copy the file again",
-        "the JPEG's scan holds {} at byte {}, which no scan can; copy it again",
-        "the PNG breaks off in its chunk {} at byte {}; copy the file again",
-        "the PNG ends at byte {}, before its IEND chunk; copy the file again",
-        "the PNG's {} chunk at byte {} differs from its checksum; copy the file again",
-        "the file begins as {} does, but is damaged or cut off; copy it again",
-        "the file holds 0 bytes; copy it again",
-    ],
-    "a folder that is none of ours, or whole and another run's": [
-        "…; found neither dataset.json nor run.json in it; give the output folder of sea-pipeline label or train",
-        "…; found {} x {} of width {}; run sea-pipeline teacher with a model of the same parts",
-        "…; found {}; run sea-pipeline teacher with --image-aspect-ratio {}, or set the key to {}",
-        "…; leave it out, or run sea-pipeline teacher with it",
-        "{}: is not of the run {}; choose another --out",
-        "no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are",
-    ],
-    "a harness's results": [
-        "{}: expected the results of lmms-eval or lm-eval; {}; remove it, and run its command again",
-    ],
-    "a store's credentials and rights": [
-        "…; set them as the service's own tools do, and run the same command again",
-        "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
-    ],
-    "a model that the losses are attached to": [
-        "attached: it was detached; call attach() again",
-        "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
-    ],
-    "a machine without a network": [
-        "…; with a network try again, or give what you have already, {}, or leave out --encoder for the packaged one",
-    ],
-    "an input": [
-        "its holes are left out, which is not read; pack it again without --sparse",
-        "…; expected one word or phrase per line; remove it, or write a space",
-        "expected 'image' or 'images'; found both, with other contents; remove one of them",
-        "…; name them in the record's 'image', a path or a list of paths, or remove the key",
-        "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
-        "…; correct the template in the LLM's folder, or remove it to use vicuna_v1",
-        "…, or dequantise it with the package that quantised it and save it again",
-        "expected an answer within max_length {}; found {} tokens before it; {}shorten or remove the sample",
-        "…; found {} tokens in all; raise data.max_length, or shorten or remove the sample",
-        "expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it",
-        "expected an answer to train on; found none that is not empty; write one, or remove the sample",
-        "restore it, or make it with sea-pipeline init",
-        "copy the folder again, or make it with sea-pipeline init",
-        "{}: {} weights are missing, the first is {}; copy the folder again",
-        "copy the folder again",
-        "restore it, or save the model and its processor again with transformers",
-        "neither; copy the folder again",
-        "missing and exit(f'weights are missing: {missing[0]}; copy the folder again')",
-        "{}: expected the model's parts in its config.json; found no {}; copy the model's own config.json again",
-        "copy the file again, or {}",
-        "its weights are damaged; copy it again",
-        "{}: expected weight_map, the files by the names of tensors; found none; copy it again",
-        "{}: names {}; there is no such file; copy the folder again",
-        "{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type",
-        ", or remove adapter_config.json to use the weights beside it",
-        "{}: is missing, and the weights' index names it; copy it again",
-        "{}: is damaged; copy it again",
-        "…; copy it again, or give the same weights as safetensors",
-        "{}: is damaged ({}); copy it again",
-        "{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again",
-        "…, remove auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there",
-        "…; copy it again, or add the model's tokenizer.json",
-        "…, or convert the tokenizer to a tokenizer.json that gives these ids and remove tokenizer.model",
-        "{}: expected a SentencePiece model; {}; copy the file again, or put a tokenizer.json beside it",
-        "…; found {}; mend or remove the sample",
-        "expected text in turn {}; found half of a UTF-16 pair in it; remove it",
-        "expected {} in questions only, where an image goes; found {} in turn {} ({}); remove it there",
-        "copy it again",
-    ],
-    "help of an option": [
-        "Try bad images again, also in a finished folder.",
-        "A folder of labels that `sea-pipeline label` wrote.",
-    ],
-    "packages of this machine": [
-        "install what is missing, and run the same command again",
-    ],
-    "what has happened, without advice": [
-        "the worker {} hangs and cannot be started again: {}",
-    ],
-}
+OTHERS = _table("""\
+files that are no images, which only their owner can get anew or convert
+    JSON text, such as a server's error message; download the image again
+    a PNG whose line ends were changed; copy it again in binary mode
+    an HTML page, such as an error page; download the image again
+    an XML document, such as a server's error message; download the image again
+    expected an image; all {} bytes are zeros: the file was never written; copy it again
+    the JPEG holds {} of {} restart markers in order; copy the file again
+    the JPEG's end is missing: its decoder filled the rest with grey; copy the file again
+    the JPEG's end is zeros and has no end marker; copy the file again
+    the JPEG's scan holds {} at byte {}, which no scan can; copy it again
+    the PNG breaks off in its chunk {} at byte {}; copy the file again
+    the PNG ends at byte {}, before its IEND chunk; copy the file again
+    the PNG's {} chunk at byte {} differs from its checksum; copy the file again
+    the file begins as {} does, but is damaged or cut off; copy it again
+    the file holds 0 bytes; copy it again
+a folder that is none of ours, or whole and another run's
+    …; found neither dataset.json nor run.json in it; give the output folder of sea-pipeline label or train
+    …; found {} x {} of width {}; run sea-pipeline teacher with a model of the same parts
+    …; found {}; run sea-pipeline teacher with --image-aspect-ratio {}, or set the key to {}
+    …; leave it out, or run sea-pipeline teacher with it
+    {}: is not of the run {}; choose another --out
+    no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are
+a harness's results
+    {}: expected the results of lmms-eval or lm-eval; {}; remove it, and run its command again
+a store's credentials and rights
+    …; set them as the service's own tools do, and run the same command again
+    {}: cannot be {}: {}; the rights to list, read, write and delete are needed
+a model that the losses are attached to
+    attached: it was detached; call attach() again
+    loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none
+a machine without a network
+    …; with a network try again, or give what you have already, {}, or leave out --encoder for the packaged one
+an input
+    its holes are left out, which is not read; pack it again without --sparse
+    …; expected one word or phrase per line; remove it, or write a space
+    expected 'image' or 'images'; found both, with other contents; remove one of them
+    …; name them in the record's 'image', a path or a list of paths, or remove the key
+    mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)
+    …; correct the template in the LLM's folder, or remove it to use vicuna_v1
+    …, or dequantise it with the package that quantised it and save it again
+    expected an answer within max_length {}; found {} tokens before it; {}shorten or remove the sample
+    …; found {} tokens in all; raise data.max_length, or shorten or remove the sample
+    expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it
+    expected an answer to train on; found none that is not empty; write one, or remove the sample
+    restore it, or make it with sea-pipeline init
+    copy the folder again, or make it with sea-pipeline init
+    {}: {} weights are missing, the first is {}; copy the folder again
+    copy the folder again
+    restore it, or save the model and its processor again with transformers
+    neither; copy the folder again
+    missing and exit(f'weights are missing: {missing[0]}; copy the folder again')
+    {}: expected the model's parts in its config.json; found no {}; copy the model's own config.json again
+    copy the file again, or {}
+    its weights are damaged; copy it again
+    {}: expected weight_map, the files by the names of tensors; found none; copy it again
+    {}: names {}; there is no such file; copy the folder again
+    {}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type
+    , or remove adapter_config.json to use the weights beside it
+    {}: is missing, and the weights' index names it; copy it again
+    {}: is damaged; copy it again
+    …; copy it again, or give the same weights as safetensors
+    {}: is damaged ({}); copy it again
+    {}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again
+    …, remove auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there
+    …; copy it again, or add the model's tokenizer.json
+    …, or convert the tokenizer to a tokenizer.json that gives these ids and remove tokenizer.model
+    {}: expected a SentencePiece model; {}; copy the file again, or put a tokenizer.json beside it
+    …; found {}; mend or remove the sample
+    expected text in turn {}; found half of a UTF-16 pair in it; remove it
+    expected {} in questions only, where an image goes; found {} in turn {} ({}); remove it there
+    copy it again
+help of an option
+    Try bad images again, also in a finished folder.
+    A folder of labels that `sea-pipeline label` wrote.
+packages of this machine
+    install what is missing, and run the same command again
+what has happened, without advice
+    the worker {} hangs and cannot be started again: {}
+""")
 """By what they are of, messages that are of no output folder that is damaged or unfinished."""
