@@ -5,7 +5,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -244,18 +243,6 @@ def test_ranges_divide_the_work_and_the_last_one_finishes(work: Work, tmp_path: 
     assert ledger.missing() == [0, 1, 2, 3, 4, 5]
     assert not ledger.finished
     run(ledger, PlantedStage(tmp_path / "none"), max_bad=0.5, shards=range(6))
-    assert content(ledger.root) == whole
-
-
-def test_two_drivers_at_once_make_the_same_folder(work: Work, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    ledger = planted_ledger(tmp_path / "out")
-    seconds = 0.05
-    other = threading.Thread(
-        target=lambda: run(Ledger.open(ledger.root), PlantedStage(tmp_path / "none", seconds), max_bad=0.5)
-    )
-    other.start()
-    work(ledger, PlantedJob(tmp_path / "faults", seconds))
-    other.join()
     assert content(ledger.root) == whole
 
 
