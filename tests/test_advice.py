@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.advice_table import FOLLOWED, OTHERS
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 ADVISES = re.compile(
     r"\b(delete|remove|restore|put (it )?back|again)\b|another --out|--resume"

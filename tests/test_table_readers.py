@@ -52,7 +52,7 @@ def test_a_reader_reads_targets(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_read_wrongly_is_found(labels: Path, tmp_path: Path) -> None:
+def test_what_is_read_wrongly_is_found(labels: Path) -> None:
     path = tables(labels)[0]
     rows = pq.read_table(path).to_pylist()
     scores = [*rows[2]["scores"][:-1], 0.5]

@@ -19,7 +19,6 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from tests.support.world import draw_folder
 
-ROOT = Path(__file__).parent.parent.parent
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 MODULE = [sys.executable, "-m", "sea_pipeline"]
 LINES = ["recipes", "recipes --json", "--help", "--version"]

@@ -150,15 +150,15 @@ def files() -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_file_imports_is_declared(path: Path) -> None:
-    package, _, inside = path.relative_to(ROOT).as_posix().partition("/")
-    extra = OF_EXTRAS.get(inside) if package == "sea_pipeline" else "train"
-    for module in imported(path, at_the_top=False):
-        assert providers()[module] & declared(*([extra] if extra else [])), f"{module} is not declared"
-    if package == "trainer" and inside in LEAN:
-        for module in imported(path, at_the_top=True):
-            assert providers()[module] & declared(), f"{module} comes with an extra alone"
+def test_what_a_file_imports_is_declared() -> None:
+    for path in files():
+        package, _, inside = path.relative_to(ROOT).as_posix().partition("/")
+        extra = OF_EXTRAS.get(inside) if package == "sea_pipeline" else "train"
+        for module in imported(path, at_the_top=False):
+            assert providers()[module] & declared(*([extra] if extra else [])), f"{path}: {module} is not declared"
+        if package == "trainer" and inside in LEAN:
+            for module in imported(path, at_the_top=True):
+                assert providers()[module] & declared(), f"{path}: {module} comes with an extra alone"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from tests.support.tiny_clip import CLIP, changed, random_model, save_model
 
 @pytest.mark.parametrize("typed", ["", "#final"])
 def test_weights_that_cannot_be_fetched_are_one_line_with_the_exits(
-    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    typed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The user hears what is looked for and what ended the last try, and not what the hub's client says of each one."""
     hub = pytest.importorskip("huggingface_hub")

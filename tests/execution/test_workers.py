@@ -197,9 +197,7 @@ def test_a_worker_that_would_make_something_else_is_refused(work: Work, tmp_path
     assert list(ledger.commits()) == []
 
 
-def test_a_worker_that_sees_another_folder_is_refused(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_sees_another_folder_is_refused(client: Client, tmp_path: Path) -> None:
     client.run(_see_for, 0.1)
     ledger = planted_ledger(tmp_path / "out")
     with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
@@ -268,7 +266,7 @@ def test_of_two_that_finish_a_shard_the_first_one_counts(tmp_path: Path, whole: 
     assert check_files(ledger).problems == []
 
 
-def test_sigterm_of_the_driver_is_an_interrupt(tmp_path: Path) -> None:
+def test_sigterm_of_the_driver_is_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), driver._terminated_as_interrupted():
         os.kill(os.getpid(), signal.SIGTERM)
