@@ -137,12 +137,8 @@ def test_every_row_is_measured_and_shown(whole: Path) -> None:
         assert all(name in row for row in found.values()), name
     assert len({row["lm_loss"] for row in found.values()}) == len(ROWS)  # every row trains in its own way
     table, chart = (whole / "table.md").read_text(), (whole / "chart.svg").read_text()
-    for title in (
-        "L_lm alone",
-        "L_lm + SEA at λ = 1",
-        "SEA first, then L_lm",
-        "SEA first with shuffled labels, then L_lm",
-    ):
+    titles = ("L_lm alone", "L_lm + SEA at λ = 1", "SEA first, then L_lm", "SEA first with shuffled labels, then L_lm")
+    for title in titles:
         assert f"| {title} | 1 |" in table
         assert title in chart
     assert CHARTED["right_photo_gain"] in chart

@@ -31,20 +31,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FIGURES = {
     "correct": {
-        "losses.sds_products.bfloat16.gradient",
-        "tap.eager.whole",
-        "search.torch.list.ids",
-        "encoder.s2.vv.bfloat16",
+        "losses.sds_products.bfloat16.gradient", "tap.eager.whole", "search.torch.list.ids", "encoder.s2.vv.bfloat16",
     },
     "label": {
-        "label.decode.processes_2",
-        "label.search.share_by_float32",
-        "label.search.kernels.1",
-        "label.search.doubtful",
-        "label.efficiency",
-        "label.threads_needed",
+        "label.decode.processes_2", "label.search.share_by_float32", "label.search.kernels.1", "label.search.doubtful",
+        "label.efficiency", "label.threads_needed",
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.slow

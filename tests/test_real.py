@@ -120,12 +120,6 @@ def test_a_word_is_embedded_alike_alone_and_in_company(monkeypatch: pytest.Monke
     assert encoder.words([]).shape == (0, 384)
 
 
-def test_every_backend_gives_the_same_labels(tmp_path: Path, store: LabelStore, monkeypatch: Any) -> None:
-    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(store.path.parent / "cache"))
-    label_images(LabelSettings(out=tmp_path / "torch", device="cpu", search="torch"))
-    assert (tmp_path / "torch" / "manifest.json").read_bytes() == (store.path / "manifest.json").read_bytes()
-
-
 def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_path: Path, monkeypatch: Any) -> None:
     """All of it, with less of everything: labels, parts, training without and with SEA, the report."""
     from sea_pipeline.cli import demo

@@ -1,16 +1,13 @@
 """That programs which know nothing of this package read the tables of output folders as pyarrow does, row for row."""
 
-import re
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from packaging.version import Version
 
-from sea_pipeline import open_labels
 from tests.support.paths import ROOT
 from tests.support.planted_targets import teach
 from tests.support.table_readers import OTHERS, TESTED, difference, tables
@@ -55,7 +52,7 @@ def test_a_reader_reads_targets(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_read_wrongly_is_found(labels: Path, tmp_path: Path) -> None:
+def test_what_is_read_wrongly_is_found(labels: Path) -> None:
     path = tables(labels)[0]
     rows = pq.read_table(path).to_pylist()
     scores = [*rows[2]["scores"][:-1], 0.5]
@@ -78,15 +75,6 @@ def test_shards_hold_no_type_that_some_readers_lack(labels: Path, tmp_path: Path
         for field in pq.read_schema(path):
             kind = field.type.value_type if pa.types.is_fixed_size_list(field.type) else field.type
             assert str(kind) in read or pa.types.is_fixed_size_binary(kind), f"{path.name}: {field}"
-
-
-def test_the_lines_of_the_documentation_give_an_image_its_labels(labels: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    (lines,) = (block for block in blocks if "duckdb" in block)
-    given: dict[str, np.ndarray] = {}
-    exec(lines.replace("runs/labels/mine", str(labels)).replace("(-1, 10)", "(-1, 3)"), given)
-    store = open_labels(labels)
-    assert np.array_equal(given["scores"], store[store.ids[0]].scores)
 
 
 def test_the_documentation_has_a_line_for_each() -> None:

@@ -263,12 +263,11 @@ def test_no_color_is_heeded() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [40, 60])
-def test_a_narrow_terminal_keeps_the_bar_on_one_line(columns: int) -> None:
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown({"COLUMNS": str(columns)})[1])
+def test_a_narrow_terminal_keeps_the_bar_on_one_line() -> None:
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown({"COLUMNS": "40"})[1])
     bars = [line for line in re.split(r"[\r\n]+", plain) if "labelling" in line]
     assert bars
-    assert all(len(line) <= columns for line in bars)
+    assert all(len(line) <= 40 for line in bars)
 
 
 def test_a_pipe_gets_results_alone() -> None:

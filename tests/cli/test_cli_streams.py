@@ -19,10 +19,9 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from tests.support.world import draw_folder
 
-ROOT = Path(__file__).parent.parent.parent
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 MODULE = [sys.executable, "-m", "sea_pipeline"]
-LINES = ["recipes", "recipes --json", "recipes sea-table2-llava", "--help", "train --help", "--version"]
+LINES = ["recipes", "recipes --json", "--help", "--version"]
 
 
 @pytest.fixture
@@ -66,12 +65,11 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("closing", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0)])
-def test_a_stream_that_is_closed_is_thrown_away(tmp_path: Path, closing: str, code: int) -> None:
-    for line in ("recipes", "recipes --json"):
-        shell = f"{sys.executable} -m sea_pipeline {line} {closing}; echo $? > {tmp_path / 'code'}"
-        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
-        assert ((tmp_path / "code").read_text(), done.stderr) == (f"{code}\n", "")
+@pytest.mark.parametrize("line", ["recipes >&-", "recipes --json >&-", "recipes 2>&-", "recipes --json >&- 2>&- <&-"])
+def test_a_stream_that_is_closed_is_thrown_away(tmp_path: Path, line: str) -> None:
+    shell = f"{sys.executable} -m sea_pipeline {line}; echo $? > {tmp_path / 'code'}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert ((tmp_path / "code").read_text(), done.stderr) == ("0\n", "")
 
 
 def test_another_pipe_that_breaks_is_no_closed_output(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +81,7 @@ def test_another_pipe_that_breaks_is_no_closed_output(command: Any, monkeypatch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [[], *([name] for name in COMMANDS)], ids=lambda name: "".join(name) or "sea-pipeline")
+@pytest.mark.parametrize("name", [[], ["label"]], ids=["sea-pipeline", "label"])
 def test_h_is_help(command: Any, name: list[str]) -> None:
     code, stdout, _ = command(*name, "-h")
     assert (code, stdout) == (0, command(*name, "--help")[1])

@@ -119,12 +119,8 @@ def test_what_options_are_made_of_fields() -> None:
     assert kinds == {
         "several": list[str], "share": float | None, "kind": Literal["a", "b"], "on": bool, "off": bool, "shared": int,
     }  # fmt: skip
-    assert [infos[name].default for name in ("share", "kind", "on", "off")] == [
-        "--share",
-        "--sort",
-        "--on/--no-on",
-        "--off",
-    ]
+    spelled = [infos[name].default for name in ("share", "kind", "on", "off")]
+    assert spelled == ["--share", "--sort", "--on/--no-on", "--off"]
     assert (infos["share"].min, infos["share"].max, infos["share"].help) == (
         0, 1, "A share, of which this is the second line.",
     )  # fmt: skip

@@ -5,12 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+from open_clip import factory, pretrained
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import save_file
 
 from sea_pipeline import encoders, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, Preprocess, load_encoder
+from sea_pipeline.encoders.text_tower import TextTower
+from sea_pipeline.encoders.word_cache import word_embeddings
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels import run as label_run
 from tests.support.refused import refused
 from tests.support.tiny_clip import (
@@ -24,6 +31,8 @@ from tests.support.tiny_clip import (
     save_model,
 )
 from tests.support.world import COLOURS, draw, word_file
+
+PIXELS = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -51,21 +60,18 @@ def run(
     ("make", "side", "path", "sign"),
     [
         (make, side, path, sign)
-        for make, side, paths in (
-            (planted_clip, 4, ("final", "value", "vv")),
-            (planted_siglip, 10, ("pool", "final")),
+        for make, side, path, other in (
+            (planted_clip, 4, "final", "+"),
+            (planted_clip, 4, "value", "-"),
+            (planted_clip, 4, "vv", "-"),
+            (planted_siglip, 10, "pool", "-"),
+            (planted_siglip, 10, "final", "+"),
         )
-        for path in paths
-        for sign in ("", "+", "-")
+        for sign in ("", other)
     ],
 )
 def test_the_planted_word_in_its_cell(
-    run: Callable[..., Any],
-    tmp_path: Path,
-    make: Callable[[Path], Path],
-    side: int,
-    path: str,
-    sign: str,
+    run: Callable[..., Any], tmp_path: Path, make: Callable[[Path], Path], side: int, path: str, sign: str
 ) -> None:
     """Each path names a patch's colour with its own sign, and the complement with the other."""
     names = ["red", "green", "blue", "yellow", "cyan", "magenta"]
@@ -76,10 +82,9 @@ def test_the_planted_word_in_its_cell(
     store = open_labels(tmp_path / "labels")
     labels = store["wide.png"]
     assert (labels.grid, labels.crop_box) == ((side, side), (0.25, 0.0, 0.75, 1.0))
-    own = {"final": "-"}.get(path, "+")
     swapped = dict(zip(names, ["cyan", "magenta", "yellow", "blue", "red", "green"], strict=True))
     inside = [name for row in cells for name in row[side // 2 : side // 2 + side]]
-    expected = inside if sign in ("", own) else [swapped[name] for name in inside]
+    expected = [swapped[name] for name in inside] if sign else inside
     assert [store.words[ids[0]] for ids in labels.word_ids] == expected
     assert labels.scores[:, 0].min() > 0.99
     assert labels.scores[:, 1].max() < 0.98
@@ -110,9 +115,7 @@ def test_a_padded_photo_keeps_its_cells(run: Callable[..., Any], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_every_kind_of_file_gives_the_same_labels(run: Callable[..., Any], tmp_path: Path, listed: None) -> None:
-    from safetensors.torch import save_file
-
+def test_every_kind_of_file_gives_the_same_vectors(tmp_path: Path, listed: None) -> None:
     model = random_model(CLIP)
     state = model.state_dict()
     optimiser = torch.optim.AdamW(model.parameters()).state_dict()
@@ -123,17 +126,11 @@ def test_every_kind_of_file_gives_the_same_labels(run: Callable[..., Any], tmp_p
         tmp_path / "epoch_3.pt",
     )
     save_file(state, tmp_path / "weights.safetensors")
-    draw(tmp_path / "photos" / "a.png", [["red", "brown", "blue"], ["grey", "cyan", "red"]], (48, 32))
-    found = {}
-    for source in ("folder", "tiny/plain.pt", "tiny/epoch_3.pt", "tiny/weights.safetensors"):
-        arch, slash, name = source.rpartition("/")
-        out = tmp_path / "out" / name
-        code, _, stderr = run(f"open_clip:{arch}{slash}{tmp_path / name}#vv", "--out", out)
-        assert code == 0, stderr
-        labels = open_labels(out)["a.png"]
-        found[source] = (labels.word_ids.tolist(), labels.scores.tolist())
-    assert len(set(map(str, found.values()))) == 1
-    assert len({tuple(ids) for ids in found["folder"][0]}) > 3
+    expected = load_encoder(f"open_clip:{tmp_path}/folder#vv", "cpu")
+    for name in ("plain.pt", "epoch_3.pt", "weights.safetensors"):
+        encoder = load_encoder(f"open_clip:tiny/{tmp_path}/{name}#vv", "cpu")
+        assert torch.equal(encoder.patches(PIXELS), expected.patches(PIXELS)), name
+        assert torch.equal(encoder.words(["red"], print), expected.words(["red"], print)), name
 
 
 def test_a_spec_loads_the_encoder_again_and_a_file_may_move(
@@ -154,8 +151,6 @@ def test_a_spec_loads_the_encoder_again_and_a_file_may_move(
 
 
 def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from open_clip import factory, pretrained
-
     folder = save_model(tmp_path / "model", random_model(CLIP), CLIP)
 
     def fetch(model_id: str, filename: str | None = None, **_: object) -> str:
@@ -167,8 +162,7 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     hub, local = load_encoder("open_clip:hf-hub:org/name#vv", "cpu"), load_encoder(f"open_clip:{folder}#vv", "cpu")
     assert hub.spec == "open_clip:hf-hub:org/name#vv"
     assert hub.fields() == local.fields()
-    pixels = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(hub.patches(pixels), local.patches(pixels))
+    assert torch.equal(hub.patches(PIXELS), local.patches(PIXELS))
     assert torch.equal(hub.words(["red"], print), local.words(["red"], print))
 
 
@@ -202,20 +196,15 @@ def test_fields_tell_settings_apart_and_words_are_shared(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_words_are_embedded_once_for_all_paths(
-    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sea_pipeline.encoders.text_tower import TextTower
-
+def test_words_are_embedded_once_for_all_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = TextTower.words
     monkeypatch.setattr(TextTower, "words", lambda self, *given: calls.append(given) or real(self, *given))
-    draw(tmp_path / "photos" / "a.png", [["red"]])
-    folder = planted_clip(tmp_path / "model")
-    for number, spec in enumerate(["#final", "#vv-", "#value"]):
-        assert run(f"open_clip:{folder}{spec}", "--out", tmp_path / str(number))[0] == 0
+    folder, words = planted_clip(tmp_path / "model"), WordList.of("colours", tuple(COLOURS))
+    for spec in ("#final", "#vv-", "#value"):
+        word_embeddings(load_encoder(f"open_clip:{folder}{spec}", "cpu"), words)
     assert len(calls) == 1
-    assert run(f"open_clip:{folder}", "--template", "photo", "--out", tmp_path / "photo")[0] == 0
+    word_embeddings(load_encoder(f"open_clip:{folder}", "cpu", EncoderOptions(template="photo")), words)
     assert len(calls) == 2
 
 
@@ -240,24 +229,18 @@ def test_the_shape_is_known_without_weights(
 @pytest.mark.slow
 def test_a_tag_decides_quickgelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """OpenAI's weights under the plain architecture: with QuickGELU, as they were trained."""
-    import open_clip
-    from open_clip import factory
-
     monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-32", CLIP)
     weights = tmp_path / "openai.pt"
     torch.save(random_model(CLIP).state_dict(), weights)
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(weights))
     listed = load_encoder("open_clip:ViT-B-32/openai", "cpu")
     quick = changed(CLIP, quick_gelu=True)
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
     pixels = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
     folders = [
         save_model(tmp_path / str(n), random_model(config), config, pixels) for n, config in enumerate([quick, CLIP])
     ]
-    values = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    same, plain = (load_encoder(f"open_clip:{folder}", "cpu").patches(values) for folder in folders)
-    assert torch.equal(listed.patches(values), same)
+    same, plain = (load_encoder(f"open_clip:{folder}", "cpu").patches(PIXELS) for folder in folders)
+    assert torch.equal(listed.patches(PIXELS), same)
     assert not torch.allclose(same, plain, atol=1e-3)
     assert listed.fields()["quick_gelu"] is True
 
@@ -265,8 +248,6 @@ def test_a_tag_decides_quickgelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_pixels_of_a_file_are_those_that_all_tags_share(
     listed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import open_clip
-
     tags = {"a": {"resize_mode": "squash", "mean": (0.5,) * 3, "std": (0.5,) * 3}}
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda arch: list(tags))
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda arch, tag: tags.get(tag, {}))

@@ -117,21 +117,25 @@ def quiet(_: int) -> None:
     pass
 
 
+def text_changed(*, custom: bool = False, **changes: Any) -> dict[str, Any]:
+    return changed(CLIP, custom_text=custom, text_cfg=CLIP["text_cfg"] | changes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "cuts"),
+    ("config", "cuts", "template"),
     [
-        (CLIP, True),
-        (changed(CLIP, quick_gelu=True), True),
-        (changed(CLIP, custom_text=True), True),
-        (changed(CLIP, custom_text=True, text_cfg=CLIP["text_cfg"] | {"pool_type": "eos", "eos_id": 49407}), True),
-        (changed(CLIP, text_cfg=CLIP["text_cfg"] | {"no_causal_mask": True}), False),
-        (changed(CLIP, text_cfg=CLIP["text_cfg"] | {"pool_type": "last"}), False),
-        (SIGLIP, False),
+        pytest.param(CLIP, True, "bare", id="clip"),
+        pytest.param(CLIP, True, "photo", id="photo"),
+        pytest.param(CLIP, True, "ensemble", id="ensemble"),
+        pytest.param(changed(CLIP, quick_gelu=True), True, "bare", id="quick"),
+        pytest.param(changed(CLIP, custom_text=True), True, "photo", id="custom"),
+        pytest.param(text_changed(custom=True, pool_type="eos", eos_id=49407), True, "bare", id="eos"),
+        pytest.param(text_changed(no_causal_mask=True), False, "photo", id="no mask"),
+        pytest.param(text_changed(pool_type="last"), False, "bare", id="last"),
+        pytest.param(SIGLIP, False, "ensemble", id="siglip"),
     ],
-    ids=["clip", "quick", "custom", "eos", "no mask", "last", "siglip"],
 )
-@pytest.mark.parametrize("template", ["bare", "photo", "ensemble"])
 def test_words_are_encode_text_in_full_length(
     config: dict[str, Any], cuts: bool, template: Any, tmp_path: Path
 ) -> None:

@@ -6,9 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.sign_probe import probe_encoders
-from tests.support.heard import Heard
 from tests.support.shape_clip import Thing, draw, labels_of, probe_settings, right_words, train
 
 pytestmark = pytest.mark.slow
@@ -48,14 +46,3 @@ def test_labels_lie_on_what_they_name(world: World) -> None:
     assert chance < 0.4
     wrong, _ = right_words(labels_of(world.folder, f"{world.spec}#vv-"), world.scenes)
     assert wrong < 0.05
-
-
-def test_label_warns_of_the_papers_sign(world: World) -> None:
-    heard = Heard()
-    given = {"images": str(world.folder / "captions.json"), "image_root": world.folder / "photos"}
-    given |= {"wordlist": str(world.folder / "words.txt"), "top_n": 1, "device": "cpu"}
-    for spec in (f"{world.spec}#final", f"{world.spec}#final+"):
-        out = world.folder / f"hint-{len(heard.warnings)}"
-        label_images(LabelSettings.of(**given, encoder=spec, out=out), heard)
-    assert len(heard.warnings) == 1
-    assert f"--encoder {world.spec}#final+," in heard.warnings[0]

@@ -10,17 +10,12 @@ import torch
 from PIL import Image
 
 from sea_pipeline import open_labels
-from sea_pipeline.core.parallel import batched, prefetched_map, torch_thread_pool
+from sea_pipeline.core.parallel import prefetched_map, torch_thread_pool
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.search.exact import Backend, WordSearch
 from tests.support.contents import content
 from tests.support.search_twin import agree, twin, unit
 from tests.support.world import ColourEncoder, Label, draw_folder
-
-
-def test_batches_are_full_but_for_the_last() -> None:
-    assert list(batched(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batched(iter(()), 3)) == []
 
 
 def test_results_come_in_order_and_not_too_early() -> None:

@@ -1,4 +1,4 @@
-"""A third command gets kills, workers, extension, quarantine and verification from `run_job`; see CONTRIBUTING."""
+"""A third command gets kills, extension, quarantine and verification from `run_job`; see CONTRIBUTING."""
 
 import inspect
 import json
@@ -6,14 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import distributed
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
-from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.sharded_job import run_job
 from sea_pipeline.output.verify import check_files
@@ -22,8 +20,7 @@ from tests.support.count_job import CountJob, CountSettings
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 
-assert distributed.__version__  # its settings must be there before any is changed
-COUNT, SHARDS = 11, 3
+COUNT = 11
 
 
 @pytest.fixture
@@ -70,16 +67,6 @@ def test_it_counts_and_keeps_bad_images_aside(images: Path, tmp_path: Path) -> N
     assert (again.report.images, again.device) == (0, "cpu")
 
 
-def test_mended_images_are_counted_when_asked(images: Path, tmp_path: Path) -> None:
-    count(images, tmp_path / "out")
-    draw(images / "07.png", 7)
-    assert count(images, tmp_path / "out").report.images == 0
-    assert counts(count(images, tmp_path / "out", retry_bad=True))["07.png"] == 24
-    with pytest.raises(UserError, match="1 of 11 images are bad so far, more than --max-bad 0 allows"):
-        (images / "07.png").write_bytes(b"bad")
-        count(images, tmp_path / "strict", max_bad=0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 7, 9])
 @pytest.mark.parametrize("before", [True, False])
@@ -124,14 +111,6 @@ def test_other_settings_are_another_folder(images: Path, tmp_path: Path, monkeyp
     assert folder.parent == Path("runs/counts")
     assert folder.name.startswith("images-first2-")
     assert json.loads((folder / "dataset.json").read_text())["kind"] == "counts"
-
-
-@pytest.mark.processes
-def test_workers_count_the_same(images: Path, tmp_path: Path) -> None:
-    count(images, tmp_path / "whole")
-    run = count(images, tmp_path / "out", crew=WorkerSettings(workers=2, dashboard=False))
-    assert (run.report.failed, run.about) == ({}, {"device": "cpu"})
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 class Stopping(Heard):

@@ -5,7 +5,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,9 +197,7 @@ def test_a_worker_that_would_make_something_else_is_refused(work: Work, tmp_path
     assert list(ledger.commits()) == []
 
 
-def test_a_worker_that_sees_another_folder_is_refused(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_sees_another_folder_is_refused(client: Client, tmp_path: Path) -> None:
     client.run(_see_for, 0.1)
     ledger = planted_ledger(tmp_path / "out")
     with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
@@ -247,18 +244,6 @@ def test_ranges_divide_the_work_and_the_last_one_finishes(work: Work, tmp_path: 
     assert content(ledger.root) == whole
 
 
-def test_two_drivers_at_once_make_the_same_folder(work: Work, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    ledger = planted_ledger(tmp_path / "out")
-    seconds = 0.05
-    other = threading.Thread(
-        target=lambda: run(Ledger.open(ledger.root), PlantedStage(tmp_path / "none", seconds), max_bad=0.5)
-    )
-    other.start()
-    work(ledger, PlantedJob(tmp_path / "faults", seconds))
-    other.join()
-    assert content(ledger.root) == whole
-
-
 class LateStage(PlantedStage):
     """Finds, when it is done, that another run has committed the shard, with a row that is another in its bytes."""
 
@@ -281,7 +266,7 @@ def test_of_two_that_finish_a_shard_the_first_one_counts(tmp_path: Path, whole: 
     assert check_files(ledger).problems == []
 
 
-def test_sigterm_of_the_driver_is_an_interrupt(tmp_path: Path) -> None:
+def test_sigterm_of_the_driver_is_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), driver._terminated_as_interrupted():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -23,14 +23,6 @@ from tests.support.heard import Heard
 from tests.support.world import COLOURS, GRID, ColourEncoder, Label, best, draw, draw_folder, similarities
 
 
-def test_every_patch_gets_the_colour_that_was_drawn_there(label: Label, tmp_path: Path) -> None:
-    draw(tmp_path / "photos" / "x.png", GRID)
-    label(images=str(tmp_path / "photos"))
-    labels = open_labels(tmp_path / "labels")["x.png"]
-    assert best(labels) == GRID
-    np.testing.assert_allclose(labels.scores[:, 0], 1, atol=1e-3)
-
-
 def test_a_wide_picture_is_cropped_to_its_middle(label: Label, tmp_path: Path) -> None:
     """Rows and columns must not be exchanged, and crop_box must say where the grid lies."""
     wide = [["blue", *row, "blue"] for row in GRID]
@@ -135,10 +127,7 @@ def test_a_batch_without_a_finite_image(
     ("change", "said"),
     [
         (lambda vectors: 2 * vectors, "expected vectors of unit length; found 2"),
-        (
-            lambda vectors: vectors[:, :-1],
-            r"12 patches, 3 x 4, and width 3; found torch.float32 and \(11, 3\)",
-        ),
+        (lambda vectors: vectors[:, :-1], r"12 patches, 3 x 4, and width 3; found torch.float32 and \(11, 3\)"),
         (lambda vectors: vectors.double(), "expected float32 vectors"),
     ],
 )

@@ -15,8 +15,6 @@ import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources import open_source
-from sea_pipeline.labels.run import LabelJob, LabelSettings
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
@@ -149,13 +147,6 @@ def test_a_disk_that_fills_up_is_one_line(seventy: Path, tmp_path: Path) -> None
     assert "cannot be written: No space left on device; free some space" in done.stdout
 
 
-def test_other_labels_are_another_cache(store: LabelStore, label: Label, seventy: Path, tmp_path: Path) -> None:
-    label(images=str(seventy / "photos"), top_n=2, out=tmp_path / "two", max_bad=1)
-    other = label_cache.label_cache(open_labels(tmp_path / "two"))
-    assert other.folder != label_cache.label_cache(store).folder
-    assert other["006.png"].word_ids.shape == (12, 2)
-
-
 @pytest.mark.slow
 def test_a_pickle_holds_no_labels_and_reads_the_same(store: LabelStore) -> None:
     cache = label_cache.label_cache(store)
@@ -233,18 +224,6 @@ def test_what_is_missing_is_done_in_the_version_that_it_was_begun_in(label: Labe
     label(images=str(photos), out=old)
     assert content(old) == whole
     assert {path.name: json.loads(path.read_text()).keys() for path in (old / "commits").iterdir()} == commits
-
-
-def test_a_worker_writes_the_version_of_its_folder(
-    label: Label, photos: Path, words: Path, old: Path, new: Path, tmp_path: Path
-) -> None:
-    for folder, kind in ((old, pa.float16()), (new, pa.float32())):
-        ledger = Ledger.open(folder)
-        settings = LabelSettings.of(images=str(photos), wordlist=str(words), top_n=3, out=folder, device="cpu")
-        stage = LabelJob(settings).stage(ledger)
-        source, target = open_source(ledger.image_root), tmp_path / "x.parquet"
-        stage.process(ledger.samples(1), source, target, {}, lambda _: None)
-        assert pq.read_schema(target).field("scores").type.value_type == kind
 
 
 @pytest.mark.slow

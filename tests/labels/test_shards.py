@@ -18,17 +18,11 @@ def rows(count: int, patches: int = 6, top_n: int = 3) -> list[LabelRow]:
     random = np.random.default_rng(0)
     return [
         LabelRow(
-            f"{number}.jpg",
-            f"x/{number}.jpg",
-            bytes([number]) * 32,
-            number + 1,
-            70_000,
-            (0.0, 0.125, 1.0, 0.875),
-            random.integers(-1, 65_535, (patches, top_n)),
-            random.random((patches, top_n)),
+            f"{number}.jpg", f"x/{number}.jpg", bytes([number]) * 32, number + 1, 70_000, (0.0, 0.125, 1.0, 0.875),
+            random.integers(-1, 65_535, (patches, top_n)), random.random((patches, top_n)),
         )
         for number in range(count)
-    ]
+    ]  # fmt: skip
 
 
 def write(path: Path, count: int) -> list[LabelRow]:

@@ -82,13 +82,10 @@ def test_only_new_images_are_labelled_and_old_files_stay(
     assert caches[1]["a/001.png"].word_ids.tolist() == whole["a/001.png"].word_ids.tolist()
 
 
-def test_a_folder_that_is_not_extended_looks_as_before(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    written = json.loads((tmp_path / "labels" / "dataset.json").read_text())
+def test_a_folder_that_is_not_extended_looks_as_before(extended: Path) -> None:
+    written = json.loads((extended / "before" / "dataset.json").read_text())
     assert set(written) == set(DatasetFile.model_fields) - {"parts"}
-    grow(photos)
-    label(images=str(photos), extend=True)
-    written = json.loads((tmp_path / "labels" / "dataset.json").read_text())
+    written = json.loads((extended / "after" / "dataset.json").read_text())
     assert (written["images"], written["shards"]) == (16, 5)
     assert [(part["images"], part["shards"], part["fields"]) for part in written["parts"]] == [(10, 3, {}), (6, 2, {})]
 
@@ -144,26 +141,10 @@ def test_nothing_new_is_nothing_to_do(label: Label, encoder: ColourEncoder, phot
     grow(photos)
     label(images=str(photos), extend=True)
     before = everything(tmp_path / "labels")
-    encoder.patches = None  # type: ignore[method-assign,assignment]  # must not be called
+    encoder.patches = encoder.words = None  # type: ignore[method-assign,assignment]  # must not be called
     for extend in (True, False):
         assert label(images=str(photos), extend=extend).report.images == 0
     assert everything(tmp_path / "labels") == before
-
-
-@pytest.mark.slow
-def test_extending_twice(label: Label, photos: Path, tmp_path: Path) -> None:
-    label(images=str(photos))
-    grow(photos)
-    label(images=str(photos), extend=True)
-    twice = everything(tmp_path / "labels")
-    draw_folder(photos / "z", 5, seed=3)
-    assert label(images=str(photos), extend=True).report.images == 5
-    after = everything(tmp_path / "labels")
-    assert {name for name in twice if after[name] != twice[name]} == {"dataset.json", "manifest.json", "words.parquet"}
-    assert "labels/part-00006-of-00007.parquet" in after
-    label(images=str(photos), out=tmp_path / "whole")
-    assert rows(open_labels(tmp_path / "labels")) == rows(open_labels(tmp_path / "whole"))
-    assert label(images=str(photos)).report.images == 0
 
 
 def broken(pixels: torch.Tensor) -> torch.Tensor:
@@ -262,15 +243,8 @@ def test_parts_that_do_not_add_up_are_damage(extended: Path, tmp_path: Path) -> 
         open_labels(path.parent)
 
 
-def test_the_commands_know_extended_folders(command: Any, photos: Path, tmp_path: Path, words: Path) -> None:
-    out = tmp_path / "labels"
-    asked = ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--shard-size", 4, "--out", out]
-    assert command(*asked)[0] == 0
-    grow(photos)
-    code, _, said = command(*asked)
-    assert (code, "--extend" in said, said.count("\n")) == (1, True, 1)
-    code, stdout, _ = command(*asked, "--extend")
-    assert (code, "16 labelled, 0 bad" in stdout, "5 of 5 done" in stdout) == (0, True, True)
+def test_the_commands_know_extended_folders(command: Any, extended: Path) -> None:
+    out = extended / "after"
     state = json.loads(command("status", out, "--json")[1])
     assert (state["finished"], state["shards"], state["images_done"]) == (True, 5, 16)
     assert command("verify", out)[0] == 0
@@ -296,9 +270,8 @@ def tar(folder: Path, name: str, photos: dict[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("write", "old", "new"), [(table, "00000000{}", "b.parquet/00000000{}"), (tar, "{}.png", "b/{}.png")]
+    ("write", "old", "new", "crops"), [(table, "00000000{}", "b.parquet/00000000{}", 1), (tar, "{}.png", "b/{}.png", 0)]
 )
-@pytest.mark.parametrize("crops", [0, 1])
 def test_a_further_file_leaves_the_ids_of_the_first(
     label: Label, tmp_path: Path, write: Any, old: str, new: str, crops: int
 ) -> None:

@@ -17,9 +17,8 @@ from sea_pipeline.output.records import Commit, load_record
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
 from sea_pipeline.output.verify import check_files, refuse_damage
 from sea_pipeline.report.run import find_inputs
-from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.storage.publish import publish_bytes
-from tests.support.damage import DAMAGE, RECORDS, Harm, changed, flip, made_a_folder, replaced
+from tests.support.damage import DAMAGE, EVERYWHERE, RECORDS, Harm, changed, flip, made_a_folder
 from tests.support.report_world import run_folder
 from tests.support.worker_world import planted_ledger
 from tests.support.world import Shelved, draw
@@ -74,13 +73,13 @@ def test_every_command_says_the_same_line(
 def test_one_flipped_bit_in_any_byte_of_a_record_is_one_line_from_all_or_from_none(
     command: Any, folder: Path, name: str
 ) -> None:
-    """Some 150 of the record's bytes by the functions, eight of them by the commands."""
+    """Some 70 of the record's bytes by the functions, four of them by the commands."""
     random = np.random.default_rng(7)
     path = folder / name
     whole = path.read_bytes()
     found = 0
-    offsets = range(int(random.integers(2)), len(whole), 1 + len(whole) // 150)
-    by_commands = set(random.choice(offsets, 8, replace=False).tolist())
+    offsets = range(int(random.integers(2)), len(whole), 1 + len(whole) // 70)
+    by_commands = set(random.choice(offsets, 4, replace=False).tolist())
     for offset in offsets:
         flip(path, offset, int(random.integers(8)))
         said = {_line(lambda: _verified(folder)), _line(lambda: _status(folder)), _line(lambda: open_labels(folder))}
@@ -140,13 +139,6 @@ def test_what_a_date_may_be(folder: Path) -> None:
             load_record(path, Commit)
 
 
-def test_only_finite_numbers_are_json() -> None:
-    assert json_object(b'{"a": 1.5, "b": -1e300}') == {"a": 1.5, "b": -1e300}
-    for text in (b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e400}'):
-        with pytest.raises(ValueError, match="expected finite numbers; found"):
-            json_object(text)
-
-
 def test_one_flipped_bit_anywhere_in_a_shard_is_found(folder: Path) -> None:
     shard = folder / "labels" / "part-00001-of-00003.parquet"
     whole = shard.read_bytes()
@@ -178,51 +170,6 @@ def test_without_verifying_damage_is_found_when_it_is_read(folder: Path) -> None
         shard.write_bytes(held)
     assert len(errors) > 20
     assert all(shard.name in error for error in errors)
-
-
-@pytest.mark.parametrize("name", ["words.txt", "words.parquet", "quarantine/00000.parquet", "plan.parquet"])
-def test_damage_to_the_other_files_is_found(folder: Path, name: str) -> None:
-    flip(folder / name, (folder / name).stat().st_size // 2, 0)
-    try:
-        problems = check_files(Ledger.open(folder)).problems
-    except UserError as error:
-        problems = [str(error)]
-    assert problems
-    assert all(name in problem for problem in problems)
-
-
-def test_a_missing_or_short_shard_is_named(folder: Path) -> None:
-    shard = folder / "labels" / "part-00002-of-00003.parquet"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"part-00002.*expected [\d,]+ bytes, found"):
-        open_labels(folder)
-    shard.unlink()
-    with pytest.raises(ValueError, match=r"part-00002.*found none"):
-        open_labels(folder)
-
-
-def test_records_are_strict(folder: Path) -> None:
-    path = folder / "dataset.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"surprise": 1}))
-    with pytest.raises(UserError, match=r"dataset\.json: damaged.*surprise"):
-        open_labels(folder)
-    path.write_text(json.dumps(record | {"schema_version": 99}))
-    with pytest.raises(UserError, match="expected schema version 1 or 2, found 99"):
-        open_labels(folder)
-
-
-def test_records_that_contradict_each_other_are_refused(folder: Path) -> None:
-    for name, change, expected in (
-        ("manifest.json", ('"top_n": 3', '"top_n": 1'), r"manifest\.json: damaged: fields\.top_n: expected 3; found 1"),
-        ("manifest.json", ('"rows": 8', '"rows": 7'), r"manifest\.json: damaged: rows: expected 8; found 7"),
-        ("dataset.json", ('"top_n": 3', '"top_n": 1'), "its fingerprint is not that of its fields"),
-    ):
-        held = (folder / name).read_text()
-        (folder / name).write_text(held.replace(*change))
-        with pytest.raises(ValueError, match=expected):
-            open_labels(folder)
-        (folder / name).write_text(held)
 
 
 def test_verify_looks_at_unfinished_folders_too(folder: Path) -> None:
@@ -277,16 +224,13 @@ def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
 
 
 RUN_DAMAGE: dict[str, tuple[str, Harm]] = {
-    f"{name}: {what}": (name, harm)
-    for name in ("run.json", "summary.json", "views.json")
-    for what, harm in {
-        "empty": lambda path: path.write_bytes(b""),
-        "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
-        "not UTF-8": lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
-        "a list": lambda path: path.write_bytes(b"[]"),
-        "NaN": lambda path: replaced(path, b"{", b'{"more": NaN,'),
-        "deep": lambda path: path.write_bytes(b'{"a":' * 99_999),
-    }.items()
+    f"{name}: {what}": (name, EVERYWHERE[what])
+    for names, kinds in (
+        (("run.json", "views.json"), ("empty", "not UTF-8", "NaN")),
+        (("summary.json", "views.json"), ("cut", "a list", "deep")),
+    )
+    for name in names
+    for what in kinds
 }
 RUN_DAMAGE |= {
     "a recipe that is a list": ("run.json", lambda path: changed(path, "recipe", value=[])),
@@ -298,10 +242,7 @@ RUN_DAMAGE |= {
     "no images of views": ("views.json", lambda path: changed(path, "images", value=None)),
     "a box of three edges": ("views.json", lambda path: changed(path, "images", 0, "box", value=[0, 0, 1])),
     "a box of text": ("views.json", lambda path: changed(path, "images", 0, "box", value=list("abcd"))),
-    "a word beyond the texts": (
-        "views.json",
-        lambda path: changed(path, "images", 0, "after", "nearest", value=["x"]),
-    ),
+    "a word that is text": ("views.json", lambda path: changed(path, "images", 0, "after", "nearest", value=["x"])),
     "a folder for views": ("views.json", made_a_folder),
 }
 
@@ -314,18 +255,13 @@ def test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report(command: Any,
     name, harm = RUN_DAMAGE[what]
     kept = (run / name).read_bytes()
     asked = ("report", run, "--images", 0, "--out", tmp_path / "report.html")
-    assert command(*asked)[0] == 0
     harm(run / name)
     code, stdout, said = command(*asked)
     assert (code, stdout, said.count("\n")) == (1, "", 1)
     assert said.startswith(f"error: {run / name}: ")
     if name == "views.json":
         assert said.endswith("; remove it, and run the same command again, which makes it anew or goes without\n")
-        if (run / name).is_dir():
-            (run / name / "notes").unlink()
-            (run / name).rmdir()
-        else:
-            (run / name).unlink()
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
     else:
         assert said.endswith("; restore it\n")
         (run / name).write_bytes(kept)

@@ -3,10 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-)
+from transformers import AutoConfig, AutoModel
 
 from tests.support.random_values import random
 from trainer.losses.attention_tap import AttentionTap

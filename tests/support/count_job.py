@@ -17,9 +17,7 @@ from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source, list_samples
 from sea_pipeline.output.ledger import Ledger
 
-SCHEMA = pa.schema(
-    {"image_id": pa.string(), "uri": pa.string(), "image_sha256": pa.binary(32), "count": pa.int64()},
-)
+SCHEMA = pa.schema({"image_id": pa.string(), "uri": pa.string(), "image_sha256": pa.binary(32), "count": pa.int64()})
 
 
 class CountSettings(Settings):

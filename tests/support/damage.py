@@ -130,7 +130,13 @@ OTHERS: dict[str, tuple[str, Harm]] = {
     "the plan gone": ("plan.parquet", Path.unlink),
     "a bit of the plan": ("plan.parquet", lambda path: flip(path, 60)),
 }
-DAMAGE = [(name, what, harm) for name in RECORDS for what, harm in EVERYWHERE.items()]
+ON_EACH = ("empty", "a folder")
+"""Kinds that are done to every record. The others are done to the records in turn, which are read by one function."""
+DAMAGE = [
+    (name, what, harm)
+    for number, (what, harm) in enumerate(EVERYWHERE.items())
+    for name in (RECORDS if what in ON_EACH else [RECORDS[number % len(RECORDS)]])
+]
 DAMAGE += [(RECORDS[0], what, harm) for what, harm in COMMIT.items()]
 DAMAGE += [(RECORDS[1], what, harm) for what, harm in MANIFEST.items()]
 DAMAGE += [(RECORDS[2], what, harm) for what, harm in DATASET.items()]

@@ -29,14 +29,8 @@ _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, 
 _AUTOCAST = {F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, torch.Tensor.matmul,
              torch.Tensor.__matmul__, torch.bmm, torch.mm, torch.baddbmm, torch.addmm}  # fmt: skip
 """What autocast computes in less precision; what it keeps in float32 is not looked at."""
-_WAITS = {
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten._unique2.default,
-    aten.repeat_interleave.Tensor,
-}
-
+_WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
+          aten._unique2.default, aten.repeat_interleave.Tensor}  # fmt: skip
 _ON_CUDA_ALONE = {aten.mm.dtype: lambda left, right, dtype: left.to(dtype) @ right.to(dtype)}
 
 
@@ -201,20 +195,11 @@ class _Event:
 
 
 _CUDA = {
-    "_lazy_init": None,
-    "current_device": 0,
-    "device_count": 1,
-    "empty_cache": None,
-    "get_device_name": "a GPU that is none",
-    "is_available": True,
-    "is_bf16_supported": True,
-    "is_current_stream_capturing": False,
-    "max_memory_allocated": 1 << 20,
-    "reset_peak_memory_stats": None,
-    "set_device": None,
-    "synchronize": None,
-}
-
+    "_lazy_init": None, "current_device": 0, "device_count": 1, "empty_cache": None,
+    "get_device_name": "a GPU that is none", "is_available": True, "is_bf16_supported": True,
+    "is_current_stream_capturing": False, "max_memory_allocated": 1 << 20, "reset_peak_memory_stats": None,
+    "set_device": None, "synchronize": None,
+}  # fmt: skip
 _RANDOM = {"get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None}
 
 

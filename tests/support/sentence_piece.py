@@ -15,15 +15,9 @@ CODE = [
     "class A:\n    def g(self):\n        pass\n\n    def h(self):\n        return   1\n",
 ]
 TURNS = [
-    "</s>",
-    "USER",
-    "ASSISTANT",
-    "[INST] [/INST]",
-    "colour",
-    "A photo of a jay.",
-    "double  space",
+    "</s>", "USER", "ASSISTANT", "[INST] [/INST]", "colour", "A photo of a jay.", "double  space",
     "two   and    four spaces",
-]
+]  # fmt: skip
 
 
 def sentence_piece(file: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:
@@ -43,31 +37,16 @@ def vicuna_like(folder: Path, *, legacy: bool = False, **options: Any) -> senten
     folder.mkdir(parents=True, exist_ok=True)
     model = sentence_piece(folder / "tokenizer.model", **options)
     settings = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": token("<s>"),
-        "eos_token": token("</s>"),
-        "unk_token": token("<unk>"),
-        "pad_token": None,
-        "legacy": legacy,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 4096,
-        "padding_side": "right",
-        "sp_model_kwargs": {},
-        "tokenizer_class": "LlamaTokenizer",
-    }
+        "add_bos_token": True, "add_eos_token": False, "bos_token": token("<s>"), "eos_token": token("</s>"),
+        "unk_token": token("<unk>"), "pad_token": None, "legacy": legacy, "clean_up_tokenization_spaces": False,
+        "model_max_length": 4096, "padding_side": "right", "sp_model_kwargs": {}, "tokenizer_class": "LlamaTokenizer",
+    }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": model.get_piece_size(),
-        "torch_dtype": "float16",
-        "tie_word_embeddings": False,
-    }
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": model.get_piece_size(),
+        "torch_dtype": "float16", "tie_word_embeddings": False,
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return model
 

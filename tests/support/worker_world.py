@@ -73,12 +73,7 @@ class PlantedStage(Stage):
         return {"device": "cpu", "backend": "planted"}
 
     def process(
-        self,
-        samples: list[Sample],
-        source: Source,
-        target: Path,
-        footer: dict[str, Any],
-        advance: Advance,
+        self, samples: list[Sample], source: Source, target: Path, footer: dict[str, Any], advance: Advance
     ) -> ShardResult:
         time.sleep(self._seconds)
         suffer(self._faults, footer["shard"])
