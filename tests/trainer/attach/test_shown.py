@@ -147,9 +147,8 @@ def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pict
 
 
 def _execute(nbclient: Any, notebook: Any, folder: Path) -> None:
-    client = nbclient.NotebookClient(
-        notebook, timeout=1000, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    )
+    given = {"kernel_name": "python3", "resources": {"metadata": {"path": str(folder)}}}
+    client = nbclient.NotebookClient(notebook, timeout=1000, startup_timeout=1000, **given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("SEA_PIPELINE_CACHE", str(folder / "cache"))
