@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from sea_pipeline import cli
 from sea_pipeline.cli import app, needs
 from sea_pipeline.core.extras import install_line
 from tests.support.installed import EXTRAS, HIDING, PROJECT, closure, declared, lacking, modules, providers
@@ -101,6 +102,13 @@ def test_every_command_is_looked_at() -> None:
     names = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
     assert names == {line.split()[0] for line, *_ in ASKED} | {"status", "recipes", "report"}
     assert names - set(needs._COMMANDS) == {"status", "verify", "recipes", "merge", "select"}
+
+
+def test_commands_that_work_shard_by_shard_say_what_is_kept() -> None:
+    files = (ROOT / "sea_pipeline" / "cli").glob("*.py")
+    sharded = {path.stem for path in files if re.search(r"^    tell\(", path.read_text(), re.MULTILINE)}
+    assert sharded >= {"label", "teacher"}
+    assert sharded <= cli._STOPPED.keys()
 
 
 @pytest.mark.slow

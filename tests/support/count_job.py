@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.core.settings import Settings
@@ -16,8 +15,14 @@ from sea_pipeline.inputs.pixels import DECODE_VERSION, BadImageError, decode_ima
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source, list_samples
 from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.storage.parquet import RowGroupWriter
 
 SCHEMA = pa.schema({"image_id": pa.string(), "uri": pa.string(), "image_sha256": pa.binary(32), "count": pa.int64()})
+
+
+class CountWriter(RowGroupWriter[tuple[Any, ...]]):
+    def arrays(self, rows: list[tuple[Any, ...]]) -> list[pa.Array]:
+        return [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
 
 
 class CountSettings(Settings):
@@ -53,16 +58,17 @@ class CountJob(ShardedJob[CountSettings], Stage):
     def process(
         self, samples: list[Sample], source: Source, target: Path, footer: dict[str, Any], advance: Advance
     ) -> ShardResult:
-        begun, bad, rows = time.perf_counter(), [], []
-        for sample in samples:
-            try:
-                image, sha256 = decode_image(source.read(sample.uri))
-                count = image.width * image.height * self.settings.channels
-                rows.append((sample.image_id, sample.uri, sha256, count))
-            except BadImageError as error:
-                bad.append(BadSample(sample, error.stage, error.error, error.message, error.sha256))
-            advance(1)
-        pq.write_table(
-            pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], SCHEMA), target
-        )
-        return ShardResult(len(rows), bad, {"count": time.perf_counter() - begun}, rows[0][2].hex() if rows else None)
+        begun, bad, hashes = time.perf_counter(), [], []
+        with CountWriter(target, SCHEMA, rows_per_group=64) as writer:
+            for sample in samples:
+                try:
+                    image, sha256 = decode_image(source.read(sample.uri))
+                except BadImageError as error:
+                    bad.append(BadSample(sample, error.stage, error.error, error.message, error.sha256))
+                else:
+                    count = image.width * image.height * self.settings.channels
+                    writer.add((sample.image_id, sample.uri, sha256, count))
+                    hashes.append(sha256.hex())
+                advance(1)
+            writer.set_footer(footer)
+        return ShardResult(len(hashes), bad, {"count": time.perf_counter() - begun}, hashes[0] if hashes else None)

@@ -109,7 +109,8 @@ class Attached:
         self.vocabulary = vocabulary_of(processor.tokenizer, self._parts.inner.config)
         self.labels, self._seed = labels, seed
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
-        self._basic = [name for name in self.weights if name != "sea"]
+        self._basic = settings.basic_terms()
+        assert self.weights.keys() <= {"sea", *self._basic}, "a term that is not computed here would be left out"
         supervision, switched = None, getattr(self._parts.llm.config, "_attn_implementation", None)
         if self._basic:
             _check_one_device(model)

@@ -188,7 +188,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
         UserError: the folder holds no targets, has another grid, width, aspect ratio or setting of the supervision,
             or lacks an image of the data whose rows are not to be left out.
     """
-    if recipe.teacher is None or not {"das", "sds"} & recipe.loss.terms().keys():
+    if recipe.teacher is None or not recipe.loss.basic_terms():
         return None
     store = open_targets(recipe.teacher, verify=False)  # too large; damage is found on reading
     wanted, found = (*folder.grid, folder.config.text_config.hidden_size), (*store.grid, store.width)

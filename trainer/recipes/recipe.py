@@ -228,6 +228,10 @@ class Loss(Strict):
         every: dict[str, Sea | Das | Sds] = {"sea": self.sea, "das": self.das, "sds": self.sds}
         return {name: term for name, term in every.items() if term.weight}
 
+    def basic_terms(self) -> list[str]:
+        """List BASIC's terms that are switched on, which are made from the LLM's layers."""
+        return [name for name in ("das", "sds") if name in self.terms()]
+
 
 class LearningRates(Strict):
     """The peak learning rate of each part. null leaves the part frozen."""
@@ -290,7 +294,7 @@ class Recipe(Strict):
     def _consistent(self) -> "Recipe":
         problems = []
         terms = self.loss.terms()
-        basic = [name for name in terms if name != "sea"]
+        basic = self.loss.basic_terms()
         if not (self.loss.lm or terms):
             problems.append("loss: every weight is 0; nothing would train")
         problems += [

@@ -79,7 +79,7 @@ class AlignTrainer(ResumingTrainer):
         self._measures = model.measures_gradients
         self._terms: dict[str, torch.Tensor] = {}
         beside = {"sea": ["sea_pairs"], "das": _LENGTHS, "sds": _LENGTHS}
-        logged = [name for term in balances for name in (f"loss_{term}", *beside[term])]
+        logged = [name for term in balances for name in (f"loss_{term}", *beside.get(term, ()))]
         self._sums: dict[str, list[torch.Tensor]] = {
             name: [] for name in (["loss_lm"] if recipe.loss.lm else []) + logged
         }

@@ -33,7 +33,7 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
     if sea.weight:
         assert store is not None
         model.sea_term = sea_term(folder.processor.tokenizer, store.words, sea)
-    if basic := [name for name in recipe.loss.terms() if name != "sea"]:
+    if basic := recipe.loss.basic_terms():
         model.model.language_model.to(args.device)  # needed before the trainer moves the whole model
         model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, reporter))
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}

@@ -70,5 +70,5 @@ def check_recipe(recipe: Recipe, *, model: bool = True) -> None:
     elif recipe.loss.sea.weight and not LABELS.is_dir():  # labels in this folder may fit, and need no word list
         find_wordlist(labels.wordlist)
         check_encoder(labels.encoder, EncoderOptions())
-    if recipe.teacher is not None and {"das", "sds"} & recipe.loss.terms().keys():
+    if recipe.teacher is not None and recipe.loss.basic_terms():
         check_is_ours(recipe.teacher)

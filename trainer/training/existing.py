@@ -97,7 +97,7 @@ def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> A
 
 def premise_of_existing(model: AttachedModel, inputs: ExistingInputs) -> Premise | None:
     """Check BASIC's premise on the decoder inside, or return None if no term is made from its layers."""
-    if not {"das", "sds"} & inputs.recipe.loss.terms().keys():
+    if not inputs.recipe.loss.basic_terms():
         return None
     folder = inputs.folder
     reader = Reader(model.llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)

@@ -156,7 +156,7 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
     conversations = open_conversations(recipe.data, folder)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
-    if {"das", "sds"} & recipe.loss.terms().keys() and recipe.teacher is None:
+    if recipe.loss.basic_terms() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
     store = open_label_source(recipe, folder, conversations, make=make)
     conversations = without_unreadable(conversations, recipe.data, store, heard)

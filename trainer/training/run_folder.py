@@ -58,7 +58,7 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     if recipe.loss.sds.temperature == 1:
         del settings["loss"]["sds"]["temperature"]
     lens = settings["loss"]["basic"].pop("lens")
-    if lens != "none" and {"das", "sds"} & recipe.loss.terms().keys():
+    if lens != "none" and recipe.loss.basic_terms():
         settings["loss"]["basic"]["lens"] = {"kind": lens, **lens_fields()}
     elsewhere = ("train", "image_root", "evaluate", "bad_rows")
     settings["data"] = {key: value for key, value in settings["data"].items() if key not in elsewhere}
