@@ -146,6 +146,7 @@ def test_every_process_reads_as_often_and_no_sample_twice(epoch: int, length: in
     order = epoch_of(sampler, epoch)
     assert len(order) == len(sampler) == -(-length // (2 * batch_size)) * 2 * batch_size
     assert order[:length] == epoch_of(EpochSampler(length, 5), epoch)
+    assert sorted(order[:length]) == list(range(epoch * length, (epoch + 1) * length))
     assert set(order[length:]) <= {BLANK}
     seen = []
     for process in range(2):
