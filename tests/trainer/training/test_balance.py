@@ -92,6 +92,11 @@ def test_a_measurement_is_of_the_last_forward_and_given_once() -> None:
     projector(random(2, 3, 5, seed=3))  # not watched
     assert math.isclose(norms_of(recorder)["sea"], alone(projector, features, term_loss), rel_tol=1e-12)
     assert norms_of(recorder) == {}
+    with recorder.watching():
+        projector(features)  # of which no term is followed
+    calls = projector.calls
+    assert norms_of(recorder) == {}
+    assert projector.calls == calls, "nothing measured costs nothing"
 
 
 def test_under_autocast_the_projector_is_measured_in_its_own_precision() -> None:
