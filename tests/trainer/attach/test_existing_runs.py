@@ -155,11 +155,18 @@ def test_parts_that_train_are_those_with_a_rate(rates: Any, parts: list[str], wo
 
 
 @pytest.mark.slow
-def test_stages_go_on_from_the_one_before(world: ExistingWorld, tmp_path: Path) -> None:
+def test_stages_go_on_from_the_one_before_and_move_what_has_a_rate(world: ExistingWorld, tmp_path: Path) -> None:
     first = world.recipe("llava", training_arguments={"max_steps": 1, "save_strategy": "no"})
-    runs = train_stages({"align": first, "tune": first.model_copy(update={"seed": 4})}, tmp_path)
+    terms: dict[str, Any] = {"sea": {}, "das": {}, "sds": {}}
+    once = {"max_steps": 1, "save_strategy": "no", "warmup_steps": 0}
+    rates = {"projector": None, "llm": 1e-3}
+    tune = world.recipe("llava", loss=terms, learning_rates=rates, training_arguments=once)
+    runs = train_stages({"align": first, "tune": tune}, tmp_path)
     record = json.loads((tmp_path / "tune" / "run.json").read_text())
     assert record["recipe"]["model"] == {"attach": str(runs["align"].model)}
+    before, after = tensors(runs["align"].model), tensors(runs["tune"].model)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {key for key in before if "language_model" in key or "lm_head" in key}
     gone = first.model_copy(update={"data": first.data.model_copy(update={"train": "nowhere.json"})})
     with refused("stage tune: nowhere.json: expected LLaVA's conversations"):
         train_stages({"align": first, "tune": gone}, tmp_path / "other")
