@@ -215,8 +215,13 @@ def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     made = json.loads(again)
     assert (made["folder"], made["finished"], made["run"]["images"]) == (str(tmp_path / "targets"), True, 0)
     assert command("verify", tmp_path / "targets")[0] == 0
-    for layers, said in (("0", "--layers"), ("3", "basic.layers"), ("9", "the LLM has 4 layers")):
-        code, _, stderr = command("teacher", "--model", world.model, *where, "--layers", layers)
+    for option, value, said in (
+        ("--layers", "0", "--layers"),
+        ("--layers", "3", "basic.layers"),
+        ("--layers", "9", "the LLM has 4 layers"),
+        ("--image-aspect-ratio", "pad", "image_aspect_ratio"),
+    ):
+        code, _, stderr = command("teacher", "--model", world.model, *where, option, value)
         assert code == 1
         assert said in stderr
         assert "Traceback" not in stderr
