@@ -244,6 +244,19 @@ def test_ranges_divide_the_work_and_the_last_one_finishes(work: Work, tmp_path: 
     assert content(ledger.root) == whole
 
 
+def test_what_another_run_does_meanwhile_is_not_done_again(work: Work, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    ledger, passed = planted_ledger(tmp_path / "out"), list[int]()
+
+    def advance(images: int) -> None:
+        if not passed:
+            run(Ledger.open(ledger.root), PlantedStage(tmp_path / "none"), max_bad=0.5, shards=range(6, SHARDS))
+        passed.append(images)
+
+    report = work(ledger, advance=advance)
+    assert (report.images + report.bad, sum(passed)) == (6 * 2, IMAGES)
+    assert content(ledger.root) == whole
+
+
 class LateStage(PlantedStage):
     """Finds, when it is done, that another run has committed the shard, with a row that is another in its bytes."""
 
