@@ -1,7 +1,8 @@
-"""A third command gets kills, extension, quarantine and verification from `run_job`; see CONTRIBUTING."""
+"""A third command gets kills, workers, extension, quarantine and verification from `run_job`; see CONTRIBUTING."""
 
 import inspect
 import json
+import pickle
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,12 @@ def draw(path: Path, number: int) -> None:
     Image.new("RGB", (number + 1, 3)).save(path)
 
 
+def asked(images: Path, out: Path, **settings: Any) -> CountJob:
+    return CountJob(CountSettings.of(images=str(images), out=out, **settings))
+
+
 def count(images: Path, out: Path, reporter: Heard | None = None, **settings: Any) -> StageRun:
-    return run_job(CountJob(CountSettings.of(images=str(images), out=out, **settings)), reporter or Heard())
+    return run_job(asked(images, out, **settings), reporter or Heard())
 
 
 def counts(run: StageRun) -> dict[str, int]:
@@ -65,6 +70,15 @@ def test_it_counts_and_keeps_bad_images_aside(images: Path, tmp_path: Path) -> N
     assert (told["run"]["device"], told["run"]["backend"], told["run"]["images"]) == ("cpu", "", COUNT - 1)
     again = count(images, tmp_path / "out")
     assert (again.report.images, again.device) == (0, "cpu")
+
+
+def test_a_worker_makes_the_stage_from_the_settings_alone(images: Path, tmp_path: Path) -> None:
+    ledger = count(images, tmp_path / "out").ledger
+    sent = pickle.loads(pickle.dumps(asked(images, tmp_path / "out")))
+    assert sent.stage(ledger).describe()["device"] == "cpu"
+    other = pickle.loads(pickle.dumps(asked(images, tmp_path / "out", channels=3)))
+    with pytest.raises(UserError, match=r"would make other counts; .* channels: 1 there, 3 on the worker"):
+        other.stage(ledger)
 
 
 @pytest.mark.slow
