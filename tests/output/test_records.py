@@ -13,7 +13,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output import status
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Commit, load_record
+from sea_pipeline.output.records import Commit, DatasetFile, Manifest, Record, load_record
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
 from sea_pipeline.output.verify import check_files, refuse_damage
 from sea_pipeline.report.run import find_inputs
@@ -139,6 +139,13 @@ def test_what_a_date_may_be(folder: Path) -> None:
             load_record(path, Commit)
 
 
+@pytest.mark.parametrize(("name", "record"), [*zip(RECORDS, (Commit, Manifest, DatasetFile), strict=True)])
+def test_an_unknown_key_may_be_of_another_version(folder: Path, name: str, record: type[Record]) -> None:
+    EVERYWHERE["an unknown key"](folder / name)
+    with pytest.raises(UserError, match=": damaged, or written by another version: more: expected no such key"):
+        load_record(folder / name, record)
+
+
 def test_one_flipped_bit_anywhere_in_a_shard_is_found(folder: Path) -> None:
     shard = folder / "labels" / "part-00001-of-00003.parquet"
     whole = shard.read_bytes()
@@ -226,7 +233,7 @@ def test_a_folder_that_is_none_of_ours(tmp_path: Path) -> None:
 RUN_DAMAGE: dict[str, tuple[str, Harm]] = {
     f"{name}: {what}": (name, EVERYWHERE[what])
     for names, kinds in (
-        (("run.json", "views.json"), ("empty", "not UTF-8", "NaN")),
+        (("run.json", "views.json"), ("empty", "not UTF-8", "NaN", "a number beyond floats")),
         (("summary.json", "views.json"), ("cut", "a list", "deep")),
     )
     for name in names
