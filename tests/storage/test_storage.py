@@ -43,7 +43,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "said_by"),
     [(errno.EACCES, "system")]
-    + [(code, by) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT) for by in ("system", "library")],
+    + [(code, by) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG) for by in ("system", "library")],
 )
 def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int, said_by: str) -> None:
     """Some libraries tell of it in their text alone."""
@@ -220,7 +220,7 @@ def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path
     for limit in (sizes[-1] - 1, sizes[-3] - 1):
         done = program(*command, file_size=limit)
         assert done.wait() == 1
-        assert "File too large" in done.stderr.replace("\n", " ")
+        assert "cannot be written: File too large; raise the file size limit" in done.stderr.replace("\n", " ")
         assert "Traceback" not in done.stderr
         if (tmp_path / "labels" / "dataset.json").exists():
             assert check_files(Ledger.open(tmp_path / "labels")).problems == []
