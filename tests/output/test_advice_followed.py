@@ -113,6 +113,7 @@ def test_what_a_killed_run_without_a_lock_left_is_deleted(label: Label, photos: 
     draw_folder(photos / "b" / "later", 2, seed=9)
     with pytest.raises(UserError, match=r"plan-00001\.parquet: another run extends this folder.*or delete the file"):
         label(images=str(photos), out="memory://x", extend=True)
+    assert store.cat_file("/x/dataset.json") == before
     store.rm_file("/x/plan-00001.parquet")
     label(images=str(photos), out="memory://x", extend=True)
     assert len(open_labels("memory://x")) == 11

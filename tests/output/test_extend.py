@@ -233,6 +233,7 @@ def test_two_extensions_at_once_do_no_harm(extended: Path, tmp_path: Path, progr
     command = labelling(extended / "photos", words, out, "--shard-size", 4, "--extend")
     both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
+    assert all(said in process.stdout for process in both for said in ("16 labelled, 0 bad", "5 of 5 done"))
     assert content(out) == content(extended / "after")
 
 
