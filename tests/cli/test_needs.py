@@ -96,6 +96,7 @@ def test_what_needs_no_extra_says_nothing_of_one(tmp_path: Path) -> None:
     found = told(tmp_path, list(codes), HIDING % lacking())
     assert [code for code, *_ in found] == list(codes.values())
     assert not any("pip install" in said for _, said, *_ in found)
+    assert not found[0][-1], "help needs no torch"
 
 
 def test_every_command_is_looked_at() -> None:
