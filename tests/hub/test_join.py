@@ -199,6 +199,7 @@ def test_a_store_copies_by_itself(
 
 @pytest.mark.slow
 def test_other_cuts_are_written_anew(label_all: Label, parts: list[Path], whole: Path, tmp_path: Path) -> None:
+    merge(parts, tmp_path / "linked")
     shutil.rmtree(parts[1])
     label_all(parts[1], images=str(tmp_path / "part1.csv"), shard_size=5)
     done = merge(parts, tmp_path / "both")
@@ -208,8 +209,8 @@ def test_other_cuts_are_written_anew(label_all: Label, parts: list[Path], whole:
     for name in ours:
         if name.startswith("labels/"):
             assert pq.read_table(tmp_path / "both" / name).equals(pq.read_table(whole / name)), name
-    means = [open_labels(folder).mean_similarity() for folder in (tmp_path / "both", whole)]
-    assert np.allclose(*means, rtol=0, atol=1e-7)
+    linked, both, means = (open_labels(at).mean_similarity() for at in (tmp_path / "linked", tmp_path / "both", whole))
+    assert np.allclose((linked, both), means, rtol=0, atol=1e-7), "those of all patches"
     assert problems(tmp_path / "both") == []
 
 
