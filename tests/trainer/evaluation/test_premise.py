@@ -294,9 +294,9 @@ def test_what_the_user_can_mend(deep: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_terms_of_a_recipe_have_the_lens_that_it_asks_for(tiny: World, deep: Path) -> None:
     folder = open_model_folder(deep)
-    for kind in ("none", "ridge"):
+    model = load_model(folder, tiny_recipe(tiny, model=str(deep), loss=DAS))
+    for kind in ("none", *KINDS):
         recipe = tiny_recipe(tiny, model=str(deep), loss=DAS | {"basic": {"lens": kind}})
-        model = load_model(folder, recipe)
         lens = terms.lens_of(model, folder, recipe)
         term = terms.basic_term(model, folder, recipe, ["das"], lens)
         assert term.supervision is not None
