@@ -79,6 +79,7 @@ def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
     for asked in ("", "of:images.parquet", "tars", "tars/a:0.tar", "list:1.parquet", "list:1.csv"):
         for start in (name, folder):
             assert read_all(list_samples(f"{start}/{asked}")) == photos, (start, asked)
+    assert list_samples(f"file://{folder}").root == str(folder)
 
 
 @pytest.mark.slow

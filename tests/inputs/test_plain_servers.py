@@ -134,6 +134,12 @@ def test_patterns_match_what_they_match_here(server: Server, photos: Photos, pag
     assert found == {name: data for name, data in photos.items() if name in found}
 
 
+def test_a_pattern_that_matches_nothing_is_one_line(server: Server, pages: Path) -> None:
+    write_folder(pages, {"y-0.tar": b""})
+    with refused("expected files; found none called x-*.tar"):
+        list_samples(f"{server.url}/x-*.tar")
+
+
 def test_a_url_in_a_list_may_be_quoted(server: Server, pages: Path) -> None:
     write_folder(pages, {"a b/ä c.png": b"A"})
     listed = [{"id": "1", "path": f"{server.url}/a%20b/%C3%A4%20c.png"}, {"id": "2", "path": "a b/ä c.png"}]

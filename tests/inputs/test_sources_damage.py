@@ -138,6 +138,9 @@ def test_row_numbers_sort_as_rows_do_and_name_their_file(tmp_path: Path) -> None
 
 
 def test_an_id_that_is_missing_costs_that_image(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", {"a": b"A", "b": b"B"}, sku=["s", None])
+    missing = {"x.parquet#1": "expected an id in the column 'sku'; found none"}
+    assert read_all(list_samples(str(path), id_column="sku")) == {"s": b"A"} | missing
     listed = write_list(tmp_path / "l.csv", [{"path": "a.png", "sku": "s"}, {"path": "b.png", "sku": ""}])
     problems = [sample.problem for sample in list_samples(str(listed), id_column="sku").samples]
     assert sorted(filter(None, problems)) == ["expected an id; found none"]
