@@ -198,7 +198,9 @@ def test_a_store_copies_by_itself(
 
 
 @pytest.mark.slow
-def test_other_cuts_are_written_anew(label_all: Label, parts: list[Path], whole: Path, tmp_path: Path) -> None:
+def test_other_cuts_are_written_anew(
+    label_all: Label, parts: list[Path], whole: Path, photos: Path, tmp_path: Path
+) -> None:
     merge(parts, tmp_path / "linked")
     shutil.rmtree(parts[1])
     label_all(parts[1], images=str(tmp_path / "part1.csv"), shard_size=5)
@@ -211,6 +213,11 @@ def test_other_cuts_are_written_anew(label_all: Label, parts: list[Path], whole:
             assert pq.read_table(tmp_path / "both" / name).equals(pq.read_table(whole / name)), name
     linked, both, means = (open_labels(at).mean_similarity() for at in (tmp_path / "linked", tmp_path / "both", whole))
     assert np.allclose((linked, both), means, rtol=0, atol=1e-7), "those of all patches"
+    draw_folder(photos / "more", 5, seed=3)
+    for folder in (tmp_path / "both", whole):
+        label_all(folder, extend=True)
+    means = [open_labels(folder).mean_similarity() for folder in (tmp_path / "both", whole)]
+    assert np.allclose(*means, rtol=0, atol=1e-7), "the sums of shards that were written anew"
     assert problems(tmp_path / "both") == []
 
 
