@@ -253,7 +253,9 @@ def test_markdown_shows_a_text_as_it_is(text: str) -> None:
 @pytest.mark.usefixtures("pushed")
 def test_what_its_owner_writes_into_the_card_stays(labels: Path, hub: Hub, extend: Callable[[int], None]) -> None:
     card = hub.tree(NAME)["README.md"].decode()
+    ours = DatasetCard(card).data
     mine = card.replace("---\n", "---\nlicense: cc-by-4.0\n", 1).replace("pretty_name: ", "pretty_name: My own ")
+    mine = mine.replace("n<1K", "1M<n<10M").replace("config_name: labels", "config_name: outdated")
     mine = mine.replace(BEGIN, f"Please cite us.\n\n{BEGIN}").replace(END, f"{END}\n\nThanks: é 🙂")
     hub.put(NAME, {"README.md": mine.encode()})
     extend(5)
@@ -261,6 +263,7 @@ def test_what_its_owner_writes_into_the_card_stays(labels: Path, hub: Hub, exten
     text = hub.tree(NAME)["README.md"].decode()
     now = DatasetCard(text)
     assert (now.data.license, now.data.pretty_name[:6]) == ("cc-by-4.0", "My own")
+    assert (now.data.configs, now.data.size_categories) == (ours.configs, ours.size_categories), "up to date"
     assert now.text.lstrip().startswith("Please cite us.")
     assert now.text.rstrip().endswith("Thanks: é 🙂")
     assert ("| images | 15 |" in text, "| images | 10 |" in text) == (True, False)
