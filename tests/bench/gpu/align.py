@@ -96,8 +96,8 @@ def _prepared(setup: Setup, pace: _Pace) -> tuple[ModelFolder, Path]:
     text |= {"vocab_size": 400 if setup.tiny else 32_000, "intermediate_size": 64}
     vision, llm = tiny_vision(scratch / "vision", **shape.vision), tiny_llm(scratch / "llm", **text)
     model = init_model(str(vision), str(llm), scratch / "model", dtype="float32" if setup.tiny else "bfloat16")
-    photos = Path(setup.images) if setup.images else photos_for(setup, PHOTOS)
-    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))[:PHOTOS]
+    photos = photos_for(setup, PHOTOS)
+    names = sorted(path.name for path in photos.iterdir())[:PHOTOS]
     read = 0 if setup.tiny else pace.steps * pace.size  # so that no epoch ends within
     for run, some, least in (("labels", names, 0), ("align", names, read), ("align.kept", names[:KEPT], read)):
         conversations(scratch / f"{run}.json", islice(cycle(some), max(len(some), least)))
@@ -128,7 +128,11 @@ class _Colours(ColourEncoder):
 
 def _trainer(setup: Setup, folder: ModelFolder, labels: Path, pace: _Pace, name: str) -> tuple[AlignTrainer, float]:
     """A run's trainer, and the seconds that it took to make."""
-    data = {"train": str(setup.scratch / f"{name}.json"), "image_root": _root(setup), "template": "plain"}
+    data = {
+        "train": str(setup.scratch / f"{name}.json"),
+        "image_root": str(setup.scratch / "photos"),
+        "template": "plain",
+    }
     recipe = Recipe.model_validate(
         {
             "model": folder.path,
@@ -150,10 +154,6 @@ def _trainer(setup: Setup, folder: ModelFolder, labels: Path, pace: _Pace, name:
     begun = time.perf_counter()
     trainer = build(inputs, setup.scratch / f"run-{name}", SILENT, [])
     return trainer, time.perf_counter() - begun
-
-
-def _root(setup: Setup) -> str:
-    return setup.images or str(setup.scratch / "photos")
 
 
 def _one_step(trainer: AlignTrainer, size: int) -> Callable[[], None]:

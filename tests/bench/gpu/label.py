@@ -2,11 +2,12 @@
 
     python -m tests.bench.gpu.label [--tiny] [--json FILE] [--images DIR]
 
-Random weights, the whole list 2of12. Without --images: 64 JPEGs of 640 x 480 cut from the sample photos, by hard links
-made 10,000.
+Random weights, the whole list 2of12, and 10,000 JPEGs: links to those of --images, or to 64 of 640 x 480 cut from the
+sample photos.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.devices import cores
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import Encoder, EncoderOptions, load_encoder
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.local import run
@@ -44,7 +46,7 @@ _PHOTOS = 10_000
 def figures(setup: Setup) -> Iterator[Figure]:
     """label.decode.*, label.encoder.*, label.search.share, label.efficiency and label.forecast."""
     os.environ["SEA_PIPELINE_CACHE"] = str(setup.scratch / "cache")
-    photos = setup.images or str(photos_for(setup, _PHOTOS))
+    photos = str(photos_for(setup, _PHOTOS))
     words = load_wordlist(words_for(setup))
     spec = _model(setup)
     preprocess = load_encoder(spec, "cpu").preprocess
@@ -72,11 +74,14 @@ def figures(setup: Setup) -> Iterator[Figure]:
 
 
 def photos_for(setup: Setup, wanted: int) -> Path:
-    """A folder of JPEGs: crops of the sample photos, and links to them."""
+    """A folder of `wanted` JPEGs or more: links to those of --images, or to crops of the sample photos."""
     different, wanted = (4, 8) if setup.tiny else (64, wanted)
-    folder = crops(setup.scratch / "photos", different)
-    for number, path in zip(range(different, wanted), cycle(sorted(folder.iterdir())), strict=False):
-        os.link(path, folder / f"{number:04d}.jpg")
+    given = Path(setup.images).resolve() if setup.images else crops(setup.scratch / "crops", different)
+    found = sorted(path for path in given.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    folder = setup.scratch / "photos"
+    folder.mkdir()
+    for number, path in zip(range(max(wanted, len(found))), cycle(found), strict=False):
+        (folder / f"{number:05d}.jpg").symlink_to(path)
     return folder
 
 
@@ -109,7 +114,13 @@ def _share(
     (encode,) = setup.seconds(lambda: encoder.patches(batch))
     plain = WordSearch(embeddings, top_n=TOP_N, sign=encoder.sign, backend="torch", device=setup.device)
     plain._candidates = TorchCandidates(embeddings.to(setup.device))
-    for name, search in (("share", stage.search), ("share_by_float32", plain)):
+    searches = {"share": stage.search, "share_by_float32": plain}
+    try:
+        faiss = WordSearch(embeddings, top_n=TOP_N, sign=encoder.sign, backend="faiss", device=setup.device)
+        searches["share_by_faiss"] = faiss
+    except UserError as error:
+        print(error, file=sys.stderr)
+    for name, search in searches.items():
         (spent,) = setup.seconds(lambda search=search: search(vectors))
         kind = type(search._candidates).__name__
         said = f"encoder and then {kind}, {1e3 * encode:.1f} and {1e3 * spent:.1f} ms for {len(batch)} images"
