@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import ijson
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.json_array import array_values
 from sea_pipeline.storage.http_parts import is_http
 
@@ -42,6 +43,7 @@ def records(
     """
     try:
         with path.open("rb") as file:
+            refuse_wide(file, str(path))
             yield from records_of(file, str(path), strict=strict, unheld=unheld)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

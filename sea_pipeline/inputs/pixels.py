@@ -8,6 +8,7 @@ import re
 import stat
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +28,32 @@ from sea_pipeline.inputs.image_bytes import (
     without_metadata,
 )
 
-DECODE_VERSION = 3
+DECODE_VERSION = 4
 """Part of every fingerprint; raise it when the same file would give other pixels."""
 
 
 MAX_FILE_BYTES = 1 << 29
 
-_FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI"),
+    *("TGA", "TIFF", "WEBP"),
+)
 """Fewer formats than Pillow opens, because it would hand PostScript to another program."""
-_WEAK_MAGIC = ("DIB", "TGA")
+_WEAK_MAGIC = ("DIB", "PCX", "TGA")
 PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 """Values of `errno` for faults of the machine or the network."""
 OF_ONE_FILE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 """Those of them that may concern one file for ever; too little memory never does."""
 _PNG_DEPTH = 24
 """The byte of a PNG that says how many bits a sample has."""
+_UNSIGNED, _WHITE_IS_ZERO = (1,), 0
+"""Values of TIFF's tags of the sample format and the photometric interpretation."""
+_SIXTEEN_BITS = 65_535
+_WHITES = {
+    "f": (1, 255, _SIXTEEN_BITS),
+    **dict.fromkeys("iu", (255, 1023, 4095, 16_383, _SIXTEEN_BITS)),
+}
+"""What white may be, by numpy's kind of number."""
 _LARGE = 32_000_000
 _one_large_image = threading.Lock()
 """Lets one image of more than `_LARGE` pixels be decoded at a time, because several would need gigabytes."""
@@ -113,9 +125,10 @@ def read_file(path: Path, start: int = 0, length: int | None = None) -> bytes:
 def decode_image(data: bytes) -> DecodedImage:
     """Decode the first frame of a file's bytes to RGB, upright by its EXIF data, with alpha over white.
 
-    Grey of more than 8 bits is scaled by its greatest value. If that is at most 255, the values are read as 8 bits, and
-    if at most 65,535 as 16 bits. Floating-point values of at most 1.0 are shares of white. Anything greater is divided
-    by that greatest value. Damaged metadata is ignored, including the orientation if it cannot be read.
+    White is the least of 2^8 - 1, 2^10 - 1, 2^12 - 1, 2^14 - 1 and 2^16 - 1 that grey of more than 8 bits does not
+    exceed. For floating-point grey it is the least of 1, 255 and 65,535 that 99 % of the pixels do not exceed, and the
+    rest become white. Greater values are divided by the greatest one. Damaged metadata is ignored, including the
+    orientation if it cannot be read.
 
     Raises:
         BadImageError: there are no bytes, they are no image, are damaged, or are more than Pillow's limit against
@@ -199,7 +212,10 @@ def _open(data: bytes) -> Image.Image:
                 opened.load()
                 if data.startswith(PNG) and "transparency" in opened.info:
                     opened.info["transparency"] = _hidden(opened.info["transparency"], opened.mode, data[_PNG_DEPTH])
-                return _rgb(_upright(opened))
+                upright = _upright(opened)
+                if opened.mode == "F" or opened.mode.startswith("I"):  # Pillow's convert() would clip at 255
+                    return _deep_grey(upright, getattr(opened, "tag_v2", {}))
+                return _rgb(upright)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -230,16 +246,24 @@ def _hidden(value: Any, mode: str, depth: int) -> Any:  # noqa: ANN401 - a colou
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's convert() would clip at 255
-        values = np.asarray(image)
-        hidden = values == image.info.get("transparency")
-        return Image.fromarray(np.where(hidden, np.uint8(255), _eight_bits(np.where(hidden, 0, values)))).convert("RGB")
     if image.has_transparency_data:
         layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     if image.mode == "RGB":
         return image.copy() if getattr(image, "is_animated", False) else image  # an animation may load another frame
     return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Scale grey of more than 8 bits; `tags` are a TIFF's, which Pillow reads as signed and as no negative."""
+    values = np.asarray(image)
+    if values.dtype == np.int32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, _UNSIGNED) == _UNSIGNED:
+        values = values.view(np.uint32)
+    hidden = values == image.info.get("transparency")
+    grey = _eight_bits(np.where(hidden, 0, values))
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    return Image.fromarray(np.where(hidden, np.uint8(255), grey)).convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
@@ -252,17 +276,12 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     if low < 0:
         message = f"expected grey values from 0 on; found {low:g}; save it as 8 or 16 bits"
         raise BadImageError("decode", "PixelRange", message)
-    if values.dtype.kind == "f" and high <= 1:
-        top = 1.0
-    elif high <= 255:
-        top = 255.0
-    elif high <= 65_535:
-        if values.dtype.kind != "f":
-            return (values // 257).astype(np.uint8)  # 65,535 / 255 = 257
-        top = 65_535.0
-    else:
-        top = float(high)
-    return np.rint(values * (255 / top)).astype(np.uint8)
+    # A filter that sharpens leaves a few floats above white; integers have no room for that.
+    most = np.quantile(values, 0.99) if values.dtype.kind == "f" else high
+    top = next((white for white in _WHITES[values.dtype.kind] if most <= white), high)
+    if top == _SIXTEEN_BITS and values.dtype.kind != "f":
+        return np.asarray(values // 257, np.uint8)  # 65,535 / 255 = 257
+    return np.asarray(np.rint(np.minimum(values, top) * (255 / float(top))), np.uint8)
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -270,8 +289,11 @@ def _reason(error: Exception, data: bytes) -> str:
         return kind
     if isinstance(error, UnidentifiedImageError):
         if name := begun_format(data):
-            return f"the file begins as {name} does, but is damaged or cut off; copy it again"
-        return "expected an image; the bytes are of no format that Pillow knows"
+            return (
+                f"the file begins as {name} does, but Pillow cannot read it: it is damaged, cut off, or of a kind that "
+                "Pillow lacks, such as lossless JPEG; copy it again, or convert it to an 8-bit PNG"
+            )
+        return f"expected an image; the bytes are of no format that is read here; {_CONVERT}"
     return one_line(error)
 
 

@@ -1,15 +1,14 @@
 """Read, normalise, check and hash word lists; word ids are positions in the normalised list."""
 
-import codecs
 import hashlib
 import unicodedata
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.captions import IGNORABLE, JOINERS, is_needed
+from sea_pipeline.inputs.encodings import wide_encoding
 from sea_pipeline.inputs.wordlist_mining import mine
 from sea_pipeline.storage.paths import data_folder
 
@@ -21,7 +20,6 @@ GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
 """Unicode's categories of control and format characters, of private use, and of separators."""
 
-_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WINDOWS_MARKS = {0x80, 0x82, 0x84, 0x85, *range(0x91, 0x98), 0x99}
 """Quotes, dashes, the ellipsis, the euro and the trademark in Windows' encodings of Europe; letters elsewhere."""
 
@@ -104,7 +102,7 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
         raw: the bytes.
         origin: the file's name, for errors.
     """
-    wide = _wide(raw)
+    wide = wide_encoding(raw)
     try:
         text = raw.decode("utf-8-sig")
         bad = raw.index(b"\0") if wide else None
@@ -133,22 +131,6 @@ def parse_wordlist(raw: bytes, origin: str) -> tuple[str, ...]:
     if len(first_line) > MAX_WORDS:
         raise UserError(f"{origin}: expected at most {MAX_WORDS:,} words, found {len(first_line):,}; shorten the list")
     return tuple(first_line)
-
-
-def _wide(raw: bytes) -> str | None:
-    """Name the encoding of two or four bytes a character that a file has, by its mark or its zeros, or None."""
-    for name, marks in (("utf-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)), ("utf-16", _MARKS)):
-        if raw.startswith(marks):
-            return name
-    even, odd = raw[::2].count(0), raw[1::2].count(0)  # the first byte of A is 0 if the high byte comes first
-    order = "be" if even > odd else "le"
-    share = (even + odd) / max(1, len(raw))
-    for size, least in ((32, 1 / 2), (16, 1 / 4)):
-        with suppress(UnicodeDecodeError):
-            text = raw.decode(f"utf-{size}-{order}")
-            if "\0" not in text and (share >= least or (size == 16 and share and "\n" in text)):
-                return f"utf-{size}{order}"
-    return None
 
 
 def _narrow(raw: bytes) -> str:

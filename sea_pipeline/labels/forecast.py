@@ -80,7 +80,9 @@ def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecas
     with reporter.progress("measuring", count) as advance:
         seconds, bytes_per_image, result = _measured(stage, listing, count, advance)
     if not result.rows:
-        raise UserError(f"{listing.origin}: none of {count} images could be labelled: {result.bad[0].message}")
+        raise UserError(
+            f"{listing.origin}: none of {len(result.bad)} images could be labelled: {result.bad[0].message}"
+        )
     passed = result.rows + len(result.bad)
     rate = passed / seconds
     return Forecast(

@@ -18,7 +18,8 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
 from sea_pipeline.inputs.image_bytes import PNG
-from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, decode_image, read_image
+from sea_pipeline.inputs.pixels import _FORMATS, MAX_FILE_BYTES, PASSING, BadImageError, decode_image, read_image
+from sea_pipeline.inputs.sources.base import IMAGE_SUFFIXES
 from tests.support.photo_forms import bomb, chunk, encoded, jpeg
 from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
 
@@ -133,7 +134,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
     ("data", "stage", "message"),
     [
         (b"", "read", "0 bytes"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode", "no format that Pillow knows"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode", "no format that is read here"),
         (jpeg()[:-800], "decode", "truncated"),
         (bomb(), "decode", "decompression bomb"),
     ],
@@ -161,6 +162,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         (np.array([[0, 100, 200, 255]], np.int32), [0, 100, 200, 255]),
         (np.array([[0, 100, 200, 255]], np.uint16), [0, 100, 200, 255]),
         (np.array([[0, 100, 200, 255]], np.float32), [0, 100, 200, 255]),
+        (np.array([[0, 4, 512, 1023]], np.uint16), [0, 1, 128, 255]),
+        (np.array([[0, 16, 2048, 4095]], np.uint16), [0, 1, 128, 255]),
+        (np.array([[0, 64, 8192, 16_000]], np.uint16), [0, 1, 128, 249]),
         (np.array([[0, 256, 32_896, 65_535]], np.int32), [0, 0, 128, 255]),
         (np.array([[0, 257, 32_896, 65_535]], np.float32), [0, 1, 128, 255]),
         (np.array([[0, 0.2, 0.5, 1]], np.float32), [0, 51, 128, 255]),
@@ -172,6 +176,61 @@ def test_deep_grey_is_scaled_by_what_it_holds(tmp_path: Path, values: np.ndarray
     path = save(tmp_path / "x.tiff", Image.fromarray(values))
     found = [pixel(path, (x, 0)) for x in range(4)]
     assert found == [(grey,) * 3 for grey in expected]
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65_535.0])
+def test_a_few_floats_above_white_darken_no_picture(tmp_path: Path, white: float) -> None:
+    """A filter that sharpens leaves some."""
+    values = np.full((20, 20), 0.2 * white, np.float32)
+    values[0, :2] = [1.3 * white, 3 * white]
+    path = save(tmp_path / "x.tiff", Image.fromarray(values))
+    assert [pixel(path, (x, 0))[0] for x in range(3)] == [255, 255, 51]
+
+
+def test_a_tiff_whose_zero_is_white_is_no_negative(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.tiff", Image.fromarray(np.array([[0, 100 * 257, 65_535]], np.uint16)))
+    black_is_zero, white_is_zero = (struct.pack("<HHII", 262, 3, 1, kind) for kind in (1, 0))
+    assert path.read_bytes().count(black_is_zero) == 1
+    path.write_bytes(path.read_bytes().replace(black_is_zero, white_is_zero))
+    assert [pixel(path, (x, 0))[0] for x in range(3)] == [255, 155, 0]
+
+
+@pytest.mark.parametrize("tag", [None, 1, 2])
+def test_thirty_two_bits_are_signed_if_the_tiff_says_so(tmp_path: Path, tag: int | None) -> None:
+    """Pillow reads all of them as signed."""
+    values = np.array([[0, 1 << 30, 0xFFFF_FFFF]], np.uint32)
+    path = save(tmp_path / "x.tiff", Image.fromarray(values.view(np.int32)))
+    signed = struct.pack("<HHII", 339, 3, 1, 2)
+    assert path.read_bytes().count(signed) == 1
+    other = struct.pack("<HHII", *((339, 3, 1, tag) if tag else (340, 3, 1, 0)))
+    path.write_bytes(path.read_bytes().replace(signed, other))
+    if tag == 2:
+        with pytest.raises(BadImageError, match="found -1"):
+            read_image(path)
+    else:
+        assert [pixel(path, (x, 0))[0] for x in range(3)] == [0, 64, 255]
+
+
+@pytest.mark.parametrize("kind", ["DDS", "ICO", "PCX", "QOI", "SGI"])
+def test_formats_that_only_pictures_for_screens_have(tmp_path: Path, kind: str) -> None:
+    image = Image.new("RGB", (64, 64), "blue")
+    image.paste("red", (0, 0, 32, 64))
+    data = io.BytesIO()
+    if kind == "QOI" and kind not in Image.SAVE:  # Pillow 11 only reads it; 0xDE repeats a pixel 31 times
+        rows = b"".join(b"\xfe" + colour + b"\xde" for _ in range(64) for colour in (b"\xff\0\0", b"\0\0\xff"))
+        data.write(b"qoif" + struct.pack(">IIBB", 64, 64, 3, 0) + rows + bytes(7) + b"\1")
+    else:
+        image.save(data, kind)
+    decoded = decode_image(data.getvalue()).image
+    assert decoded.size == (64, 64)
+    assert [decoded.getpixel((x, 9)) for x in (0, 63)] == [RED, (0, 0, 255)]
+
+
+def test_every_suffix_of_a_format_that_is_read_is_an_images() -> None:
+    Image.init()
+    of_sgi = {".bw", ".rgb", ".rgba"}  # which more files have that are plain numbers
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS}
+    assert known - of_sgi <= IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1, [0, 100, 255]), (257, [0, 100, 255])])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,59 @@ def test_a_folder_is_listed_by_relative_path_and_sorted(tmp_path: Path) -> None:
     listing = list_samples(str(tmp_path))
     assert listing.samples == [Sample(name, name) for name in ("a/c/x.webp", "a/z.png", "b.JPG")]
     assert listing.notes == {"files without an image's suffix": 1}
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_files_of_images_beside_images_are_counted_by_their_kind(tmp_path: Path, suffix: str) -> None:
+    """As `assets/banner.png` beside the shards of a data set."""
+    folder = tmp_path / "all"
+    touch(folder / "banner.png", folder / f"0.{suffix}", folder / "data" / f"1.{suffix}", folder / "2.tar.gz")
+    touch(folder / "notes.txt")
+    listing = list_samples(str(folder))
+    assert ids(listing) == ["banner.png"]
+    assert listing.notes == {
+        f".{suffix} files, not read beside images": 2,
+        "compressed tars, which are not read": 1,
+        "files without an image's suffix": 1,
+    }
+
+
+def test_compressed_tars_beside_tars_are_counted(tmp_path: Path) -> None:
+    write_tar(tmp_path / "shards" / "0.tar", [("a.png", b"1")])
+    touch(tmp_path / "shards" / "1.tar.gz", tmp_path / "shards" / "2.tgz")
+    assert list_samples(str(tmp_path / "shards")).notes["compressed tars, which are not read"] == 2
+
+
+def test_an_id_of_several_images_is_refused_where_their_files_have_names(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,album\na.jpg,7\n./a.jpg,7\nb.jpg,7\nc.jpg,8\n")
+    said = "expected a name of its own for every image; found '7' for 'a.jpg' and 'b.jpg'; give --id-column a column"
+    with refused(said, match=r"l\.csv"):
+        list_samples(str(tmp_path / "l.csv"), id_column="album")
+
+
+def test_an_id_of_several_rows_of_a_table_is_counted(tmp_path: Path) -> None:
+    """They may hold the same image, as tables of questions do."""
+    table = pa.table({"image": [b"1", b"2", b"3"], "album": [7, 7, 8]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    listing = list_samples(str(tmp_path / "t.parquet"), id_column="album")
+    assert listing.notes == {"rows whose id an earlier row has": 1}
+    assert ids(listing) == ["7", "8"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.txt", "l.json", "l.jsonl"])
+def test_a_list_of_two_bytes_a_character_says_how_to_convert_it(tmp_path: Path, name: str, encoding: str) -> None:
+    """Excel calls one of them Unicode text."""
+    rows = {"l.txt": "a.jpg\nb.jpg\n", "l.json": '[{"image": "a.jpg"}]', "l.jsonl": '{"image": "a.jpg"}\n'}
+    path = tmp_path / name
+    path.write_bytes(rows.get(name, "path\na.jpg\n").encode(encoding))
+    found = encoding if encoding[-2:] not in ("le", "be") else encoding[:6] + encoding[-2:]
+    message = f"expected UTF-8, found {found}; convert it with: iconv -f {found} -t utf-8"
+    with refused(message, match=re.escape(name)):
+        list_samples(str(path))
+    if name in ("l.json", "l.jsonl"):
+        with refused(message, match=re.escape(name)):
+            list(records(path))
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:

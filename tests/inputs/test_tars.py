@@ -363,3 +363,14 @@ def test_braces_are_read_or_refused_in_one_line(
     said = str(error.value).replace(asked, "")
     assert expected in said or "expected a file; found nothing there" in said
     assert "\n" not in said
+
+
+def test_two_tars_that_give_two_images_one_name_are_refused(tmp_path: Path) -> None:
+    """With the tar's name in front, a folder in one is as the folder that another lies in."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x.tar").write_bytes(tar_bytes({"y/a.png": b"1", "same.png": b"2"}))
+    (tmp_path / "x" / "y.tar").write_bytes(tar_bytes({"a.png": b"3", "same.png": b"4"}))
+    with refused("found 'x/y/a.png' for", "; rename one of the tars", match="a name of its own for every image"):
+        list_samples(str(tmp_path))
+    (tmp_path / "x.tar").rename(tmp_path / "z.tar")
+    assert len(list_samples(str(tmp_path)).samples) == 4

@@ -236,7 +236,10 @@ OTHERS: dict[str, list[str]] = {
         "the PNG breaks off in its chunk {} at byte {}; copy the file again",
         "the PNG ends at byte {}, before its IEND chunk; copy the file again",
         "the PNG's {} chunk at byte {} differs from its checksum; copy the file again",
-        "the file begins as {} does, but is damaged or cut off; copy it again",
+        (
+            "the file begins as {} does, but Pillow cannot read it: it is damaged, cut off, or of a kind that Pillow "
+            "lacks, such as lossless JPEG; copy it again, or convert it to an 8-bit PNG"
+        ),
         "the file holds 0 bytes; copy it again",
     ],
     "a folder that is none of ours, or whole and another run's": [

@@ -6,7 +6,6 @@ only that image; a problem with the whole input stops the run. Each kind of inpu
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from sea_pipeline.core.errors import UserError
@@ -29,6 +28,13 @@ _PACKAGED_PHOTOS = {
     ),
     "sklearn": "datasets/images/china.jpg datasets/images/flower.jpg",
 }
+
+
+_OTHER_IDS = {
+    "": "give --id-column a column whose values differ where images do",
+    tars.PREFIX: "rename one of the tars",
+}
+"""What to do about images of one name, by kind of source."""
 
 
 def open_source(location: str) -> Source:
@@ -92,7 +98,7 @@ def list_samples(
         asked = find_input(images, left_out)
         found = _found(asked, images, image_root, id_column, left_out)
         name, origin = PurePosixPath(images).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
-    samples = _deduplicated(found.samples, left_out)
+    samples = _deduplicated(found, origin, left_out)
     if not samples:
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
     notes = {what: count for what, count in left_out.items() if count}
@@ -159,15 +165,27 @@ def _is_hub(images: str | None) -> bool:
     return images is not None and images.startswith(hub.PREFIX) and not is_url(images)
 
 
-def _deduplicated(found: Iterable[Sample], left_out: Counter[str]) -> list[Sample]:
+def _deduplicated(found: FoundImages, origin: str, left_out: Counter[str]) -> list[Sample]:
+    """Keep the first sample of each id.
+
+    Raises:
+        UserError: an id is that of two files.
+    """
+    # Several rows of a table may hold the same image, so equal ids do not show that images differ.
+    in_rows = kind_of(found.root) in (hub.PREFIX, hub.STREAM, tables.PREFIX)
     # An escaped name may equal another image's real name. So the problem is part of the key, and a sample with a
     # problem never replaces a good one.
     by_id: dict[tuple[str, str], Sample] = {}
-    total = 0
-    for sample in found:
-        total += 1
-        by_id.setdefault((sample.image_id, sample.problem or ""), sample)
-    left_out["repeated entries of an image"] = total - len(by_id)
+    for sample in found.samples:
+        first = by_id.setdefault((sample.image_id, sample.problem or ""), sample)
+        if first is sample:
+            continue
+        if first.uri != sample.uri and not in_rows:
+            raise UserError(
+                f"{origin}: expected a name of its own for every image; found {sample.image_id!r:.80} for "
+                f"{first.uri!r:.80} and {sample.uri!r:.80}; {_OTHER_IDS[kind_of(found.root)]}"
+            )
+        left_out["rows whose id an earlier row has" if in_rows else "repeated entries of an image"] += 1
     return list(by_id.values())
 
 

@@ -9,8 +9,9 @@ from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.values import MISSING, NOT_A_NUMBER, NoId
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
-    | {".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+    {".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".icb", ".icns", ".ico"}
+    | {".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm"}
+    | {".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"}
 )
 """Suffixes of files that a listing takes for images; reading them shows what they really are."""
 OTHER_FILES = "files without an image's suffix"

@@ -25,6 +25,9 @@ LISTS = {".json", ".jsonl", ".csv", ".tsv", ".txt"}
 """Suffixes of files that name images; a .parquet file, which is not here, names them or holds them."""
 _SEVERAL = {".parquet", ".tar"}
 _SUFFIXES = LISTS | _SEVERAL
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED = "compressed tars, which are not read"
+"""What is left out of a folder; decompressed they are read."""
 _BRACES = re.compile(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}")
 _MOST_NAMES = 1_000_000
 
@@ -66,23 +69,25 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
     """List a folder of images or, if it has none, of tars or Parquet files."""
     names: list[str] = []
     several: dict[str, list[str]] = {suffix: [] for suffix in sorted(_SEVERAL)}
-    others = 0
     for name in files.names(left_out):
         if is_leftover(name):
             left_out[LEFTOVERS] += 1
         elif is_image_name(name):
             names.append(name)
+        elif (suffix := _suffix(name)) in several:
+            several[suffix].append(name)
         else:
-            several.get(_suffix(name), []).append(name)
-            others += 1
-    held = {suffix: found for suffix, found in several.items() if found and not names}
+            left_out[COMPRESSED if name.lower().endswith(_COMPRESSED) else OTHER_FILES] += 1
+    held = {suffix: sorted(found) for suffix, found in several.items() if found}
+    if names:
+        # They may be what the images were unpacked from, or more images.
+        left_out.update({f"{suffix} files, not read beside images": len(found) for suffix, found in held.items()})
+        return Input(files, names, "", is_folder=True)
     if len(held) > 1:
         raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {images}/*.tar")
     for suffix, found in held.items():
-        left_out[OTHER_FILES] += others - len(found)
-        return Input(files, sorted(found), suffix, is_folder=True)
-    left_out[OTHER_FILES] += others
-    return Input(files, names, "", is_folder=True)
+        return Input(files, found, suffix, is_folder=True)
+    return Input(files, [], "", is_folder=True)
 
 
 def _matching(images: str, left_out: Counter[str]) -> Input:

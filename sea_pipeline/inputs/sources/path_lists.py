@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs import llava_json
+from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.base import PATH_COLUMNS, FoundImages, candidates, chosen_ids, escaped, named
 from sea_pipeline.inputs.sources.columns import id_columns
@@ -43,6 +44,8 @@ def list_paths(
     shown = f"{files.root}/{name}"
     suffix = posixpath.splitext(name)[1].lower()
     with reading(shown), files.open(name) as file:
+        if suffix != ".parquet":
+            refuse_wide(file, shown)
         if suffix in (".json", ".jsonl"):
             if id_column is not None:
                 raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
