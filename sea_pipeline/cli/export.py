@@ -60,6 +60,8 @@ def export(
     kind = "llm" if llm_only else "projector" if projector_only else "model"
     settings = settings_of(ExportSettings, asked | {"kind": kind})
     check_export(settings)
+    if settings.compat is not None:
+        terminal.warning("--compat is --names and --rescale-projector now; the old name goes with version 0.2")
     from trainer.export.run import export_model  # late, to report mistakes in the settings at once
 
     with terminal.busy(f"writing {settings.out}"):

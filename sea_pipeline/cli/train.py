@@ -26,7 +26,8 @@ def train(
         typer.Option("--set", help="Replace a value of the recipe: KEY=VALUE, such as loss.sea.weight=10. Repeatable."),
     ] = None,
     out: Annotated[
-        Path | None, local_output("The output folder. Default: a folder in runs/train, named after the settings.")
+        Path | None,
+        local_output("The output folder. Default: for each stage a folder in runs/train, named after the settings."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Fail if there is no run to go on with. Without this option, one is begun.")

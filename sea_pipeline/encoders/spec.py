@@ -11,7 +11,7 @@ PATH chooses one of the model's kinds of patch vectors, and SIGN (+ or -) overri
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Literal, Self
 
 from sea_pipeline.core.errors import UserError
@@ -29,6 +29,7 @@ PACKAGED_SIDE = 448
 """The side in pixels of the packaged encoder's input, unless the spec says otherwise."""
 PACKAGED_STRIDE = 32
 _PATH = re.compile(rf"(.*)#({'|'.join(SIGNS)})([+-]?)", re.DOTALL)
+_OTHER_PATH = re.compile(r".+(#[^#/]*)", re.DOTALL)
 _OPEN_CLIP = "open_clip:"
 _LONGEST_NAME = 60
 
@@ -58,7 +59,7 @@ class EncoderSpec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse a spec, without checking that such a model and such a path exist.
+        """Parse a spec, without checking that such a model exists and has such a path.
 
         Raises:
             UserError: it is no spec.
@@ -71,6 +72,14 @@ class EncoderSpec:
         model, path, sign = rest.removeprefix(_OPEN_CLIP), None, None
         if found := _PATH.fullmatch(model):
             model, path, sign = found[1], found[2], {"+": 1, "-": -1}.get(found[3])
+        elif (found := _OTHER_PATH.fullmatch(model)) and not Path(model).exists():
+            paths = ", ".join(f"#{name}" for name in SIGNS)
+            raise UserError(
+                f"--encoder {text}: expected one of {paths} after the model, then + or the hyphen - or neither; found "
+                f"{found[1]}"
+            )
+        if re.fullmatch(r"packaged[#+\-\u2212].*", rest):
+            raise UserError(f"--encoder {text}: packaged has one path and no sign; leave {rest[8:]} out")
         if not rest.startswith(_OPEN_CLIP) or not model:
             raise UserError(
                 f"--encoder {text}: expected packaged, packaged@SIDE, open_clip:ARCH/PRETRAINED, open_clip:FOLDER or "

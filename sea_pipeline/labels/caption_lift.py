@@ -35,7 +35,9 @@ class HitRateGain:
 
     @property
     def ratio(self) -> float:
-        """Return `hit` / `chance`, or infinity if `chance` is 0."""
+        """Return `hit` / `chance`: 1 if both are 0, infinity if only `chance` is."""
+        if self.hit == self.chance:
+            return 1.0
         return self.hit / self.chance if self.chance else float("inf")
 
     def clearly_above(self, other: "HitRateGain") -> bool:

@@ -120,7 +120,9 @@ def test_the_default_scales_have_one_spelling() -> None:
     ("text", "told"),
     [
         ("clip", "expected packaged, packaged@SIDE, open_clip:ARCH/PRETRAINED"),
-        ("packaged#final", "expected packaged, packaged@SIDE, open_clip:"),
+        ("packaged#final", "packaged has one path and no sign; leave #final out"),
+        ("packaged+", "packaged has one path and no sign; leave + out"),
+        ("s2:packaged\u2212", "packaged has one path and no sign; leave \u2212 out"),
         ("open_clip:", "expected packaged, packaged@SIDE, open_clip:"),
         ("open_clip:#vv", "expected packaged, packaged@SIDE, open_clip:"),
         ("s2:s2:packaged", "expected packaged, packaged@SIDE, open_clip:"),

@@ -1,6 +1,7 @@
 """Which sign puts captions' words on the pictures: planted colours, hits against chance, and the hint of `label`."""
 
 import json
+import math
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -342,6 +343,8 @@ def test_labels_that_know_nothing_have_no_lift() -> None:
     everywhere = caption_lift.hit_rate_gain(np.ones_like(named), named, seed=0)
     assert (everywhere.hit, everywhere.gain, everywhere.low) == (1, 0, 0)
     assert caption_lift.hit_rate_gain(labelled, np.ones_like(named), seed=0).hit == 0
+    ratios = [caption_lift.HitRateGain(hit, chance, 0, 0).ratio for hit, chance in ((0, 0), (0.2, 0), (0.2, 0.1))]
+    assert ratios == [1, math.inf, 2]
 
 
 def test_nothing_wins_where_intervals_meet() -> None:

@@ -2,7 +2,7 @@
 
 Each runs in a process of its own with a time limit; what it has measured until then counts. Writes gpu.json, in the
 form of bench.json, over figures of the same names that the file has. Where a command may take ten minutes, two
-commands of under nine hold all, `--only correct,sds,label` and `--only train,align`. Exits with 1 where a script
+commands of under seven hold all, `--only correct,sds,label` and `--only train,align`. Exits with 1 where a script
 failed, ran out of time, or found the GPU to compute wrongly.
 """
 

@@ -179,3 +179,10 @@ def test_a_tokenizer_without_an_end_gives_none(tmp_path: Path, stated: dict[str,
 def test_a_run_is_pointed_at_its_model(command: Any, run: TrainRun, tmp_path: Path) -> None:
     code, _, stderr = command("evaluate", run.out, "--data", tmp_path / "none.json")
     assert (code, f"give {run.model}" in stderr.replace("\n", "")) == (1, True)
+
+
+def test_the_old_name_of_names_says_the_new_one(command: Any, run: TrainRun, tmp_path: Path) -> None:
+    code, _, stderr = command("export", run.out, "--out", tmp_path / "out", "--compat", 4)
+    assert code == 0
+    assert "--compat is --names and --rescale-projector now; the old name goes with version 0.2" in stderr
+    assert not command("export", run.out, "--out", tmp_path / "new", "--names", 4)[2]
