@@ -49,7 +49,7 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
 def _check_questions(settings: EvaluateSettings, path: Path) -> None:
     if settings.template == "plain":
         raise UserError(
-            f"--questions {path}: cannot be asked with --template plain, which leaves out what people say; take "
+            f"--questions {path}: cannot be asked with the template plain, which leaves out what people say; take "
             "--template own or vicuna_v1"
         )
     check_photos(path, read_questions(path).asked, settings.question_root or settings.image_root or path.parent)
@@ -64,7 +64,7 @@ def _check_existing(settings: EvaluateSettings) -> None:
         "--replace": settings.replace,
         "--lens": settings.lens is not None,
         "--save-figures": settings.save_figures is not None,
-        "--template": settings.template != "own",
+        "--template": settings.template not in (None, "own"),
     }
     if found := [name for name, given in refused.items() if given]:
         said, advice = f"is a {kind}", f"leave {'it' if len(found) == 1 else 'them'} out"
@@ -87,7 +87,7 @@ def _captions(settings: EvaluateSettings) -> Data | None:
             raise UserError(
                 f"--lens-data {settings.lens_data}: expected a LLaVA .json or .jsonl file; found none there"
             )
-        return Data(train=settings.lens_data, template=settings.template)
+        return Data(train=settings.lens_data, template=settings.template or "own")
     run = settings.model.resolve().parent
     if not (run / "run.json").is_file():
         raise UserError(

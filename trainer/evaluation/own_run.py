@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
+from trainer.model.prompts import TemplateName
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Sea
 from trainer.words import Prefix
@@ -23,6 +24,8 @@ class OwnRun(NamedTuple):
     """See `Sea.word_prefix`."""
     max_length: int = UNCUT
     """See `Data.max_length`."""
+    template: TemplateName = "own"
+    """See `Data.template`."""
 
 
 def own_run(model: Path, reporter: Reporter) -> OwnRun:
@@ -38,4 +41,6 @@ def own_run(model: Path, reporter: Reporter) -> OwnRun:
     sea: Sea = recipe.loss.sea
     if sea.word_prefix != _PREFIX:
         reporter.message(f"words are spelled as in the model's run, loss.sea.word_prefix: {sea.word_prefix} ({record})")
-    return OwnRun(record, sea.word_prefix, recipe.data.max_length)
+    if recipe.data.template != "own":
+        reporter.message(f"rows are written as in the model's run, data.template: {recipe.data.template} ({record})")
+    return OwnRun(record, sea.word_prefix, recipe.data.max_length, recipe.data.template)

@@ -63,15 +63,17 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
     Raises:
         UserError: an input does not fit, or `out` cannot be written.
     """
+    own = own_run(settings.model, reporter)
+    template = settings.template or own.template
+    settings = settings.model_copy(update={"template": template})
     captions = check_evaluate(settings)
     if settings.save_figures is not None:
         check_figures(labelled=settings.labels is not None, layers=settings.layers)
     device = resolve_device(settings.device)
-    own = own_run(settings.model, reporter)
     data = Data(
         train=settings.data,
         image_root=settings.image_root,
-        template=settings.template,
+        template=template,
         max_length=own.max_length,
         bad_rows=settings.bad_rows,
     )
@@ -191,7 +193,7 @@ def _asking(
     if settings.questions is None:
         return dict
     questions, picture = open_questions(settings.questions, reporter), partial(_picture, settings)
-    asker = Asker(model, folder, picture, template=settings.template, batch_size=settings.batch_size)
+    asker = Asker(model, folder, picture, template=settings.template or "own", batch_size=settings.batch_size)
     return partial(ask, asker, questions, model, reporter)
 
 

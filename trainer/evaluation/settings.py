@@ -21,7 +21,8 @@ class EvaluateSettings(Settings):
     labels: str | Path | None = None
     """A folder of labels for the images. Default: none, and what needs the words of patches is not measured."""
     image_root: ImageRoot = None
-    template: ConversationTemplate = "own"
+    template: ConversationTemplate | None = None
+    """The prompt format, see `sea-pipeline tokens --help`. Default: that of the model's run, else own."""
     transfer: bool = False
     """Use labels made on another grid or crop, by carrying them over with their crop boxes."""
     layers: bool = False

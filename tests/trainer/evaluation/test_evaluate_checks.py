@@ -39,7 +39,7 @@ def _no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         ([{"image": "00.png", "question": "Red?"}], "own", "expected a list of objects"),
         ([*ASKED, {**ASKED[0], "image": "x/gone.png"}], "own", r"1 of 3 are not there, such as 'x/gone\.png'; name"),
         ([{**ASKED[0], "image": "../../x.png"}], "own", "1 of 1 are not there"),
-        (ASKED, "plain", "cannot be asked with --template plain, .*; take --template own or vicuna_v1"),
+        (ASKED, "plain", "cannot be asked with the template plain, .*; take --template own or vicuna_v1"),
         (ASKED, "own", None),
     ],
 )

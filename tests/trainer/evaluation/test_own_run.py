@@ -46,6 +46,23 @@ def test_a_run_is_measured_afterwards_as_by_itself(tiny: World, tmp_path: Path) 
         measured(tiny, model=run.model, data=write(tmp_path / "late.json", [late]))
 
 
+@pytest.mark.slow
+def test_a_run_is_measured_with_its_own_template(tiny: World, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tiny,
+        data={"evaluate": str(tiny.held_out), "template": "vicuna_v1"},
+        loss={"sea": {"weight": 0}},
+        training_arguments={"max_steps": 1},
+    )
+    run = train(recipe, tmp_path / "run")
+    heard = Heard()
+    found = measured(tiny, heard, model=run.model, data=tiny.held_out)
+    assert found["lm_loss"] == pytest.approx(run.summary["end"]["lm_loss"], rel=1e-5)
+    assert any("data.template: vicuna_v1" in line for line in heard.lines)
+    other = measured(tiny, model=run.model, data=tiny.held_out, template="plain")
+    assert other["lm_loss"] != pytest.approx(found["lm_loss"], rel=1e-3)
+
+
 def test_a_long_row_is_measured_to_its_end(tiny: World, tmp_path: Path) -> None:
     rows = [record("long", ["00.png"], "What?", "red " * 2200)]
     heard = Heard()
