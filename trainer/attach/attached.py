@@ -18,6 +18,7 @@ from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
 from trainer.attach.families import parts_of, vocabulary_of
+from trainer.attach.idle import warn_of_idle
 from trainer.attach.names import NameCheck
 from trainer.attach.settings import Group, read_settings
 from trainer.attach.terms import basic_terms
@@ -107,7 +108,7 @@ class Attached:
         self.sizes: dict[str, Size] = {}
         self._parts = parts_of(model)
         self.vocabulary = vocabulary_of(processor.tokenizer, self._parts.inner.config)
-        self.labels, self._seed = labels, seed
+        self.labels, self._seed, self._trained = labels, seed, False
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
         self._basic = settings.basic_terms()
         assert self.weights.keys() <= {"sea", *self._basic}, "a term that is not computed here would be left out"
@@ -150,6 +151,9 @@ class Attached:
                 "text alone"
             )
         self._check_whole()
+        if not self._trained and self._parts.inner.training and torch.is_grad_enabled():
+            self._trained = True
+            warn_of_idle(self._parts, self.weights)
         if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
             self._names.look(ids)
         self.terms = {}

@@ -84,6 +84,7 @@ def adapted(model: nn.Module) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:attached.loss.* no effect")
 @pytest.mark.parametrize(("name", "order"), [*zip(SOME, ("before", "after") * 2, strict=True)])
 def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pictures: Pictures) -> None:
     pytest.importorskip("peft")
