@@ -19,8 +19,8 @@ from sea_pipeline.labels.store import LabelStore
 from trainer import losses
 from trainer.attach.families import parts_of, vocabulary_of
 from trainer.attach.idle import warn_of_idle
-from trainer.attach.names import NameCheck
-from trainer.attach.settings import Group, read_settings
+from trainer.attach.names import NameCheck, flat_names
+from trainer.attach.settings import Group, check_given, read_settings, whole_number
 from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import ImageTokens, Size, Tile
 from trainer.attach.watch import ForwardResults, Watch
@@ -96,10 +96,7 @@ class Attached:
         settings: Loss,
         seed: int,
     ) -> None:
-        if labels is not None and not isinstance(labels, LabelStore):
-            raise UserError(f"attach: labels: expected what open_labels gives; found {type(labels).__name__}")
-        if settings.sea.weight and labels is None:
-            raise UserError("attach: sea: expected labels; found none; give labels=open_labels(FOLDER)")
+        check_given(processor, labels, settings, seed)
         self.model, self.processor, self.settings = model, processor, settings
         self.terms: dict[str, torch.Tensor] = {}
         self.pairs = 0
@@ -139,12 +136,13 @@ class Attached:
             temperature.
 
         Raises:
-            UserError: there was no forward, its images do not match the ids, or none of the first names is in the
-                labels.
+            UserError: there was no forward, its images do not match the ids, none of the first names is in the labels,
+                or an argument is wrong.
         """
         kept = self.kept()
-        ids = self.last_ids = _flat(image_ids)
-        step, self.step = self.step, self.step + 1
+        ids = self.last_ids = flat_names(image_ids)
+        step = whole_number("attached.step", self.step)
+        self.step += 1
         if kept.visual is None and ids:
             raise UserError(
                 f"attached.loss: expected as many ids as the batch has images, 0; found {len(ids)}; give no ids with "
@@ -219,7 +217,7 @@ class Attached:
         """
         from trainer.attach.looking import nearest_words  # imported here because training does not need it
 
-        return nearest_words(self, _flat(image_ids))
+        return nearest_words(self, flat_names(image_ids))
 
     def detach(self) -> None:
         """Remove everything from the model, which is then as it was."""
@@ -351,8 +349,12 @@ class Attached:
         patches, words = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         sea, start = self.settings.sea, 0
         laid = self.laid(kept, ids) if kept.visual is not None else ()
+        if len(draws) != len(ids):
+            raise UserError(
+                f"attached.loss: draws: expected a number for each of {len(ids)} images; found {len(draws)}"
+            )
         for name, number, one in zip(ids, draws, laid, strict=True):
-            random = generator(self._seed, number, *_numbers([name]))
+            random = generator(self._seed, whole_number("attached.loss: draws", number), *_numbers([name]))
             for tile in one.tiles if name in self.cache else ():
                 labels = self.labels_on(name, tile)
                 drawn = draw(labels.word_ids, labels.scores, tile.grid, random, window=sea.window, ragged=sea.ragged)
@@ -384,12 +386,6 @@ def _check_one_device(model: nn.Module) -> None:
         )
 
 
-def _flat(image_ids: ImageIds) -> list[str]:
-    if isinstance(image_ids, str):
-        return [image_ids]
-    return [name for each in image_ids for name in ([each] if isinstance(each, str) else each)]
-
-
 def _numbers(names: Iterable[str]) -> list[int]:
     """Convert names to numbers for seeds."""
-    return [zlib.crc32(name.encode()) for name in names]
+    return [zlib.crc32(name.encode(errors="surrogatepass")) for name in names]

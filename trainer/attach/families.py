@@ -92,7 +92,7 @@ def parts_of(model: nn.Module) -> Parts:
     """Find a model's parts, with or without peft's adapters around it.
 
     Raises:
-        UserError: its family is not in `FAMILIES`, or its tower has no fixed grid.
+        UserError: its family is not in `FAMILIES`, its tower has no fixed grid, or it has no LM head.
     """
     base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
@@ -108,5 +108,10 @@ def parts_of(model: nn.Module) -> Parts:
             "attach: a model of the type 'llava' with a tower 'pixtral', whose images have grids of their own; "
             "expected a tower with one grid, such as 'clip_vision_model' or 'siglip_vision_model'; choose such a model"
         )
-    inner = base if family.late else base.model
+    inner = base if family.late else getattr(base, "model", None)
+    if inner is None:
+        raise UserError(
+            f"attach: expected a model with its LM head; found {type(base).__name__}, which has none; load it with "
+            "AutoModelForImageTextToText.from_pretrained"
+        )
     return Parts(name, family, inner, inner.get_submodule(family.llm))

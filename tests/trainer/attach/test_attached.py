@@ -244,6 +244,37 @@ def test_settings_are_refused_by_name(settings: dict[str, Any], message: str, pi
     assert _traces(made.model) == before
 
 
+WHOLE = "expected the model's whole processor, with a tokenizer and an image processor; found"
+WRONG: list[tuple[Any, str]] = [
+    (lambda made, one: attach(made.model, made.processor.tokenizer, basic={}), f"{WHOLE} TokenizersBackend"),
+    (lambda made, one: attach(made.model, made.processor.image_processor, basic={}), f"{WHOLE} CLIPImageProcessor"),
+    (lambda made, one: attach(made.model, None, basic={}), f"{WHOLE} NoneType"),
+    (lambda made, one: attach(made.model.model, made.processor, basic={}), "with its LM head; found LlavaModel, which"),
+    (lambda made, one: attach(made.model, made.processor, basic={}, seed=-1), "attach: seed: .*found -1"),
+    (lambda made, one: attach(made.model, made.processor, basic={}, seed="a"), "attach: seed: .*found 'a'"),  # type: ignore
+    (lambda made, one: one.loss([[1], [2]]), "image_ids: .* found 1, of the type int; give the names as"),
+    (lambda made, one: one.loss(torch.tensor([1, 2])), "image_ids: .* found 1, of the type int"),
+    (lambda made, one: one.loss([[Path("wide.png")], []]), "image_ids: .* of the type PosixPath"),
+    (lambda made, one: one.loss([b"wide.png", b"tall.png"]), "image_ids: .* found b'wide.png', of the type bytes"),
+    (lambda made, one: one.nearest_words([1, 2]), "image_ids: .* found 1"),
+    (lambda made, one: one.metrics([{"image_ids": [1]}]), "image_ids: .* found 1"),
+    (lambda made, one: one.metrics(["wide.png"]), "batches that are dictionaries .*found <class 'str'>"),
+    (lambda made, one: one.loss(NAMES, draws=[1]), "draws: expected a number for each of 2 images; found 1"),
+    (lambda made, one: one.loss(NAMES, draws=[1, -1]), "attached.loss: draws: .*found -1"),
+    (lambda made, one: (setattr(one, "step", 0.5), one.loss(NAMES)), r"attached.step: .*found 0\.5"),
+]
+
+
+def test_wrong_arguments_are_one_line(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    batch = made.batch(pictures.batch(NAMES))
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**batch)
+    for call, message in WRONG:
+        with pytest.raises(UserError, match=message):
+            call(made, one)
+
+
 def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
     made = tiny("llava")
     one = attached(made, labels=pictures.open(), sea={}, basic={})
