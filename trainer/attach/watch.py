@@ -217,6 +217,11 @@ class Watch:
         assert self._supervision is not None
         if kept.columns is None or self._valid is None:
             raise UserError("das, sds: expected input_ids; found inputs_embeds, which do not say where images are")
+        if self._valid.shape != kept.columns.shape:
+            raise UserError(
+                f"das, sds: expected an attention_mask as long as the {kept.columns.shape[-1]} input_ids; found "
+                f"{self._valid.shape[-1]}, as peft's prefix tuning makes it; train with LoRA"
+            )
         length = None
         if self._supervision.needs_length:
             length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean()

@@ -296,6 +296,31 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
         made.model(**batch, pixel_values_videos=batch["pixel_values"])
 
 
+def test_attention_that_is_switched_later_is_refused(pictures: Pictures, attached: Any) -> None:
+    made = MAKERS["llava"]()
+    one, batch = attached(made, basic={}), made.batch(pictures.batch(NAMES))
+    made.model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"became 'eager' after BASIC .*call detach\(\), set it, and call attach\(\)"):
+        made.model(**batch)
+    one.detach()
+    made.model.set_attn_implementation("eager")
+    one = attached(made, basic={})
+    made.model(**batch)
+    assert one.loss() > 0
+
+
+def test_a_mask_of_other_tokens_is_refused(pictures: Pictures, attached: Any) -> None:
+    """As peft's prefix tuning gives it."""
+    made = tiny("llava")
+    attached(made, basic={})
+    batch = made.batch(pictures.batch(NAMES))
+    mask = torch.nn.functional.pad(batch["attention_mask"], (4, 0), value=1)
+    with pytest.raises(
+        UserError, match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}, as peft"
+    ):
+        made.model(**batch | {"attention_mask": mask})
+
+
 def test_embeddings_and_layers_that_are_elsewhere_are_refused(pictures: Pictures, attached: Any) -> None:
     """As DeepSpeed's ZeRO-3 leaves them after a forward, and as device_map places them."""
     made = MAKERS["llava"]()
