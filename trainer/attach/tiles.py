@@ -121,8 +121,8 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     alone = [count == 1 for count in _listed(counts) for _ in range(count)] if counts is not None else None
     for number, (height, width) in enumerate(_listed(call.given["image_sizes"])):
         size = sizes[number]
-        if size is not None and _mirrored((height, width), size):
-            raise call.unlike(f"an image of {size[0]} x {size[1]} pixels", f"{width} x {height}")
+        if size is not None and (_mirrored((height, width), size) or not _same_shape((height, width), size)):
+            raise call.unlike(f"an image of the shape of {size[0]} x {size[1]} pixels", f"{width} x {height}")
         side = call.inner.config.vision_config
         base = (side.image_size // side.patch_size,) * 2
         whole = Tile(base, WHOLE, cells(base))
@@ -356,13 +356,19 @@ def _mirrored(shape: tuple[int, int], size: Size) -> bool:
 
 
 def _check_shape(call: Call, grid: tuple[int, int], size: Size) -> None:
-    """Refuse a grid that differs in shape from its image by more than a cell on each side."""
-    rows, columns = grid
-    ratio = size[1] / size[0]
-    least = (rows - 1) / (columns + 1)
-    most = (rows + 1) / (columns - 1) if columns > 1 else math.inf  # a thin image is made one cell wide
-    if not least <= ratio <= most:
-        raise call.unlike(f"a grid of the shape of {size[0]} x {size[1]} pixels", f"{columns} x {rows} tokens")
+    if not _same_shape(grid, size):
+        raise call.unlike(f"a grid of the shape of {size[0]} x {size[1]} pixels", f"{grid[1]} x {grid[0]} tokens")
+
+
+def _same_shape(grid: tuple[int, int], size: Size) -> bool:
+    """Tell whether (rows, columns) have an image's shape, if each side of both may be rounded by a cell or a pixel."""
+    (least, most), (lowest, highest) = _ratios(*grid), _ratios(size[1], size[0])
+    return least <= highest and lowest <= most
+
+
+def _ratios(rows: int, columns: int) -> tuple[float, float]:
+    """Compute the least and the largest ratio of sides that are one more or less; a thin image is one cell wide."""
+    return (rows - 1) / (columns + 1), (rows + 1) / (columns - 1) if columns > 1 else math.inf
 
 
 def _video(family: str) -> UserError:

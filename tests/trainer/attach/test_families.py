@@ -78,6 +78,25 @@ def test_an_image_that_is_not_upright_is_refused(name: str, pictures: Pictures, 
         one.loss(["wide.png"])
 
 
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_5_vl"])
+def test_an_image_of_another_shape_is_refused(name: str, pictures: Pictures, attached: Any) -> None:
+    """A resized copy, of which either side may be rounded, has the label's shape."""
+    made = tiny(name)
+    one = attached(made, labels=pictures.open(), sea={})
+    one.sizes = {"rounded": (50, 33)}
+    wide = pictures.image("wide.png")
+    copies = [(wide.resize((77, 38)), "wide.png", True), (wide.resize((300, 200)), "rounded", True)]
+    others = [(wide.crop((0, 0, 48, 48)), "wide.png", False), (wide.resize((64, 64)), "wide.png", False)]
+    for image, named, fits in copies + others:
+        with torch.no_grad():
+            made.model(**made.batch([([image], "red")]))
+        if fits:
+            one.loss([named])
+            continue
+        with pytest.raises(UserError, match=f"{name}: expected .* of the shape of 96 x 48 pixels; found"):
+            one.loss([named])
+
+
 def test_other_families_are_refused_by_name() -> None:
     model = LlamaForCausalLM(LlamaConfig(**text_settings()))
     with pytest.raises(UserError, match=r"of the type 'llama'; expected one of llava, .*families\.py: which module"):
