@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
@@ -21,7 +20,7 @@ from trainer.attach.families import parts_of, vocabulary_of
 from trainer.attach.names import NameCheck
 from trainer.attach.settings import Group, read_settings
 from trainer.attach.terms import basic_terms
-from trainer.attach.tiles import ImageTokens, Size, Tile
+from trainer.attach.tiles import ImageTokens, Size, Tile, UnknownSizeError
 from trainer.attach.watch import ForwardResults, Watch
 from trainer.data.geometry import placed
 from trainer.losses.supervision import Supervision
@@ -149,7 +148,7 @@ class Attached:
                 f"attached.loss: expected as many ids as the batch has images, 0; found {len(ids)}; give no ids with "
                 "text alone"
             )
-        self._check_whole()
+        self.watch.check_whole()
         if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
             self._names.look(ids)
         self.terms = {}
@@ -283,18 +282,6 @@ class Attached:
             for name, width, height in zip(*map(table.get, columns), strict=True)
         }
 
-    def _check_whole(self) -> None:
-        if isinstance(self.watch.embed.weight, DTensor):
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
-                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
-            )
-        if not self.watch.embed.weight.numel():
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
-                "with ZeRO-2, DDP or FSDP"
-            )
-
     def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens]:
         """Locate a forward's visual tokens, image by image.
 
@@ -314,6 +301,15 @@ class Attached:
             shown = ", ".join(repr(name) for name in ids[:4])
             raise call.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", call.total)
         return laid
+
+    def located(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens] | None:
+        """Locate visual tokens as `laid` does; None if that needs sizes, and neither labels nor `sizes` are given."""
+        try:
+            return self.laid(kept, ids)
+        except UnknownSizeError:
+            if self.labels is not None or self.sizes:
+                raise
+            return None
 
     def labels_on(self, name: str, tile: Tile) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
         """Return an image's labels on one of its grids."""
@@ -366,7 +362,7 @@ class Attached:
         family, laid = self._parts.family, None
         if family.images is not None or ids:
             unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
-            laid = self.laid(kept, ids or unnamed)
+            laid = self.located(kept, ids or unnamed)
         return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
 
 

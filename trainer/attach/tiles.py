@@ -29,6 +29,10 @@ Size = tuple[int, int]
 """(width, height) of an upright image in pixels."""
 
 
+class UnknownSizeError(UserError):
+    """Say that an image's size is needed to locate its visual tokens."""
+
+
 class Tile(NamedTuple):
     """A part of an image that has its own grid of visual tokens, which is the image, a view of it, or a tile."""
 
@@ -247,9 +251,9 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
     A view of the whole image follows if there is more than one tile.
     """
     tokens = grid[0] * grid[1]
-    wanted = [tiles_of(call.processor, _known(call, size)) for size in sizes]
-    if call.total == len(sizes) * tokens:  # tiling is off, perhaps for this call only
-        wanted = [(1, 1)] * len(sizes)
+    wanted = [(1, 1)] * len(sizes)
+    if call.total != len(sizes) * tokens:  # tiling is not off, which it may be for this call only
+        wanted = [tiles_of(call.processor, _known(call, size)) for size in sizes]
     laid = []
     for rows, columns in wanted:
         boxes = [
@@ -325,9 +329,10 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
 
 def _known(call: Call, size: Size | None) -> Size:
     if size is None:
-        raise UserError(
+        raise UnknownSizeError(
             f"{call.family}: cuts images into tiles by their size, which the labels know; expected labels of every "
-            "image of the batch; label the missing images, or leave their rows out"
+            "image of the batch; label the missing images, put their (width, height) in attached.sizes by their names, "
+            "or leave their rows out"
         )
     return size
 

@@ -154,8 +154,28 @@ def test_an_image_without_labels_takes_no_part(pictures: Pictures, attached: Any
     made = tiny("internvl")
     one = attached(made, labels=pictures.open(), sea={})
     made.model(**made.batch(pictures.batch([["wide.png"]])))
-    with pytest.raises(UserError, match="internvl: cuts images into tiles by their size, which the labels know"):
+    with pytest.raises(UserError, match=r"internvl: cuts images into tiles by their size, .* in attached\.sizes by"):
         one.loss(["elsewhere.png"])
+    one.sizes = {"elsewhere.png": pictures.image("wide.png").size}
+    assert one.loss(["elsewhere.png"]) == 0
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3", "internvl", "llama4"])
+def test_basic_alone_needs_no_sizes(name: str, pictures: Pictures, attached: Any) -> None:
+    """Names are of no use without them; with some of them all are wanted."""
+    made = tiny(name)
+    one = attached(made, basic={"degree": UNTAPPED.get(name, "auto")})
+    batch, found = made.batch(pictures.batch(NAMES)), []
+    for given, sizes in (((), {}), (NAMES, {}), (NAMES, {some: pictures.image(some).size for (some,) in NAMES})):
+        one.sizes = sizes
+        made.model(**batch)
+        found.append(float(one.loss(given).detach()))
+        assert "lm_loss" in one.metrics([batch | {"image_ids": given}])
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+    one.sizes.popitem()
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"put their \(width, height\) in attached\.sizes"):
+        one.loss(NAMES)
 
 
 def test_what_is_drawn_depends_on_seed_step_and_image(pictures: Pictures, attached: Any) -> None:
