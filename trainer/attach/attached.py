@@ -129,7 +129,7 @@ class Attached:
 
         Args:
             image_ids: the batch's images in order, by their names in the labels. SEA skips an image without labels.
-                BASIC alone needs no ids.
+                BASIC alone needs ids only where families that cut tiles have several images in a sample.
             draws: for each image a number that decides what SEA draws for it, in place of `step`.
 
         Returns:
@@ -359,10 +359,9 @@ class Attached:
         Visual tokens are assigned to images by what the family knows of them, else by sample.
         """
         assert kept.call is not None
-        family, laid = self._parts.family, None
-        if family.images is not None or ids:
-            unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
-            laid = self.located(kept, ids or unnamed)
+        count, laid = self._parts.family.count_images(kept.call), None
+        if ids or count is not None:
+            laid = self.located(kept, ids or [""] * (count or 0))
         return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
 
 

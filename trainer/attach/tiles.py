@@ -288,15 +288,23 @@ def _scans(call: Call, size: Size) -> list[CropBox]:
     """
     processor, (width, height) = call.processor.image_processor, size
     names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-    chosen = {f"pan_and_scan_{name}": getattr(processor, f"pan_and_scan_{name}", None) for name in names}
-    defaults = getattr(call.processor, "images_kwargs", None) or {}  # these take precedence
-    chosen = {name: value if defaults.get(name) is None else defaults[name] for name, value in chosen.items()}
+    chosen = {name: _scan_setting(call, name) for name in (f"pan_and_scan_{name}" for name in names)}
     columns = processor.pan_and_scan_batched(torch.arange(width).expand(1, height, width), **chosen)
     rows = processor.pan_and_scan_batched(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
     return [
         (int(x.min()) / width, int(y.min()) / height, (int(x.max()) + 1) / width, (int(y.max()) + 1) / height)
         for x, y in zip(columns, rows, strict=True)
     ]
+
+
+def unscanned(call: Call) -> int | None:
+    """Count Gemma 3's images, which are all views; None if pan and scan is on in the processor's settings."""
+    return None if _scan_setting(call, "do_pan_and_scan") else len(call.given["pixel_values"])
+
+
+def _scan_setting(call: Call, name: str) -> Any:  # noqa: ANN401 - a setting
+    default = (getattr(call.processor, "images_kwargs", None) or {}).get(name)  # takes precedence
+    return getattr(call.processor.image_processor, name, None) if default is None else default
 
 
 def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:

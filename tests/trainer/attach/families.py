@@ -257,6 +257,13 @@ def gemma3() -> Tiny:
     return made_of(hf.Gemma3ForConditionalGeneration, config, processor, "<boi>")
 
 
+SCAN = {
+    "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}  # fmt: skip
+"""Pan and scan for small pictures."""
+
+
 def paligemma() -> Tiny:
     words = tokenizer()
     images = hf.SiglipImageProcessor(**_SQUARE)

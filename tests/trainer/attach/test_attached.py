@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, tiny
+from tests.trainer.attach.families import MAKERS, SCAN, gemma3, tiny
 from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import Attached, attach
@@ -126,6 +126,32 @@ def test_a_frozen_tower_gives_the_same_gradient(pictures: Pictures, attached: An
         one.loss().backward()
         found.append(gradients(made.model))
     close(found[1], found[0], 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if FAMILIES[name].images or name == "gemma3"])
+def test_basic_knows_images_without_names(name: str, pictures: Pictures, attached: Any) -> None:
+    """Of a sample with several, of which each counts as much."""
+    made, names = tiny(name), [["wide.png", "tall.png"], ["odd.png"]]
+    batch, found = made.batch(pictures.batch(names)), []
+    one = attached(made, labels=pictures.open(), basic={})
+    for given in ((), names):
+        made.model(**batch)
+        one.loss(given)
+        found.append([float(one.terms[term].detach()) for term in ("das", "sds")])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_pan_and_scan_leaves_images_unknown(pictures: Pictures, attached: Any) -> None:
+    """Its views are as many entries, so an image counts as one by its sample."""
+    made = gemma3()
+    made.processor.images_kwargs = SCAN
+    batch, found = made.batch(pictures.batch([["wide.png"], ["tall.png"]])), []
+    one = attached(made, labels=pictures.open(), basic={})
+    for given in ((), NAMES):
+        made.model(**batch)
+        found.append(float(one.loss(given).detach()))
+    assert len(batch["pixel_values"]) == 6
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_text_alone_gives_nothing(pictures: Pictures, attached: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaImageProcessor
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, Tiny, gemma3, llava, llava_onevision, text_settings, tiny
+from tests.trainer.attach.families import MAKERS, SCAN, Tiny, gemma3, llava, llava_onevision, text_settings, tiny
 from tests.trainer.attach.planted import SHAPES, forward, missed_cells, painted
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import FAMILIES, attach
@@ -36,9 +36,8 @@ def test_onevision_thins_out_large_grids(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pan_and_scan_crops_are_laid_out(tmp_path: Path) -> None:
-    scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": 4}
     made = gemma3()
-    made.processor.images_kwargs = scan | {"pan_and_scan_min_ratio_to_activate": 1.2}
+    made.processor.images_kwargs = SCAN
     all_hit(made, (*SHAPES[:2], (200, 200)), tmp_path)
     with torch.no_grad():
         assert len(made.batch([([painted((96, 48))], "red")])["pixel_values"]) == 3
