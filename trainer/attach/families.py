@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from trainer.attach import tiles
+from trainer.attach import pan_and_scan, tiles
 from trainer.attach.tiles import Call, ImageTokens, Size
 
 
@@ -50,7 +50,7 @@ FAMILIES = {
     "qwen3_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw", beside=_DEEPER),
     "smolvlm": Family("connector", "text_model", tiles.split),
     "idefics3": Family("connector", "text_model", tiles.split),
-    "gemma3": Family("multi_modal_projector", "language_model", tiles.scanned, uncut=tiles.unscanned),
+    "gemma3": Family("multi_modal_projector", "language_model", pan_and_scan.scanned, uncut=pan_and_scan.unscanned),
     "paligemma": Family("multi_modal_projector", "language_model", tiles.fixed, "pixel_values"),
     "internvl": Family("multi_modal_projector", "language_model", tiles.canvas),
     "llama4": Family("multi_modal_projector", "language_model.model", tiles.padded, late=True),

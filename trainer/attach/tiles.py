@@ -136,8 +136,8 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             continue
         grid, box = _unpadded(call, base, (height, width))
         start = base[0] * base[1]
-        tiles = Tile(grid, box, cells(grid, start, grid[1] + 1))
-        laid.append(ImageTokens(start + grid[0] * (grid[1] + 1), [whole, tiles]))
+        parts = [Tile(grid, box, cells(grid, start, grid[1] + 1))] if min(grid) else []  # of a thin image none is left
+        laid.append(ImageTokens(start + grid[0] * (grid[1] + 1), [whole, *parts]))
     return laid
 
 
@@ -147,6 +147,8 @@ def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple
     canvas = select_best_resolution(size, config.image_grid_pinpoints)
     rows, columns = (base[0] * side // config.vision_config.image_size for side in canvas)
     kept = unpad_image(torch.arange(rows * columns).view(1, rows, columns), (height, width))[0]
+    if not kept.numel():
+        return (kept.shape[0], kept.shape[1]), WHOLE
     top, left = divmod(int(kept[0, 0]), columns)
     scale_y, scale_x = canvas[0] / height, canvas[1] / width
     if scale_x < scale_y:
@@ -253,58 +255,23 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
     tokens = grid[0] * grid[1]
     wanted = [(1, 1)] * len(sizes)
     if call.total != len(sizes) * tokens:  # tiling is not off, which it may be for this call only
-        wanted = [tiles_of(call.processor, _known(call, size)) for size in sizes]
+        wanted = [tiles_of(call.processor, known_size(call, size)) for size in sizes]
     laid = []
     for rows, columns in wanted:
         boxes = [
             (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
             for row, column in product(range(rows), range(columns))
         ]
-        laid.append(_views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+        laid.append(views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE]))
     return laid
 
 
-def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> ImageTokens:
+def views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> ImageTokens:
     """Lay out an image's views one after the other, all with the same grid."""
     tokens = grid[0] * grid[1]
     return ImageTokens(
         tokens * len(boxes), [Tile(grid, box, cells(grid, number * tokens)) for number, box in enumerate(boxes)]
     )
-
-
-def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
-    """Lay out the whole image squeezed to a square, then the crops of pan and scan if it is on, for Gemma 3."""
-    side = math.isqrt(call.inner.config.mm_tokens_per_image)
-    if call.total == len(sizes) * side * side:
-        return [_views((side, side), [WHOLE]) for _ in sizes]
-    return [_views((side, side), [WHOLE, *_scans(call, _known(call, size))]) for size in sizes]
-
-
-def _scans(call: Call, size: Size) -> list[CropBox]:
-    """Compute the crops that Gemma 3's processor cuts.
-
-    The processor's own function is run on an image of column numbers and one of row numbers, so that the crops hold
-    their bounds.
-    """
-    processor, (width, height) = call.processor.image_processor, size
-    names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-    chosen = {name: _scan_setting(call, name) for name in (f"pan_and_scan_{name}" for name in names)}
-    columns = processor.pan_and_scan_batched(torch.arange(width).expand(1, height, width), **chosen)
-    rows = processor.pan_and_scan_batched(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
-    return [
-        (int(x.min()) / width, int(y.min()) / height, (int(x.max()) + 1) / width, (int(y.max()) + 1) / height)
-        for x, y in zip(columns, rows, strict=True)
-    ]
-
-
-def unscanned(call: Call) -> int | None:
-    """Count Gemma 3's images, which are all views; None if pan and scan is on in the processor's settings."""
-    return None if _scan_setting(call, "do_pan_and_scan") else len(call.given["pixel_values"])
-
-
-def _scan_setting(call: Call, name: str) -> Any:  # noqa: ANN401 - a setting
-    default = (getattr(call.processor, "images_kwargs", None) or {}).get(name)  # takes precedence
-    return getattr(call.processor.image_processor, name, None) if default is None else default
 
 
 def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
@@ -317,7 +284,7 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     resolutions = torch.tensor(find_supported_resolutions(processor.max_patches, processor.size))
     laid = []
     for size in sizes:
-        width, height = _known(call, size)
+        width, height = known_size(call, size)
         fit: Any = get_best_fit((height, width), resolutions, processor.resize_to_max_canvas)
         whole = fit.tolist()
         tile = processor.size["height"]
@@ -331,11 +298,16 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             (column * x, row * y, (column + 1) * x, (row + 1) * y)
             for row, column in product(range(rows), range(columns))
         ]
-        laid.append(_views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+        laid.append(views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE]))
     return laid
 
 
-def _known(call: Call, size: Size | None) -> Size:
+def known_size(call: Call, size: Size | None) -> Size:
+    """Return an image's size.
+
+    Raises:
+        UnknownSizeError: neither the labels nor `Attached.sizes` know it.
+    """
     if size is None:
         raise UnknownSizeError(
             f"{call.family}: cuts images into tiles by their size, which the labels know; expected labels of every "

@@ -340,6 +340,18 @@ def test_thin_images_are_right(size: tuple[int, int], attached: Any) -> None:
         one.loss(["x"])
 
 
+@pytest.mark.parametrize("size", [(300, 20), (20, 300), (900, 16)])
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_images_too_thin_for_tiles_have_a_whole_view(name: str, size: tuple[int, int], attached: Any) -> None:
+    made = tiny(name)
+    one = attached(made, basic={})
+    one.sizes = {"x": size}
+    made.model(**made.batch([([Image.new("RGB", size, "red")], "a red patch")]))
+    (laid,) = one.laid(one.kept(), ["x"])
+    assert [tile.grid for tile in laid.tiles] == [(4, 4)]
+    assert one.loss(["x"]) > 0
+
+
 def test_generation_goes_on_as_before(pictures: Pictures, attached: Any) -> None:
     made = tiny("qwen2_5_vl")
     batch = made.batch(pictures.batch(NAMES[:1]))

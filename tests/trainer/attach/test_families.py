@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaImageProcessor
+from transformers import (
+    Gemma3ImageProcessor,
+    Gemma3ImageProcessorPil,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaImageProcessor,
+)
 
 from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS, SCAN, Tiny, gemma3, llava, llava_onevision, text_settings, tiny
@@ -41,6 +47,25 @@ def test_pan_and_scan_crops_are_laid_out(tmp_path: Path) -> None:
     all_hit(made, (*SHAPES[:2], (200, 200)), tmp_path)
     with torch.no_grad():
         assert len(made.batch([([painted((96, 48))], "red")])["pixel_values"]) == 3
+
+
+@pytest.mark.parametrize("kind", [Gemma3ImageProcessor, Gemma3ImageProcessorPil])
+def test_pan_and_scan_of_either_image_processor(kind: Any, pictures: Pictures, attached: Any) -> None:
+    """Its settings are the processor's; those of a call are not known. That it is on may be said there."""
+    made = gemma3()
+    made.processor.image_processor = kind(size={"height": 32, "width": 32})
+    one = attached(made, labels=pictures.open(), sea={})
+    samples = pictures.batch([["wide.png"], ["square.png"]])
+    batch = made.batch(samples, **SCAN)
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"gemma3: expected 8 visual .* found 16; .*images_kwargs and not per call"):
+        one.loss(["wide.png", "square.png"])
+    made.processor.images_kwargs = SCAN | {"do_pan_and_scan": False}
+    made.model(**made.batch(samples, do_pan_and_scan=True))
+    assert one.loss(["wide.png", "square.png"]) > 0
+    laid = one.laid(one.kept(), ["wide.png", "square.png"])
+    assert [tile.box for tile in laid[0].tiles] == [(0, 0, 1, 1), (0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    assert len(laid[1].tiles) == 1
 
 
 def test_bars_of_a_padded_tower_have_no_labels(tmp_path: Path) -> None:
