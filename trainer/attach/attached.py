@@ -297,9 +297,7 @@ class Attached:
         labelled = self._sizes if self.labels is not None else {}
         sizes = [labelled.get(name, self.sizes.get(name)) for name in ids]
         laid = family.lay(call, sizes)
-        if (tokens := sum(one.tokens for one in laid)) != call.total:
-            shown = ", ".join(repr(name) for name in ids[:4])
-            raise call.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", call.total)
+        call.check_total(laid, ids)
         return laid
 
     def located(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens] | None:

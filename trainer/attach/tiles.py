@@ -67,6 +67,24 @@ class Call(NamedTuple):
         """Sum the visual tokens to T."""
         return sum(self.counts)
 
+    def check_total(self, laid: Sequence[ImageTokens], ids: Sequence[str]) -> None:
+        """Refuse images that have other tokens than were made.
+
+        Raises:
+            UserError: the visual tokens do not fit the named images.
+        """
+        if (tokens := sum(one.tokens for one in laid)) == self.total:
+            return
+        # Where `pixel_values_videos` is missing, a video's frames enter as images.
+        video = "; if some are a video's, leave its rows out" if hasattr(self.processor, "video_processor") else ""
+        if not ids:
+            raise UserError(
+                "attached.loss: expected ids of all images of the batch, in their order; found none, and "
+                f"{self.total} visual tokens; give the ids{video}"
+            )
+        shown = ", ".join(repr(name) for name in ids[:4])
+        raise self.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", f"{self.total}{video}")
+
     def unlike(self, expected: str, found: object) -> UserError:
         """Make the error to raise if the tokens do not fit the images."""
         return UserError(
@@ -94,8 +112,14 @@ def fixed(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     grid = _patches(call, pixels)
     tokens = call.total // len(pixels)
     leading = tokens - grid[0] * grid[1]
-    if leading not in (0, 1) or tokens * len(pixels) != call.total:
-        raise call.unlike(f"{grid[0]} x {grid[1]} visual tokens of an image, or one more in front", tokens)
+    tower = call.inner.config.vision_config
+    registers = getattr(tower, "num_register_tokens", 0)
+    if leading - registers not in (0, 1) or tokens * len(pixels) != call.total:
+        raise UserError(
+            f"{call.family}: expected {registers + grid[0] * grid[1]} visual tokens of an image, {grid[0]} x {grid[1]} "
+            f"behind {registers} registers, or one more in front; found {tokens}; the tower {tower.model_type!r} has "
+            "another grid; choose a model with such a tower as 'clip_vision_model' or 'siglip_vision_model'"
+        )
     boxes = [processor_box(call.processor.image_processor, *size) if size else WHOLE for size in sizes]
     return [ImageTokens(tokens, [Tile(grid, box, cells(grid, leading))]) for box in boxes]
 

@@ -4,18 +4,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     Gemma3ImageProcessor,
     Gemma3ImageProcessorPil,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaImageProcessor,
 )
+from transformers.video_utils import VideoMetadata
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, SCAN, Tiny, gemma3, llava, llava_onevision, text_settings, tiny
+from tests.trainer.attach.families import (
+    MAKERS,
+    SCAN,
+    Tiny,
+    gemma3,
+    llava,
+    llava_onevision,
+    text_settings,
+    tiny,
+    vision_settings,
+)
 from tests.trainer.attach.planted import SHAPES, forward, missed_cells, painted
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import FAMILIES, attach
@@ -73,6 +87,33 @@ def test_bars_of_a_padded_tower_have_no_labels(tmp_path: Path) -> None:
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     made.processor.image_processor = LlavaImageProcessor(do_pad=True, **crop)
     all_hit(made, SHAPES[:2], tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Dinov2WithRegistersConfig, DINOv3ViTConfig])
+def test_a_towers_registers_have_no_place(kind: Any, tmp_path: Path) -> None:
+    all_hit(llava(tower=kind(**vision_settings(num_hidden_layers=3, num_register_tokens=4))), SHAPES[:1], tmp_path)
+
+
+def test_a_tower_of_another_grid_is_refused(pictures: Pictures, attached: Any) -> None:
+    made = llava(tower=Dinov2WithRegistersConfig(**vision_settings(num_register_tokens=4)))
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**made.batch(pictures.batch([["wide.png"]])))
+    made.model.config.vision_config.num_register_tokens = 0
+    with pytest.raises(UserError, match="found 20; the tower 'dinov2_with_registers' has another grid; choose a model"):
+        one.loss(["wide.png"])
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "internvl"])
+def test_a_video_that_enters_as_images_is_named(name: str, pictures: Pictures, attached: Any) -> None:
+    made = tiny(name)
+    one = attached(made, labels=pictures.open(), sea={})
+    frames = np.stack([np.asarray(pictures.image("wide.png"))] * 4)
+    told = VideoMetadata(fps=2.0, duration=2.0, total_num_frames=4, frames_indices=[0, 1, 2, 3])
+    given = {"videos": [frames], "video_metadata": [told], "do_sample_frames": False, "return_tensors": "pt"}
+    made.model(**made.processor(text=["<video> red"], **given))
+    for ids, found in (([], r"found none, and 16 visual tokens; give the ids"), (["wide.png"], "found 16")):
+        with pytest.raises(UserError, match=f"{found}; if some are a video's, leave its rows out"):
+            one.loss(ids)
 
 
 def test_several_images_of_a_sample_in_onevision_are_padded(pictures: Pictures, attached: Any) -> None:
