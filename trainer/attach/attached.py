@@ -114,7 +114,7 @@ class Attached:
         if self._basic:
             _check_one_device(model)
             supervision = Supervision(self._parts.llm, settings.basic)
-        self._switched, self._warned = switched, False
+        self._switched = switched
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
@@ -149,9 +149,6 @@ class Attached:
                 "text alone"
             )
         self.watch.check_whole()
-        if not self._warned and self._parts.inner.training:
-            self._warned = True
-            self._parts.warn_of_frozen(self.weights)
         if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
             self._names.look(ids)
         self.terms = {}

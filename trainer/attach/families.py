@@ -3,8 +3,7 @@
 Other families are refused by name.
 """
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -83,22 +82,6 @@ class Parts(NamedTuple):
         if path.startswith((f"{self.family.projector}.", *self.family.beside)):
             return "projector"
         return "llm" if path.startswith((f"{self.family.llm.partition('.')[0]}.", "lm_head.")) else "vision"
-
-    def warn_of_frozen(self, terms: Iterable[str]) -> None:
-        """Warn of terms that reach no weight that trains; BASIC's end at the projector, SEA goes on to the tower."""
-        beside = (f"{self.family.llm.partition('.')[0]}.", *self.family.beside)
-        trains = [name for name, each in self.inner.named_parameters() if each.requires_grad]
-        tower = any(not name.startswith(beside) for name in trains)
-        projector = any(each.requires_grad for each in self.projector.parameters())
-        if idle := [name for name in terms if not (tower if name == "sea" else projector)]:
-            path = self.family.projector
-            warnings.warn(
-                f"attached.loss: {', '.join(idle)} train no weight of the model, because its projector"
-                f"{' is' if tower else ' and its tower are'} frozen; call requires_grad_(True) on "
-                f"{'' if self.family.late else 'model.'}{path} of the model before its optimizer is made, or give LoRA "
-                f"modules_to_save=[{path!r}]",
-                stacklevel=3,
-            )
 
 
 def vocabulary_of(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - transformers'

@@ -1,7 +1,5 @@
 """The same terms and gradients however the model runs: checkpointing, adapters, bfloat16, compiled."""
 
-import re
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -86,7 +84,6 @@ def adapted(model: nn.Module) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:attached.loss. sea, das, sds train no weight:UserWarning")
 @pytest.mark.parametrize(("name", "order"), [*zip(SOME, ("before", "after") * 2, strict=True)])
 def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pictures: Pictures) -> None:
     pytest.importorskip("peft")
@@ -100,50 +97,6 @@ def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pi
     assert any("lora_B" in each for each in found.gradients)
     beside = {each for each in found.gradients if "lora_" not in each and "modules_to_save" not in each}
     assert beside == set() or name in ("qwen2_5_vl", "smolvlm"), "peft has frozen them"
-
-
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "llava", "llama4"])
-def test_terms_that_train_nothing_are_told_once(name: str, pictures: Pictures) -> None:
-    """As beside adapters on the LLM alone, the usual ones; either advice of the warning ends that."""
-    pytest.importorskip("peft")
-    from peft import LoraConfig, get_peft_model
-
-    targets, told = r".*(language_model|text_model).*\.(q_proj|v_proj)", [""]
-    settings = BOTH | {"basic": {"degree": "equal"}}
-    for advice in ("", "modules_to_save", "requires_grad_"):
-        made = MAKERS[name]()
-        one = attach(made.model, made.processor, labels=pictures.open(), **settings)
-        saved = re.findall(r"modules_to_save=\['(\S+)'\]", told[0]) if advice == "modules_to_save" else None
-        model: Any = get_peft_model(made.model, LoraConfig(r=4, target_modules=targets, modules_to_save=saved))
-        if advice == "requires_grad_":
-            made.model.get_submodule(re.findall(r"on (\S+) of the model", told[0])[0]).requires_grad_(True)
-        model.train()
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            for _ in range(2):
-                model(**made.batch(pictures.batch(NAMES)))
-                loss = one.loss(NAMES)
-        said = [str(each.message) for each in heard if "attached.loss" in str(each.message)]
-        loss.backward()
-        assert bool(gradients(model)) == bool(advice)
-        if not advice:
-            (told[0],) = said
-            assert told[0].startswith(
-                "attached.loss: sea, das, sds train no weight of the model, because its projector "
-            )
-        else:
-            assert said == []
-        one.detach()
-
-
-def test_basic_needs_a_projector_that_trains(pictures: Pictures, attached: Any) -> None:
-    """A tower that trains is enough for SEA alone."""
-    made = MAKERS["llava"]()
-    made.model.model.multi_modal_projector.requires_grad_(False)
-    one = attached(made, labels=pictures.open(), **BOTH)
-    made.model(**made.batch(pictures.batch(NAMES)))
-    with pytest.warns(UserWarning, match="das, sds train no weight of the model, because its projector is frozen"):
-        one.loss(NAMES)
 
 
 @pytest.mark.slow
