@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
@@ -22,7 +21,7 @@ from trainer.attach.idle import warn_of_idle
 from trainer.attach.names import NameCheck, flat_names
 from trainer.attach.settings import Group, check_given, read_settings, whole_number
 from trainer.attach.terms import basic_terms
-from trainer.attach.tiles import ImageTokens, Size, Tile
+from trainer.attach.tiles import ImageTokens, Size, Tile, UnknownSizeError
 from trainer.attach.watch import ForwardResults, Watch
 from trainer.data.geometry import placed
 from trainer.losses.supervision import Supervision
@@ -128,7 +127,7 @@ class Attached:
 
         Args:
             image_ids: the batch's images in order, by their names in the labels. SEA skips an image without labels.
-                BASIC alone needs no ids.
+                BASIC alone needs ids only where families that cut tiles have several images in a sample.
             draws: for each image a number that decides what SEA draws for it, in place of `step`.
 
         Returns:
@@ -148,7 +147,7 @@ class Attached:
                 f"attached.loss: expected as many ids as the batch has images, 0; found {len(ids)}; give no ids with "
                 "text alone"
             )
-        self._check_whole()
+        self.watch.check_whole()
         if not self._trained and self._parts.inner.training and torch.is_grad_enabled():
             self._trained = True
             warn_of_idle(self._parts, self.weights)
@@ -285,18 +284,6 @@ class Attached:
             for name, width, height in zip(*map(table.get, columns), strict=True)
         }
 
-    def _check_whole(self) -> None:
-        if isinstance(self.watch.embed.weight, DTensor):
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
-                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
-            )
-        if not self.watch.embed.weight.numel():
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
-                "with ZeRO-2, DDP or FSDP"
-            )
-
     def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens]:
         """Locate a forward's visual tokens, image by image.
 
@@ -312,10 +299,17 @@ class Attached:
         labelled = self._sizes if self.labels is not None else {}
         sizes = [labelled.get(name, self.sizes.get(name)) for name in ids]
         laid = family.lay(call, sizes)
-        if (tokens := sum(one.tokens for one in laid)) != call.total:
-            shown = ", ".join(repr(name) for name in ids[:4])
-            raise call.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", call.total)
+        call.check_total(laid, ids)
         return laid
+
+    def located(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens] | None:
+        """Locate visual tokens as `laid` does; None if that needs sizes, and neither labels nor `sizes` are given."""
+        try:
+            return self.laid(kept, ids)
+        except UnknownSizeError:
+            if self.labels is not None or self.sizes:
+                raise
+            return None
 
     def labels_on(self, name: str, tile: Tile) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
         """Return an image's labels on one of its grids."""
@@ -369,10 +363,9 @@ class Attached:
         Visual tokens are assigned to images by what the family knows of them, else by sample.
         """
         assert kept.call is not None
-        family, laid = self._parts.family, None
-        if family.images is not None or ids:
-            unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
-            laid = self.laid(kept, ids or unnamed)
+        count, laid = self._parts.family.count_images(kept.call), None
+        if ids or count is not None:
+            laid = self.located(kept, ids or [""] * (count or 0))
         return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
 
 

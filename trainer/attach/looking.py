@@ -125,7 +125,9 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
             outputs = attached.model(**given)
             kept, flat = attached.kept(), [name for some in names for name in some]
             named = flat or "sea" in attached.weights  # BASIC alone needs no names
-            laid = attached.laid(kept, flat) if kept.visual is not None and named else []
+            laid = attached.located(kept, flat) if kept.visual is not None and named else []
+            if laid is None:
+                laid, flat = [], []
             if kept.visual is not None and attached.words is not None and named:
                 table = _word_table(attached) if table is None else table
                 _look(attached, kept, flat, looked, table, sum(map(len, names[:count])))

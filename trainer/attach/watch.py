@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
@@ -132,6 +133,23 @@ class Watch:
     def embed(self) -> Any:  # noqa: ANN401 - a module with a weight
         """Return the LLM's input embeddings."""
         return self.parts.inner.get_input_embeddings()
+
+    def check_whole(self) -> None:
+        """Refuse embeddings that are cut, because the terms use them after the forward.
+
+        Raises:
+            UserError: FSDP or DeepSpeed's ZeRO-3 has cut them.
+        """
+        if isinstance(self.embed.weight, DTensor):
+            raise UserError(
+                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
+                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
+            )
+        if not self.embed.weight.numel():
+            raise UserError(
+                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
+                "with ZeRO-2, DDP or FSDP"
+            )
 
     def _stand_in(self, module: nn.Module, name: str, around: Callable[..., Any], *, eager: bool = False) -> None:
         before = module.__dict__.get(name, _ABSENT)

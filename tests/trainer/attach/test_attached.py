@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, tiny
+from tests.trainer.attach.families import MAKERS, SCAN, gemma3, tiny
 from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import Attached, attach
@@ -128,6 +128,32 @@ def test_a_frozen_tower_gives_the_same_gradient(pictures: Pictures, attached: An
     close(found[1], found[0], 1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if FAMILIES[name].images or name == "gemma3"])
+def test_basic_knows_images_without_names(name: str, pictures: Pictures, attached: Any) -> None:
+    """Of a sample with several, of which each counts as much."""
+    made, names = tiny(name), [["wide.png", "tall.png"], ["odd.png"]]
+    batch, found = made.batch(pictures.batch(names)), []
+    one = attached(made, labels=pictures.open(), basic={})
+    for given in ((), names):
+        made.model(**batch)
+        one.loss(given)
+        found.append([float(one.terms[term].detach()) for term in ("das", "sds")])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_pan_and_scan_leaves_images_unknown(pictures: Pictures, attached: Any) -> None:
+    """Its views are as many entries, so an image counts as one by its sample."""
+    made = gemma3()
+    made.processor.images_kwargs = SCAN
+    batch, found = made.batch(pictures.batch([["wide.png"], ["tall.png"]])), []
+    one = attached(made, labels=pictures.open(), basic={})
+    for given in ((), NAMES):
+        made.model(**batch)
+        found.append(float(one.loss(given).detach()))
+    assert len(batch["pixel_values"]) == 6
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_text_alone_gives_nothing(pictures: Pictures, attached: Any) -> None:
     made = tiny("qwen2_vl")
     one = attached(made, labels=pictures.open(), sea={}, basic={})
@@ -154,8 +180,28 @@ def test_an_image_without_labels_takes_no_part(pictures: Pictures, attached: Any
     made = tiny("internvl")
     one = attached(made, labels=pictures.open(), sea={})
     made.model(**made.batch(pictures.batch([["wide.png"]])))
-    with pytest.raises(UserError, match="internvl: cuts images into tiles by their size, which the labels know"):
+    with pytest.raises(UserError, match=r"internvl: cuts images into tiles by their size, .* in attached\.sizes by"):
         one.loss(["elsewhere.png"])
+    one.sizes = {"elsewhere.png": pictures.image("wide.png").size}
+    assert one.loss(["elsewhere.png"]) == 0
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3", "internvl", "llama4"])
+def test_basic_alone_needs_no_sizes(name: str, pictures: Pictures, attached: Any) -> None:
+    """Names are of no use without them; with some of them all are wanted."""
+    made = tiny(name)
+    one = attached(made, basic={"degree": UNTAPPED.get(name, "auto")})
+    batch, found = made.batch(pictures.batch(NAMES)), []
+    for given, sizes in (((), {}), (NAMES, {}), (NAMES, {some: pictures.image(some).size for (some,) in NAMES})):
+        one.sizes = sizes
+        made.model(**batch)
+        found.append(float(one.loss(given).detach()))
+        assert "lm_loss" in one.metrics([batch | {"image_ids": given}])
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+    one.sizes.popitem()
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"put their \(width, height\) in attached\.sizes"):
+        one.loss(NAMES)
 
 
 def test_what_is_drawn_depends_on_seed_step_and_image(pictures: Pictures, attached: Any) -> None:
@@ -348,6 +394,18 @@ def test_thin_images_are_right(size: tuple[int, int], attached: Any) -> None:
     one.sizes = {"x": (size[1], size[0])}
     with pytest.raises(UserError, match=f"a grid of the shape of {size[1]} x {size[0]} pixels"):
         one.loss(["x"])
+
+
+@pytest.mark.parametrize("size", [(300, 20), (20, 300), (900, 16)])
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_images_too_thin_for_tiles_have_a_whole_view(name: str, size: tuple[int, int], attached: Any) -> None:
+    made = tiny(name)
+    one = attached(made, basic={})
+    one.sizes = {"x": size}
+    made.model(**made.batch([([Image.new("RGB", size, "red")], "a red patch")]))
+    (laid,) = one.laid(one.kept(), ["x"])
+    assert [tile.grid for tile in laid.tiles] == [(4, 4)]
+    assert one.loss(["x"]) > 0
 
 
 def test_generation_goes_on_as_before(pictures: Pictures, attached: Any) -> None:
