@@ -95,6 +95,7 @@ class Attached:
         settings: Loss,
         seed: int,
     ) -> None:
+        self._parts = parts_of(model)
         check_given(processor, labels, settings, seed)
         self.model, self.processor, self.settings = model, processor, settings
         self.terms: dict[str, torch.Tensor] = {}
@@ -102,7 +103,6 @@ class Attached:
         self.step = 0
         self.last_ids: list[str] = []
         self.sizes: dict[str, Size] = {}
-        self._parts = parts_of(model)
         self.vocabulary = vocabulary_of(processor.tokenizer, self._parts.inner.config)
         self.labels, self._seed, self._trained = labels, seed, False
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
