@@ -4,7 +4,7 @@
 
 Photos are labelled once, on the encoder's own grid. Each model (a folder or a name on the hub, of a family in
 docs/attach.md) then reads the same photos by its own processor. `attach` transfers the labels to the place of each of
-its visual tokens, and gives SEA's loss on them.
+its visual tokens, and gives SEA's loss on them. PaliGemma has no chat template, so it cannot be one of the models.
 """
 
 import argparse

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
 from trainer.attach.families import parts_of, vocabulary_of
-from trainer.attach.names import NameCheck
-from trainer.attach.settings import Group, read_settings
+from trainer.attach.idle import warn_of_idle
+from trainer.attach.names import NameCheck, flat_names
+from trainer.attach.settings import Group, check_given, read_settings, whole_number
 from trainer.attach.terms import basic_terms
-from trainer.attach.tiles import ImageTokens, Size, Tile
+from trainer.attach.tiles import ImageTokens, Size, Tile, UnknownSizeError
 from trainer.attach.watch import ForwardResults, Watch
 from trainer.data.geometry import placed
 from trainer.losses.supervision import Supervision
@@ -95,19 +95,16 @@ class Attached:
         settings: Loss,
         seed: int,
     ) -> None:
-        if labels is not None and not isinstance(labels, LabelStore):
-            raise UserError(f"attach: labels: expected what open_labels gives; found {type(labels).__name__}")
-        if settings.sea.weight and labels is None:
-            raise UserError("attach: sea: expected labels; found none; give labels=open_labels(FOLDER)")
+        self._parts = parts_of(model)
+        check_given(processor, labels, settings, seed)
         self.model, self.processor, self.settings = model, processor, settings
         self.terms: dict[str, torch.Tensor] = {}
         self.pairs = 0
         self.step = 0
         self.last_ids: list[str] = []
         self.sizes: dict[str, Size] = {}
-        self._parts = parts_of(model)
         self.vocabulary = vocabulary_of(processor.tokenizer, self._parts.inner.config)
-        self.labels, self._seed = labels, seed
+        self.labels, self._seed, self._trained = labels, seed, False
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
         self._basic = settings.basic_terms()
         assert self.weights.keys() <= {"sea", *self._basic}, "a term that is not computed here would be left out"
@@ -130,7 +127,7 @@ class Attached:
 
         Args:
             image_ids: the batch's images in order, by their names in the labels. SEA skips an image without labels.
-                BASIC alone needs no ids.
+                BASIC alone needs ids only where families that cut tiles have several images in a sample.
             draws: for each image a number that decides what SEA draws for it, in place of `step`.
 
         Returns:
@@ -138,18 +135,22 @@ class Attached:
             temperature.
 
         Raises:
-            UserError: there was no forward, its images do not match the ids, or none of the first names is in the
-                labels.
+            UserError: there was no forward, its images do not match the ids, none of the first names is in the labels,
+                or an argument is wrong.
         """
         kept = self.kept()
-        ids = self.last_ids = _flat(image_ids)
-        step, self.step = self.step, self.step + 1
+        ids = self.last_ids = flat_names(image_ids)
+        step = whole_number("attached.step", self.step)
+        self.step += 1
         if kept.visual is None and ids:
             raise UserError(
                 f"attached.loss: expected as many ids as the batch has images, 0; found {len(ids)}; give no ids with "
                 "text alone"
             )
-        self._check_whole()
+        self.watch.check_whole()
+        if not self._trained and self._parts.inner.training and torch.is_grad_enabled():
+            self._trained = True
+            warn_of_idle(self._parts, self.weights)
         if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
             self._names.look(ids)
         self.terms = {}
@@ -215,7 +216,7 @@ class Attached:
         """
         from trainer.attach.looking import nearest_words  # imported here because training does not need it
 
-        return nearest_words(self, _flat(image_ids))
+        return nearest_words(self, flat_names(image_ids))
 
     def detach(self) -> None:
         """Remove everything from the model, which is then as it was."""
@@ -283,18 +284,6 @@ class Attached:
             for name, width, height in zip(*map(table.get, columns), strict=True)
         }
 
-    def _check_whole(self) -> None:
-        if isinstance(self.watch.embed.weight, DTensor):
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
-                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
-            )
-        if not self.watch.embed.weight.numel():
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
-                "with ZeRO-2, DDP or FSDP"
-            )
-
     def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens]:
         """Locate a forward's visual tokens, image by image.
 
@@ -310,10 +299,17 @@ class Attached:
         labelled = self._sizes if self.labels is not None else {}
         sizes = [labelled.get(name, self.sizes.get(name)) for name in ids]
         laid = family.lay(call, sizes)
-        if (tokens := sum(one.tokens for one in laid)) != call.total:
-            shown = ", ".join(repr(name) for name in ids[:4])
-            raise call.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", call.total)
+        call.check_total(laid, ids)
         return laid
+
+    def located(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens] | None:
+        """Locate visual tokens as `laid` does; None if that needs sizes, and neither labels nor `sizes` are given."""
+        try:
+            return self.laid(kept, ids)
+        except UnknownSizeError:
+            if self.labels is not None or self.sizes:
+                raise
+            return None
 
     def labels_on(self, name: str, tile: Tile) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
         """Return an image's labels on one of its grids."""
@@ -347,8 +343,12 @@ class Attached:
         patches, words = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         sea, start = self.settings.sea, 0
         laid = self.laid(kept, ids) if kept.visual is not None else ()
+        if len(draws) != len(ids):
+            raise UserError(
+                f"attached.loss: draws: expected a number for each of {len(ids)} images; found {len(draws)}"
+            )
         for name, number, one in zip(ids, draws, laid, strict=True):
-            random = generator(self._seed, number, *_numbers([name]))
+            random = generator(self._seed, whole_number("attached.loss: draws", number), *_numbers([name]))
             for tile in one.tiles if name in self.cache else ():
                 labels = self.labels_on(name, tile)
                 drawn = draw(labels.word_ids, labels.scores, tile.grid, random, window=sea.window, ragged=sea.ragged)
@@ -363,10 +363,9 @@ class Attached:
         Visual tokens are assigned to images by what the family knows of them, else by sample.
         """
         assert kept.call is not None
-        family, laid = self._parts.family, None
-        if family.images is not None or ids:
-            unnamed = [""] * len(kept.call.given[family.images]) if family.images is not None else []
-            laid = self.laid(kept, ids or unnamed)
+        count, laid = self._parts.family.count_images(kept.call), None
+        if ids or count is not None:
+            laid = self.located(kept, ids or [""] * (count or 0))
         return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
 
 
@@ -380,12 +379,6 @@ def _check_one_device(model: nn.Module) -> None:
         )
 
 
-def _flat(image_ids: ImageIds) -> list[str]:
-    if isinstance(image_ids, str):
-        return [image_ids]
-    return [name for each in image_ids for name in ([each] if isinstance(each, str) else each)]
-
-
 def _numbers(names: Iterable[str]) -> list[int]:
     """Convert names to numbers for seeds."""
-    return [zlib.crc32(name.encode()) for name in names]
+    return [zlib.crc32(name.encode(errors="surrogatepass")) for name in names]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from trainer.attach import tiles
+from trainer.attach import pan_and_scan, tiles
 from trainer.attach.tiles import Call, ImageTokens, Size
 
 
@@ -28,6 +28,14 @@ class Family(NamedTuple):
     """True if the projector runs after `get_image_features`, so that its output is the visual tokens."""
     beside: tuple[str, ...] = ()
     """Other parameters of the LLM's width that train with the projector, by the beginning of their paths."""
+    uncut: Callable[[Call], int | None] | None = None
+    """Counts the images without `images` if none of them is cut, and gives None if some may be."""
+
+    def count_images(self, call: Call) -> int | None:
+        """Count the images of a call; None if that follows from their sizes."""
+        if self.images is not None:
+            return len(call.given[self.images])
+        return None if self.uncut is None else self.uncut(call)
 
 
 _ROWS = ("image_newline",)
@@ -42,7 +50,7 @@ FAMILIES = {
     "qwen3_vl": Family("visual.merger", "language_model", tiles.merged, "image_grid_thw", beside=_DEEPER),
     "smolvlm": Family("connector", "text_model", tiles.split),
     "idefics3": Family("connector", "text_model", tiles.split),
-    "gemma3": Family("multi_modal_projector", "language_model", tiles.scanned),
+    "gemma3": Family("multi_modal_projector", "language_model", pan_and_scan.scanned, uncut=pan_and_scan.unscanned),
     "paligemma": Family("multi_modal_projector", "language_model", tiles.fixed, "pixel_values"),
     "internvl": Family("multi_modal_projector", "language_model", tiles.canvas),
     "llama4": Family("multi_modal_projector", "language_model.model", tiles.padded, late=True),
@@ -92,7 +100,7 @@ def parts_of(model: nn.Module) -> Parts:
     """Find a model's parts, with or without peft's adapters around it.
 
     Raises:
-        UserError: its family is not in `FAMILIES`, or its tower has no fixed grid.
+        UserError: its family is not in `FAMILIES`, its tower has no fixed grid, or it has no LM head.
     """
     base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
     name = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
@@ -108,5 +116,10 @@ def parts_of(model: nn.Module) -> Parts:
             "attach: a model of the type 'llava' with a tower 'pixtral', whose images have grids of their own; "
             "expected a tower with one grid, such as 'clip_vision_model' or 'siglip_vision_model'; choose such a model"
         )
-    inner = base if family.late else base.model
+    inner = base if family.late else getattr(base, "model", None)
+    if inner is None:
+        raise UserError(
+            f"attach: expected a model with its LM head; found {type(base).__name__}, which has none; load it with "
+            "AutoModelForImageTextToText.from_pretrained"
+        )
     return Parts(name, family, inner, inner.get_submodule(family.llm))

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
-from trainer.attach.names import check_measured
+from trainer.attach.names import check_measured, names_by_sample
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.measures import metrics
@@ -117,15 +117,17 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
     with _evaluating(attached.model):
         number = 0
         for batch in batches:
-            given = dict(batch)
+            given = _arguments(batch)
             ids, labels, count = given.pop("image_ids", ()), given.pop("labels", None), given.pop(COUNTED, None)
-            names = _by_sample(ids)
+            names = names_by_sample(ids)
             columns, keep = _predicting(attached.model, labels)
             given |= {"logits_to_keep": keep} if _takes_keep(attached.model) else {}
             outputs = attached.model(**given)
             kept, flat = attached.kept(), [name for some in names for name in some]
             named = flat or "sea" in attached.weights  # BASIC alone needs no names
-            laid = attached.laid(kept, flat) if kept.visual is not None and named else []
+            laid = attached.located(kept, flat) if kept.visual is not None and named else []
+            if laid is None:
+                laid, flat = [], []
             if kept.visual is not None and attached.words is not None and named:
                 table = _word_table(attached) if table is None else table
                 _look(attached, kept, flat, looked, table, sum(map(len, names[:count])))
@@ -323,10 +325,6 @@ def _add(
         controls.add(number + row, names, content, own[row], other[row] if names else None)
 
 
-def _by_sample(ids: Any) -> list[list[str]]:  # noqa: ANN401 - flat or nested
-    return [[each] if isinstance(each, str) else list(each) for each in ids]
-
-
 @contextmanager
 def _evaluating(model: nn.Module) -> "Iterator[None]":
     training = model.training
@@ -347,3 +345,12 @@ def check_batches(batches: object) -> None:
         raise UserError(
             f"attached.metrics: expected batches, such as a DataLoader or a list of dictionaries; found {type(batches)}"
         )
+
+
+def _arguments(batch: object) -> dict[str, Any]:
+    if not isinstance(batch, Mapping):
+        raise UserError(
+            "attached.metrics: expected batches that are dictionaries of the model's arguments, with image_ids added; "
+            f"found {type(batch)}"
+        )
+    return dict(batch)

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.attached import Attached
+from trainer.attach.names import flat_names
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -236,7 +237,7 @@ class CarryIds:
                     "in the labels; found none; add it, with an empty list for a row of text alone"
                 )
             return collate(rows)
-        names = [[row[IDS]] if isinstance(row[IDS], str) else list(row[IDS] or ()) for row in rows]
+        names = [flat_names(row[IDS]) for row in rows]
         batch = collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
         batch[IDS] = names
         return batch

@@ -1,7 +1,8 @@
-"""Refuse image names that are not in the labels, because they would switch SEA off without a word."""
+"""Read image names, and refuse those that are not in the labels, which would switch SEA off without a word."""
 
 import warnings
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from sea_pipeline.core.errors import UserError
 
@@ -11,6 +12,39 @@ _SETTLED = 100
 """Distinct names after which none in the labels is an error."""
 _FEW = 8
 """Names after which a small data set may have been seen, if each has come twice on average."""
+
+
+def names_by_sample(image_ids: object) -> list[list[str]]:
+    """Read the names of a batch's images, which are in a list for each sample, or all in one flat list.
+
+    None in place of a list means no names. A flat list gives a list for each name.
+
+    Raises:
+        UserError: a name is not a str.
+    """
+    found = [_listed(each) for each in _listed(image_ids)]
+    if wrong := [name for names in found for name in names if not isinstance(name, str)]:
+        raise UserError(
+            f"image_ids: expected the images' names in the labels, each a str; found {wrong[0]!r:.80}, of the type "
+            f"{type(wrong[0]).__name__}; give the names as the labels have them"
+        )
+    return found
+
+
+def flat_names(image_ids: object) -> list[str]:
+    """Read the names of a batch's images as one list.
+
+    Raises:
+        UserError: a name is not a str.
+    """
+    return [name for names in names_by_sample(image_ids) for name in names]
+
+
+def _listed(given: Any) -> list[Any]:  # noqa: ANN401 - whatever a user gives
+    given = given.tolist() if hasattr(given, "tolist") else given  # of NumPy and torch
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | bytes) or not isinstance(given, Iterable) else list(given)
 
 
 class NameCheck:

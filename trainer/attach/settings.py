@@ -1,11 +1,13 @@
-"""Check what `attach` is asked for, which is groups of a recipe's `loss`, by the recipe's own classes."""
+"""Check what `attach` is given; groups of a recipe's `loss` by the recipe's own classes."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from pydantic import ValidationError
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.store import LabelStore
 from trainer.recipes.files import problems as recipe_problems
 from trainer.recipes.recipe import Loss, Recipe
 
@@ -22,6 +24,35 @@ _OF_RUNS = {
     "basic": {},
 }
 """Settings that only a run of `sea-pipeline train` can follow, with the reason."""
+
+
+def check_given(processor: object, labels: object, settings: Loss, seed: object) -> None:
+    """Check what `attach` is given beside the model and the groups.
+
+    Raises:
+        UserError: it is of the wrong kind, or SEA has no labels.
+    """
+    if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
+        raise UserError(
+            "attach: processor: expected the model's whole processor, with a tokenizer and an image processor; found "
+            f"{type(processor).__name__}; give what AutoProcessor.from_pretrained gives"
+        )
+    if labels is not None and not isinstance(labels, LabelStore):
+        raise UserError(f"attach: labels: expected what open_labels gives; found {type(labels).__name__}")
+    if settings.sea.weight and labels is None:
+        raise UserError("attach: sea: expected labels; found none; give labels=open_labels(FOLDER)")
+    whole_number("attach: seed", seed)
+
+
+def whole_number(name: str, value: Any) -> int:  # noqa: ANN401 - whatever a user gives
+    """Return a number of which a seed is made.
+
+    Raises:
+        UserError: it is not a whole number of 0 or more.
+    """
+    if not isinstance(value, Integral) or int(value) < 0:
+        raise UserError(f"{name}: expected a whole number, 0 or more; found {value!r:.80}")
+    return int(value)
 
 
 def read_settings(sea: Group | None, das: Group | None, sds: Group | None, basic: Group | None) -> Loss:

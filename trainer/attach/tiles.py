@@ -29,6 +29,10 @@ Size = tuple[int, int]
 """(width, height) of an upright image in pixels."""
 
 
+class UnknownSizeError(UserError):
+    """Say that an image's size is needed to locate its visual tokens."""
+
+
 class Tile(NamedTuple):
     """A part of an image that has its own grid of visual tokens, which is the image, a view of it, or a tile."""
 
@@ -63,6 +67,24 @@ class Call(NamedTuple):
         """Sum the visual tokens to T."""
         return sum(self.counts)
 
+    def check_total(self, laid: Sequence[ImageTokens], ids: Sequence[str]) -> None:
+        """Refuse images that have other tokens than were made.
+
+        Raises:
+            UserError: the visual tokens do not fit the named images.
+        """
+        if (tokens := sum(one.tokens for one in laid)) == self.total:
+            return
+        # Where `pixel_values_videos` is missing, a video's frames enter as images.
+        video = "; if some are a video's, leave its rows out" if hasattr(self.processor, "video_processor") else ""
+        if not ids:
+            raise UserError(
+                "attached.loss: expected ids of all images of the batch, in their order; found none, and "
+                f"{self.total} visual tokens; give the ids{video}"
+            )
+        shown = ", ".join(repr(name) for name in ids[:4])
+        raise self.unlike(f"{tokens} visual tokens of {len(ids)} images ({shown}, …)", f"{self.total}{video}")
+
     def unlike(self, expected: str, found: object) -> UserError:
         """Make the error to raise if the tokens do not fit the images."""
         return UserError(
@@ -90,8 +112,14 @@ def fixed(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     grid = _patches(call, pixels)
     tokens = call.total // len(pixels)
     leading = tokens - grid[0] * grid[1]
-    if leading not in (0, 1) or tokens * len(pixels) != call.total:
-        raise call.unlike(f"{grid[0]} x {grid[1]} visual tokens of an image, or one more in front", tokens)
+    tower = call.inner.config.vision_config
+    registers = getattr(tower, "num_register_tokens", 0)
+    if leading - registers not in (0, 1) or tokens * len(pixels) != call.total:
+        raise UserError(
+            f"{call.family}: expected {registers + grid[0] * grid[1]} visual tokens of an image, {grid[0]} x {grid[1]} "
+            f"behind {registers} registers, or one more in front; found {tokens}; the tower {tower.model_type!r} has "
+            "another grid; choose a model with such a tower as 'clip_vision_model' or 'siglip_vision_model'"
+        )
     boxes = [processor_box(call.processor.image_processor, *size) if size else WHOLE for size in sizes]
     return [ImageTokens(tokens, [Tile(grid, box, cells(grid, leading))]) for box in boxes]
 
@@ -121,8 +149,8 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     alone = [count == 1 for count in _listed(counts) for _ in range(count)] if counts is not None else None
     for number, (height, width) in enumerate(_listed(call.given["image_sizes"])):
         size = sizes[number]
-        if size is not None and _mirrored((height, width), size):
-            raise call.unlike(f"an image of {size[0]} x {size[1]} pixels", f"{width} x {height}")
+        if size is not None and (_mirrored((height, width), size) or not _same_shape((height, width), size)):
+            raise call.unlike(f"an image of the shape of {size[0]} x {size[1]} pixels", f"{width} x {height}")
         side = call.inner.config.vision_config
         base = (side.image_size // side.patch_size,) * 2
         whole = Tile(base, WHOLE, cells(base))
@@ -132,8 +160,8 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             continue
         grid, box = _unpadded(call, base, (height, width))
         start = base[0] * base[1]
-        tiles = Tile(grid, box, cells(grid, start, grid[1] + 1))
-        laid.append(ImageTokens(start + grid[0] * (grid[1] + 1), [whole, tiles]))
+        parts = [Tile(grid, box, cells(grid, start, grid[1] + 1))] if min(grid) else []  # of a thin image none is left
+        laid.append(ImageTokens(start + grid[0] * (grid[1] + 1), [whole, *parts]))
     return laid
 
 
@@ -143,6 +171,8 @@ def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple
     canvas = select_best_resolution(size, config.image_grid_pinpoints)
     rows, columns = (base[0] * side // config.vision_config.image_size for side in canvas)
     kept = unpad_image(torch.arange(rows * columns).view(1, rows, columns), (height, width))[0]
+    if not kept.numel():
+        return (kept.shape[0], kept.shape[1]), WHOLE
     top, left = divmod(int(kept[0, 0]), columns)
     scale_y, scale_x = canvas[0] / height, canvas[1] / width
     if scale_x < scale_y:
@@ -247,52 +277,25 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
     A view of the whole image follows if there is more than one tile.
     """
     tokens = grid[0] * grid[1]
-    wanted = [tiles_of(call.processor, _known(call, size)) for size in sizes]
-    if call.total == len(sizes) * tokens:  # tiling is off, perhaps for this call only
-        wanted = [(1, 1)] * len(sizes)
+    wanted = [(1, 1)] * len(sizes)
+    if call.total != len(sizes) * tokens:  # tiling is not off, which it may be for this call only
+        wanted = [tiles_of(call.processor, known_size(call, size)) for size in sizes]
     laid = []
     for rows, columns in wanted:
         boxes = [
             (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
             for row, column in product(range(rows), range(columns))
         ]
-        laid.append(_views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+        laid.append(views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE]))
     return laid
 
 
-def _views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> ImageTokens:
+def views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> ImageTokens:
     """Lay out an image's views one after the other, all with the same grid."""
     tokens = grid[0] * grid[1]
     return ImageTokens(
         tokens * len(boxes), [Tile(grid, box, cells(grid, number * tokens)) for number, box in enumerate(boxes)]
     )
-
-
-def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
-    """Lay out the whole image squeezed to a square, then the crops of pan and scan if it is on, for Gemma 3."""
-    side = math.isqrt(call.inner.config.mm_tokens_per_image)
-    if call.total == len(sizes) * side * side:
-        return [_views((side, side), [WHOLE]) for _ in sizes]
-    return [_views((side, side), [WHOLE, *_scans(call, _known(call, size))]) for size in sizes]
-
-
-def _scans(call: Call, size: Size) -> list[CropBox]:
-    """Compute the crops that Gemma 3's processor cuts.
-
-    The processor's own function is run on an image of column numbers and one of row numbers, so that the crops hold
-    their bounds.
-    """
-    processor, (width, height) = call.processor.image_processor, size
-    names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-    chosen = {f"pan_and_scan_{name}": getattr(processor, f"pan_and_scan_{name}", None) for name in names}
-    defaults = getattr(call.processor, "images_kwargs", None) or {}  # these take precedence
-    chosen = {name: value if defaults.get(name) is None else defaults[name] for name, value in chosen.items()}
-    columns = processor.pan_and_scan_batched(torch.arange(width).expand(1, height, width), **chosen)
-    rows = processor.pan_and_scan_batched(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
-    return [
-        (int(x.min()) / width, int(y.min()) / height, (int(x.max()) + 1) / width, (int(y.max()) + 1) / height)
-        for x, y in zip(columns, rows, strict=True)
-    ]
 
 
 def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
@@ -305,7 +308,7 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     resolutions = torch.tensor(find_supported_resolutions(processor.max_patches, processor.size))
     laid = []
     for size in sizes:
-        width, height = _known(call, size)
+        width, height = known_size(call, size)
         fit: Any = get_best_fit((height, width), resolutions, processor.resize_to_max_canvas)
         whole = fit.tolist()
         tile = processor.size["height"]
@@ -319,15 +322,21 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             (column * x, row * y, (column + 1) * x, (row + 1) * y)
             for row, column in product(range(rows), range(columns))
         ]
-        laid.append(_views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+        laid.append(views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE]))
     return laid
 
 
-def _known(call: Call, size: Size | None) -> Size:
+def known_size(call: Call, size: Size | None) -> Size:
+    """Return an image's size.
+
+    Raises:
+        UnknownSizeError: neither the labels nor `Attached.sizes` know it.
+    """
     if size is None:
-        raise UserError(
+        raise UnknownSizeError(
             f"{call.family}: cuts images into tiles by their size, which the labels know; expected labels of every "
-            "image of the batch; label the missing images, or leave their rows out"
+            "image of the batch; label the missing images, put their (width, height) in attached.sizes by their names, "
+            "or leave their rows out"
         )
     return size
 
@@ -356,13 +365,19 @@ def _mirrored(shape: tuple[int, int], size: Size) -> bool:
 
 
 def _check_shape(call: Call, grid: tuple[int, int], size: Size) -> None:
-    """Refuse a grid that differs in shape from its image by more than a cell on each side."""
-    rows, columns = grid
-    ratio = size[1] / size[0]
-    least = (rows - 1) / (columns + 1)
-    most = (rows + 1) / (columns - 1) if columns > 1 else math.inf  # a thin image is made one cell wide
-    if not least <= ratio <= most:
-        raise call.unlike(f"a grid of the shape of {size[0]} x {size[1]} pixels", f"{columns} x {rows} tokens")
+    if not _same_shape(grid, size):
+        raise call.unlike(f"a grid of the shape of {size[0]} x {size[1]} pixels", f"{grid[1]} x {grid[0]} tokens")
+
+
+def _same_shape(grid: tuple[int, int], size: Size) -> bool:
+    """Tell whether (rows, columns) have an image's shape, if each side of both may be rounded by a cell or a pixel."""
+    (least, most), (lowest, highest) = _ratios(*grid), _ratios(size[1], size[0])
+    return least <= highest and lowest <= most
+
+
+def _ratios(rows: int, columns: int) -> tuple[float, float]:
+    """Compute the least and the largest ratio of sides that are one more or less; a thin image is one cell wide."""
+    return (rows - 1) / (columns + 1), (rows + 1) / (columns - 1) if columns > 1 else math.inf
 
 
 def _video(family: str) -> UserError:

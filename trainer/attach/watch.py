@@ -6,13 +6,14 @@ Nothing is left on the model afterwards. Shapes: B samples of L tokens, T visual
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import update_wrapper
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
@@ -22,7 +23,7 @@ from trainer.losses.supervision import LayerRecorder, Supervision
 
 _ABSENT = object()
 _MARK = "_sea_attached"
-"""Attribute that marks a replaced method."""
+"""Attribute of a replaced method, and of what wraps it: the `Watch` that replaced it."""
 
 
 @dataclass
@@ -50,7 +51,7 @@ class _Method:
     module: nn.Module
     name: str
     before: object
-    now: object = field(default=None)
+    now: MethodType
 
 
 class Watch:
@@ -76,9 +77,11 @@ class Watch:
         self._given: dict[str, Any] | None = None
         self._running: ForwardResults | None = None
         self._valid: torch.Tensor | None = None
-        if getattr(parts.inner.forward, _MARK, False):
-            raise UserError("attach: the model is attached to already; call detach() of that first")
         self._methods: list[_Method] = []
+        """Empty once it has ended."""
+        other: Watch | None = getattr(parts.inner.forward, _MARK, None)
+        if other is not None and other._methods:
+            raise UserError("attach: the model is attached to already; call detach() of that first")
         self._stand_in(parts.inner, "forward", self._forward)
         self._stand_in(parts.inner, "get_image_features", self._images)
         self._projector: nn.Module | None = None
@@ -94,6 +97,11 @@ class Watch:
                 del placed[method.name]
                 if method.before is not _ABSENT:
                     placed[method.name] = method.before
+        replaced = {method.now.__func__ for method in self._methods}
+        for module in self.parts.inner.modules():  # adapters copy a module with its methods
+            for name, value in list(module.__dict__.items()):
+                if isinstance(value, MethodType) and value.__func__ in replaced:
+                    del module.__dict__[name]
         self._methods = []
         self.kept = self._running = None
 
@@ -126,6 +134,23 @@ class Watch:
         """Return the LLM's input embeddings."""
         return self.parts.inner.get_input_embeddings()
 
+    def check_whole(self) -> None:
+        """Refuse embeddings that are cut, because the terms use them after the forward.
+
+        Raises:
+            UserError: FSDP or DeepSpeed's ZeRO-3 has cut them.
+        """
+        if isinstance(self.embed.weight, DTensor):
+            raise UserError(
+                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
+                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
+            )
+        if not self.embed.weight.numel():
+            raise UserError(
+                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
+                "with ZeRO-2, DDP or FSDP"
+            )
+
     def _stand_in(self, module: nn.Module, name: str, around: Callable[..., Any], *, eager: bool = False) -> None:
         before = module.__dict__.get(name, _ABSENT)
         original = getattr(module, name)
@@ -133,6 +158,8 @@ class Watch:
         def method(this: nn.Module, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as the method
             if this is not module:  # a copy of the model, which is not watched
                 return getattr(type(this), name)(this, *given, **named)
+            if not self._methods:  # what wrapped this method may outlive the watch
+                return original(*given, **named)
             return around(original, given, named)
 
         update_wrapper(method, original)
@@ -141,7 +168,7 @@ class Watch:
         # Compiled code cannot keep results on this object. The original method, which this one calls, is compiled.
         function: Any = torch.compiler.disable(method, recursive=eager)
         function.__signature__ = signature.replace(parameters=[this, *signature.parameters.values()])
-        setattr(function, _MARK, True)
+        setattr(function, _MARK, self)
         now = MethodType(function, module)
         module.__dict__[name] = now
         self._methods.append(_Method(module, name, before, now))
@@ -217,6 +244,11 @@ class Watch:
         assert self._supervision is not None
         if kept.columns is None or self._valid is None:
             raise UserError("das, sds: expected input_ids; found inputs_embeds, which do not say where images are")
+        if self._valid.shape != kept.columns.shape:
+            raise UserError(
+                f"das, sds: expected an attention_mask as long as the {kept.columns.shape[-1]} input_ids; found "
+                f"{self._valid.shape[-1]}, as peft's prefix tuning makes it; train with LoRA"
+            )
         length = None
         if self._supervision.needs_length:
             length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean()

@@ -150,8 +150,16 @@ class AttentionTap:
             columns: bool (B, L), the tokens attended to, which are the visual ones.
             rows: bool (B, L), the text tokens that attend.
             valid: bool (B, L), False for padding, whose rows never count.
+
+        Raises:
+            UserError: the LLM's attention implementation was set since.
         """
-        assert self._llm.config._attn_implementation == self._name, "the LLM's attention was switched"
+        if (found := self._llm.config._attn_implementation) != self._name:
+            raise UserError(
+                f"loss.basic.degree: the LLM's attention implementation became {found!r} after BASIC was put on it; "
+                "set it before (if you called attach(), call detach(), set it, and call attach() again), or set "
+                "loss.basic.degree: equal"
+            )
         layers: list[nn.Module] = [layer.self_attn for layer in self._llm.layers[: self._layers]]
         assert not any(_OPEN in layer.__dict__ for layer in layers), "the tap is open already"
         recording = AttentionRecording(columns, rows, valid, layers)

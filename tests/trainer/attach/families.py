@@ -118,18 +118,19 @@ def made_of(kind: Any, config: Any, processor: Any, mark: str = "<image>") -> Ti
     return Tiny(model.float().eval(), processor, mark)
 
 
-def llava(llm: Any = None, **image: Any) -> Tiny:
+def llava(llm: Any = None, tower: Any = None, **image: Any) -> Tiny:
     words = tokenizer()
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**vision_settings(num_hidden_layers=3)),
+        vision_config=tower or hf.CLIPVisionConfig(**vision_settings(num_hidden_layers=3)),
         text_config=llm or hf.LlamaConfig(**text_settings()),
         image_token_id=words.image_token_id,
         image_seq_length=16,
     )
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     images = hf.CLIPImageProcessor(**(crop | image))
+    leading = 1 + getattr(tower, "num_register_tokens", 0)
     processor = hf.LlavaProcessor(
-        images, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        images, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=leading
     )
     return made_of(hf.LlavaForConditionalGeneration, config, processor)
 
@@ -255,6 +256,13 @@ def gemma3() -> Tiny:
     )
     processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(**_SQUARE), words, image_seq_length=4)
     return made_of(hf.Gemma3ForConditionalGeneration, config, processor, "<boi>")
+
+
+SCAN = {
+    "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}  # fmt: skip
+"""Pan and scan for small pictures."""
 
 
 def paligemma() -> Tiny:

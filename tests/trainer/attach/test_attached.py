@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, tiny
+from tests.trainer.attach.families import MAKERS, SCAN, gemma3, tiny
 from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import Attached, attach
@@ -128,6 +128,32 @@ def test_a_frozen_tower_gives_the_same_gradient(pictures: Pictures, attached: An
     close(found[1], found[0], 1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if FAMILIES[name].images or name == "gemma3"])
+def test_basic_knows_images_without_names(name: str, pictures: Pictures, attached: Any) -> None:
+    """Of a sample with several, of which each counts as much."""
+    made, names = tiny(name), [["wide.png", "tall.png"], ["odd.png"]]
+    batch, found = made.batch(pictures.batch(names)), []
+    one = attached(made, labels=pictures.open(), basic={})
+    for given in ((), names):
+        made.model(**batch)
+        one.loss(given)
+        found.append([float(one.terms[term].detach()) for term in ("das", "sds")])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_pan_and_scan_leaves_images_unknown(pictures: Pictures, attached: Any) -> None:
+    """Its views are as many entries, so an image counts as one by its sample."""
+    made = gemma3()
+    made.processor.images_kwargs = SCAN
+    batch, found = made.batch(pictures.batch([["wide.png"], ["tall.png"]])), []
+    one = attached(made, labels=pictures.open(), basic={})
+    for given in ((), NAMES):
+        made.model(**batch)
+        found.append(float(one.loss(given).detach()))
+    assert len(batch["pixel_values"]) == 6
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 def test_text_alone_gives_nothing(pictures: Pictures, attached: Any) -> None:
     made = tiny("qwen2_vl")
     one = attached(made, labels=pictures.open(), sea={}, basic={})
@@ -154,8 +180,28 @@ def test_an_image_without_labels_takes_no_part(pictures: Pictures, attached: Any
     made = tiny("internvl")
     one = attached(made, labels=pictures.open(), sea={})
     made.model(**made.batch(pictures.batch([["wide.png"]])))
-    with pytest.raises(UserError, match="internvl: cuts images into tiles by their size, which the labels know"):
+    with pytest.raises(UserError, match=r"internvl: cuts images into tiles by their size, .* in attached\.sizes by"):
         one.loss(["elsewhere.png"])
+    one.sizes = {"elsewhere.png": pictures.image("wide.png").size}
+    assert one.loss(["elsewhere.png"]) == 0
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3", "internvl", "llama4"])
+def test_basic_alone_needs_no_sizes(name: str, pictures: Pictures, attached: Any) -> None:
+    """Names are of no use without them; with some of them all are wanted."""
+    made = tiny(name)
+    one = attached(made, basic={"degree": UNTAPPED.get(name, "auto")})
+    batch, found = made.batch(pictures.batch(NAMES)), []
+    for given, sizes in (((), {}), (NAMES, {}), (NAMES, {some: pictures.image(some).size for (some,) in NAMES})):
+        one.sizes = sizes
+        made.model(**batch)
+        found.append(float(one.loss(given).detach()))
+        assert "lm_loss" in one.metrics([batch | {"image_ids": given}])
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+    one.sizes.popitem()
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"put their \(width, height\) in attached\.sizes"):
+        one.loss(NAMES)
 
 
 def test_what_is_drawn_depends_on_seed_step_and_image(pictures: Pictures, attached: Any) -> None:
@@ -244,6 +290,37 @@ def test_settings_are_refused_by_name(settings: dict[str, Any], message: str, pi
     assert _traces(made.model) == before
 
 
+WHOLE = "expected the model's whole processor, with a tokenizer and an image processor; found"
+WRONG: list[tuple[Any, str]] = [
+    (lambda made, one: attach(made.model, made.processor.tokenizer, basic={}), f"{WHOLE} TokenizersBackend"),
+    (lambda made, one: attach(made.model, made.processor.image_processor, basic={}), f"{WHOLE} CLIPImageProcessor"),
+    (lambda made, one: attach(made.model, None, basic={}), f"{WHOLE} NoneType"),
+    (lambda made, one: attach(made.model.model, made.processor, basic={}), "with its LM head; found LlavaModel, which"),
+    (lambda made, one: attach(made.model, made.processor, basic={}, seed=-1), "attach: seed: .*found -1"),
+    (lambda made, one: attach(made.model, made.processor, basic={}, seed="a"), "attach: seed: .*found 'a'"),  # type: ignore
+    (lambda made, one: one.loss([[1], [2]]), "image_ids: .* found 1, of the type int; give the names as"),
+    (lambda made, one: one.loss(torch.tensor([1, 2])), "image_ids: .* found 1, of the type int"),
+    (lambda made, one: one.loss([[Path("wide.png")], []]), "image_ids: .* of the type PosixPath"),
+    (lambda made, one: one.loss([b"wide.png", b"tall.png"]), "image_ids: .* found b'wide.png', of the type bytes"),
+    (lambda made, one: one.nearest_words([1, 2]), "image_ids: .* found 1"),
+    (lambda made, one: one.metrics([{"image_ids": [1]}]), "image_ids: .* found 1"),
+    (lambda made, one: one.metrics(["wide.png"]), "batches that are dictionaries .*found <class 'str'>"),
+    (lambda made, one: one.loss(NAMES, draws=[1]), "draws: expected a number for each of 2 images; found 1"),
+    (lambda made, one: one.loss(NAMES, draws=[1, -1]), "attached.loss: draws: .*found -1"),
+    (lambda made, one: (setattr(one, "step", 0.5), one.loss(NAMES)), r"attached.step: .*found 0\.5"),
+]
+
+
+def test_wrong_arguments_are_one_line(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    batch = made.batch(pictures.batch(NAMES))
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**batch)
+    for call, message in WRONG:
+        with pytest.raises(UserError, match=message):
+            call(made, one)
+
+
 def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
     made = tiny("llava")
     one = attached(made, labels=pictures.open(), sea={}, basic={})
@@ -263,6 +340,31 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
     attached(made, labels=pictures.open(), sea={})
     with pytest.raises(UserError, match=r"qwen2_vl: expected images; found a video \(pixel_values_videos\)"):
         made.model(**batch, pixel_values_videos=batch["pixel_values"])
+
+
+def test_attention_that_is_switched_later_is_refused(pictures: Pictures, attached: Any) -> None:
+    made = MAKERS["llava"]()
+    one, batch = attached(made, basic={}), made.batch(pictures.batch(NAMES))
+    made.model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"became 'eager' after BASIC .*call detach\(\), set it, and call attach\(\)"):
+        made.model(**batch)
+    one.detach()
+    made.model.set_attn_implementation("eager")
+    one = attached(made, basic={})
+    made.model(**batch)
+    assert one.loss() > 0
+
+
+def test_a_mask_of_other_tokens_is_refused(pictures: Pictures, attached: Any) -> None:
+    """As peft's prefix tuning gives it."""
+    made = tiny("llava")
+    attached(made, basic={})
+    batch = made.batch(pictures.batch(NAMES))
+    mask = torch.nn.functional.pad(batch["attention_mask"], (4, 0), value=1)
+    with pytest.raises(
+        UserError, match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}, as peft"
+    ):
+        made.model(**batch | {"attention_mask": mask})
 
 
 def test_embeddings_and_layers_that_are_elsewhere_are_refused(pictures: Pictures, attached: Any) -> None:
@@ -292,6 +394,18 @@ def test_thin_images_are_right(size: tuple[int, int], attached: Any) -> None:
     one.sizes = {"x": (size[1], size[0])}
     with pytest.raises(UserError, match=f"a grid of the shape of {size[1]} x {size[0]} pixels"):
         one.loss(["x"])
+
+
+@pytest.mark.parametrize("size", [(300, 20), (20, 300), (900, 16)])
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_images_too_thin_for_tiles_have_a_whole_view(name: str, size: tuple[int, int], attached: Any) -> None:
+    made = tiny(name)
+    one = attached(made, basic={})
+    one.sizes = {"x": size}
+    made.model(**made.batch([([Image.new("RGB", size, "red")], "a red patch")]))
+    (laid,) = one.laid(one.kept(), ["x"])
+    assert [tile.grid for tile in laid.tiles] == [(4, 4)]
+    assert one.loss(["x"]) > 0
 
 
 def test_generation_goes_on_as_before(pictures: Pictures, attached: Any) -> None:

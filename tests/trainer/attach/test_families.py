@@ -4,12 +4,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaImageProcessor
+from transformers import (
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    Gemma3ImageProcessor,
+    Gemma3ImageProcessorPil,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaImageProcessor,
+)
+from transformers.video_utils import VideoMetadata
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, Tiny, gemma3, llava, llava_onevision, text_settings, tiny
+from tests.trainer.attach.families import (
+    MAKERS,
+    SCAN,
+    Tiny,
+    gemma3,
+    llava,
+    llava_onevision,
+    text_settings,
+    tiny,
+    vision_settings,
+)
 from tests.trainer.attach.planted import SHAPES, forward, missed_cells, painted
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import FAMILIES, attach
@@ -36,12 +56,30 @@ def test_onevision_thins_out_large_grids(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pan_and_scan_crops_are_laid_out(tmp_path: Path) -> None:
-    scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": 4}
     made = gemma3()
-    made.processor.images_kwargs = scan | {"pan_and_scan_min_ratio_to_activate": 1.2}
+    made.processor.images_kwargs = SCAN
     all_hit(made, (*SHAPES[:2], (200, 200)), tmp_path)
     with torch.no_grad():
         assert len(made.batch([([painted((96, 48))], "red")])["pixel_values"]) == 3
+
+
+@pytest.mark.parametrize("kind", [Gemma3ImageProcessor, Gemma3ImageProcessorPil])
+def test_pan_and_scan_of_either_image_processor(kind: Any, pictures: Pictures, attached: Any) -> None:
+    """Its settings are the processor's; those of a call are not known. That it is on may be said there."""
+    made = gemma3()
+    made.processor.image_processor = kind(size={"height": 32, "width": 32})
+    one = attached(made, labels=pictures.open(), sea={})
+    samples = pictures.batch([["wide.png"], ["square.png"]])
+    batch = made.batch(samples, **SCAN)
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"gemma3: expected 8 visual .* found 16; .*images_kwargs and not per call"):
+        one.loss(["wide.png", "square.png"])
+    made.processor.images_kwargs = SCAN | {"do_pan_and_scan": False}
+    made.model(**made.batch(samples, do_pan_and_scan=True))
+    assert one.loss(["wide.png", "square.png"]) > 0
+    laid = one.laid(one.kept(), ["wide.png", "square.png"])
+    assert [tile.box for tile in laid[0].tiles] == [(0, 0, 1, 1), (0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    assert len(laid[1].tiles) == 1
 
 
 def test_bars_of_a_padded_tower_have_no_labels(tmp_path: Path) -> None:
@@ -49,6 +87,33 @@ def test_bars_of_a_padded_tower_have_no_labels(tmp_path: Path) -> None:
     crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     made.processor.image_processor = LlavaImageProcessor(do_pad=True, **crop)
     all_hit(made, SHAPES[:2], tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Dinov2WithRegistersConfig, DINOv3ViTConfig])
+def test_a_towers_registers_have_no_place(kind: Any, tmp_path: Path) -> None:
+    all_hit(llava(tower=kind(**vision_settings(num_hidden_layers=3, num_register_tokens=4))), SHAPES[:1], tmp_path)
+
+
+def test_a_tower_of_another_grid_is_refused(pictures: Pictures, attached: Any) -> None:
+    made = llava(tower=Dinov2WithRegistersConfig(**vision_settings(num_register_tokens=4)))
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**made.batch(pictures.batch([["wide.png"]])))
+    made.model.config.vision_config.num_register_tokens = 0
+    with pytest.raises(UserError, match="found 20; the tower 'dinov2_with_registers' has another grid; choose a model"):
+        one.loss(["wide.png"])
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "internvl"])
+def test_a_video_that_enters_as_images_is_named(name: str, pictures: Pictures, attached: Any) -> None:
+    made = tiny(name)
+    one = attached(made, labels=pictures.open(), sea={})
+    frames = np.stack([np.asarray(pictures.image("wide.png"))] * 4)
+    told = VideoMetadata(fps=2.0, duration=2.0, total_num_frames=4, frames_indices=[0, 1, 2, 3])
+    given = {"videos": [frames], "video_metadata": [told], "do_sample_frames": False, "return_tensors": "pt"}
+    made.model(**made.processor(text=["<video> red"], **given))
+    for ids, found in (([], r"found none, and 16 visual tokens; give the ids"), (["wide.png"], "found 16")):
+        with pytest.raises(UserError, match=f"{found}; if some are a video's, leave its rows out"):
+            one.loss(ids)
 
 
 def test_several_images_of_a_sample_in_onevision_are_padded(pictures: Pictures, attached: Any) -> None:
@@ -76,6 +141,25 @@ def test_an_image_that_is_not_upright_is_refused(name: str, pictures: Pictures, 
         made.model(**made.batch([([turned], "red")]))
     with pytest.raises(UserError, match=f"{name}: expected .* upright and whole"):
         one.loss(["wide.png"])
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_5_vl"])
+def test_an_image_of_another_shape_is_refused(name: str, pictures: Pictures, attached: Any) -> None:
+    """A resized copy, of which either side may be rounded, has the label's shape."""
+    made = tiny(name)
+    one = attached(made, labels=pictures.open(), sea={})
+    one.sizes = {"rounded": (50, 33)}
+    wide = pictures.image("wide.png")
+    copies = [(wide.resize((77, 38)), "wide.png", True), (wide.resize((300, 200)), "rounded", True)]
+    others = [(wide.crop((0, 0, 48, 48)), "wide.png", False), (wide.resize((64, 64)), "wide.png", False)]
+    for image, named, fits in copies + others:
+        with torch.no_grad():
+            made.model(**made.batch([([image], "red")]))
+        if fits:
+            one.loss([named])
+            continue
+        with pytest.raises(UserError, match=f"{name}: expected .* of the shape of 96 x 48 pixels; found"):
+            one.loss([named])
 
 
 def test_other_families_are_refused_by_name() -> None:

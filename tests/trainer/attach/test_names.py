@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
@@ -17,7 +18,7 @@ from tests.trainer.attach.families import Tiny, tiny
 from tests.trainer.attach.trained import attached_to, own_trainer
 from tests.trainer.attach.worlds import Pictures, whole_labels
 from trainer.attach import Attached
-from trainer.attach.names import NameCheck, alike
+from trainer.attach.names import NameCheck, alike, flat_names, names_by_sample
 
 NONE = r"none of the first {} image names is in the labels: found {!r}; the labels hold names such as {!r}; give "
 
@@ -107,6 +108,20 @@ def test_missing_names_are_said_once_if_they_are_most(kind: str) -> None:
             check.look(names)
     assert len(heard) == len(said)
     assert all(part in str(one.message) for part, one in zip(said, heard, strict=True))
+
+
+def test_the_forms_of_names() -> None:
+    """Flat or by sample; rows of text have None or nothing; a name may have bytes that are no text."""
+    for given in ("a.png", ["a.png"], [["a.png"]], [None, ["a.png"], []], np.array(["a.png"]), {"a.png": 1}):
+        assert flat_names(given) == ["a.png"]
+    assert names_by_sample([["a", "b"], None, "c"]) == [["a", "b"], [], ["c"]]
+    assert flat_names(None) == []
+
+
+def test_a_name_with_stray_bytes_is_a_name(made: tuple[Tiny, Attached], pictures: Pictures) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert float(step(*made, pictures, ["t\udc80.png"]).detach()) == 0
 
 
 def test_what_is_alike() -> None:

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 from tests.support.world import word_file
 from tests.trainer.attach.families import MAKERS, smolvlm, tiny
 from tests.trainer.attach.real_grids import save
-from tests.trainer.attach.ten_lines import PAGE, SHOWN, write
+from tests.trainer.attach.ten_lines import PAGE, SHOWN, blocks, write
 from tests.trainer.attach.worlds import Pictures, whole_labels
 from trainer.attach.families import FAMILIES
 
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 
 EXAMPLE = ROOT / "examples" / "label_transfer.py"
 NOTEBOOK = ROOT / "docs" / "notebooks" / "attach.ipynb"
+CHATTING = [name for name in MAKERS if name != "paligemma"]
+"""Families with a chat template."""
 
 
 def word_list(folder: Path, more: Sequence[str] = ("window", "winter", "table")) -> Path:
@@ -104,6 +106,37 @@ def test_one_folder_of_labels_serves_three_families(
     assert found["smolvlm", "other.png"] == ("7 of 2x2", 28, 28)
     middles = {name: {line[5] for line in lines if line[1] == name} for _, name in found}
     assert all("(none)" not in words for words in middles.values())
+
+
+@pytest.mark.parametrize("name", CHATTING)
+def test_the_notebook_trains_the_answer_alone(name: str, pictures: Pictures) -> None:
+    """Some families' processors have a side of their own on which they pad, whatever their tokenizer says."""
+    captions = {"wide.png": "red", "tall.png": "The left half is magenta and the right one is blue."}
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
+    (code,) = (cell for cell in cells if "def batch_of" in cell)
+    processor = tiny(name).processor
+    given = {"processor": processor, "photo": pictures.image, "torch": torch, "Path": Path, "CAPTIONS": None}
+    exec(code, given)
+    given["captions"] = captions
+    labels = given["batch_of"](list(captions))["labels"]  # type: ignore[operator]
+    for caption, row in zip(captions.values(), labels, strict=True):
+        text = processor.tokenizer.decode(row[row >= 0])
+        assert "What is in" not in text
+        assert caption in text
+
+
+@pytest.mark.parametrize("name", CHATTING)
+def test_the_pages_collator_takes_rows_of_text(name: str, pictures: Pictures) -> None:
+    (block,) = (block for block in blocks() if "\ndef collate" in block)
+    collate = re.search(r"^def collate.*?\n(?=\w)", block, re.MULTILINE | re.DOTALL)
+    assert collate is not None
+    made = tiny(name)
+    given: dict[str, Any] = {"model": made.model, "processor": made.processor}
+    exec(collate[0], given)
+    for images in ([], [pictures.image("wide.png")]):
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": "What?"}]
+        batch = given["collate"]([{"messages": [{"role": "user", "content": content}], "images": images}] * 2)
+        assert ("pixel_values" in batch) == bool(images)
 
 
 def test_the_notebook_is_whole_and_holds_no_output() -> None:

@@ -224,3 +224,12 @@ def test_rows_without_names_are_refused(pictures: Pictures, tmp_path: Path) -> N
     trainer.train_dataset = trainer.train_dataset.remove_columns("image_ids")
     with pytest.raises(UserError, match="expected a column image_ids in the rows of the data"):
         trainer.train()
+
+
+def test_numbers_for_names_are_refused(pictures: Pictures, tmp_path: Path) -> None:
+    made, one = attached_to("llava", pictures, sea={})
+    for wrong in ([1], 1):
+        trainer = own_trainer(made, pictures, tmp_path, one, max_steps=1)
+        trainer.train_dataset = [{"images": [pictures.image("wide.png")], "image_ids": wrong}] * 2
+        with pytest.raises(UserError, match=r"image_ids: .* found 1, of the type int"):
+            trainer.train()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.trainer.attach.families import MAKERS, Tiny
+from tests.trainer.attach.trained import attached_to, own_trainer
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import attach
 
@@ -84,6 +86,7 @@ def adapted(model: nn.Module) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:attached.loss.* no effect")
 @pytest.mark.parametrize(("name", "order"), [*zip(SOME, ("before", "after") * 2, strict=True)])
 def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pictures: Pictures) -> None:
     pytest.importorskip("peft")
@@ -97,6 +100,33 @@ def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pi
     assert any("lora_B" in each for each in found.gradients)
     beside = {each for each in found.gradients if "lora_" not in each and "modules_to_save" not in each}
     assert beside == set() or name in ("qwen2_5_vl", "smolvlm"), "peft has frozen them"
+
+
+@pytest.mark.slow
+def test_detach_reaches_the_copies_of_adapters(pictures: Pictures) -> None:
+    pytest.importorskip("peft")
+    made = MAKERS["llava"]()
+    one = attach(made.model, made.processor, labels=pictures.open(), **BOTH)
+    model = adapted(made.model)
+    model.train()
+    model(**made.batch(pictures.batch(NAMES)))
+    one.detach()
+    assert not [name for name, each in model.named_modules() if "forward" in each.__dict__]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_method_that_accelerate_has_wrapped_ends_too(pictures: Pictures, tmp_path: Path) -> None:
+    """For bfloat16 it wraps the model's forward, which in Llama 4 is one that attach replaces."""
+    made, one = attached_to("llama4", pictures, sea={})
+    watch = one.watch
+    own_trainer(made, pictures, tmp_path, one, max_steps=1, bf16=True).train()
+    one.detach()
+    made.model(**made.batch(pictures.batch(NAMES)))
+    assert watch.kept is None
+    again = attach(made.model, made.processor, labels=pictures.open(), sea={})
+    made.model(**made.batch(pictures.batch(NAMES)))
+    assert again.loss(NAMES) > 0
+    again.detach()
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_run_without_the_tap_is_noticed() -> None:
         run(model, embeds, valid)
     with pytest.raises(AssertionError, match="has not run"):
         _ = found.attention
-    with pytest.raises(AssertionError, match="switched"), reading.open(columns, rows, valid):
+    with pytest.raises(UserError, match="became 'sdpa'"), reading.open(columns, rows, valid):
         pass
     with AttentionTap(model, 2).open(columns, rows, valid) as found, pytest.raises(AssertionError, match="length"):
         run(model, embeds[:, 1:], valid[:, 1:])

@@ -1,0 +1,55 @@
+"""Locate Gemma 3's visual tokens, with pan and scan or without."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import WHOLE, CropBox
+from trainer.attach.tiles import Call, ImageTokens, Size, known_size, views
+
+
+def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
+    """Lay out the whole image squeezed to a square, then the crops of pan and scan if it is on, for Gemma 3."""
+    side = math.isqrt(call.inner.config.mm_tokens_per_image)
+    if call.total == len(sizes) * side * side:
+        return [views((side, side), [WHOLE]) for _ in sizes]
+    laid = [views((side, side), [WHOLE, *_scans(call, known_size(call, size))]) for size in sizes]
+    if (tokens := sum(one.tokens for one in laid)) != call.total:
+        raise UserError(
+            f"{call.family}: expected {tokens} visual tokens of {len(sizes)} images; found {call.total}; give the "
+            "images upright and whole, and all their ids in the order of the batch; if you use pan and scan, set it in "
+            "processor.images_kwargs and not per call"
+        )
+    return laid
+
+
+def _scans(call: Call, size: Size) -> list[CropBox]:
+    """Compute the crops that Gemma 3's processor cuts.
+
+    The processor's own function is run on an image of column numbers and one of row numbers, so that the crops hold
+    their bounds.
+    """
+    processor, (width, height) = call.processor.image_processor, size
+    names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
+    chosen = {name: _scan_setting(call, name) for name in (f"pan_and_scan_{name}" for name in names)}
+    # The processor that reads with Pillow has one function, the other one has another; both cut the last two sides.
+    cut = getattr(processor, "pan_and_scan_batched", None) or processor.pan_and_scan
+    columns = cut(torch.arange(width).expand(1, height, width), **chosen)
+    rows = cut(torch.arange(height)[None, :, None].expand(1, height, width), **chosen)
+    return [
+        (int(x.min()) / width, int(y.min()) / height, (int(x.max()) + 1) / width, (int(y.max()) + 1) / height)
+        for x, y in zip(columns, rows, strict=True)
+    ]
+
+
+def unscanned(call: Call) -> int | None:
+    """Count Gemma 3's images, which are all views; None if pan and scan is on in the processor's settings."""
+    return None if _scan_setting(call, "do_pan_and_scan") else len(call.given["pixel_values"])
+
+
+def _scan_setting(call: Call, name: str) -> Any:  # noqa: ANN401 - a setting
+    default = (getattr(call.processor, "images_kwargs", None) or {}).get(name)  # takes precedence
+    return getattr(call.processor.image_processor, name, None) if default is None else default
