@@ -84,7 +84,7 @@ def run(scratch: Path) -> dict[str, float]:
     pairs = zip(clock.ends[1:], clock.ends[2:], strict=False)
     seconds["a step"] = statistics.median(later - earlier for earlier, later in pairs)
     begun = time.perf_counter()
-    save_model(cast("AlignedLlava", trainer.model), folder, scratch / "run" / "model")
+    save_model(cast("AlignedLlava", trainer.model), folder, scratch / "run" / "model", recipe)
     return seconds | {"saving": time.perf_counter() - begun}
 
 

@@ -16,16 +16,17 @@ from trainer.model.load import ModelFolder
 from trainer.model.lora import merge_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
+from trainer.model.prompts import TemplateName
 from trainer.model.tensor_files import PROJECTOR, canonical, overwrite, read_weights
-from trainer.recipes.recipe import Lora
+from trainer.model.trained_template import needs_template, write_template
+from trainer.recipes.recipe import Recipe
 
 
-def save_model(
-    model: AlignedLlava, start: ModelFolder, out: Path, *, lora: Lora | None = None, write: bool = True
-) -> None:
+def save_model(model: AlignedLlava, start: ModelFolder, out: Path, recipe: Recipe, *, write: bool = True) -> None:
     """Write the folder `out`, a copy of the starting folder with the weights as they are now.
 
-    Its image processor is the one that the run saw images through.
+    Its image processor is the one that the run saw images through, and its chat template writes prompts as the recipe's
+    template wrote rows.
 
     Weights keep the precision that the starting folder says, which every reader expects of it. Those that did not train
     keep its values, whatever precision they were computed with. Adapters of LoRA are merged. If the run has several
@@ -42,20 +43,24 @@ def save_model(
     with agreed(), saving(out):
         if write:
             dtype = start.config.dtype or torch.float32
-            if lora is not None:
-                merge_adapters(state, files, lora, dtype)
+            if recipe.lora is not None:
+                merge_adapters(state, files, recipe.lora, dtype)
             # What did not train comes from the files, because the model's copy may have been rounded to compute.
             state |= {name: files[canonical(name)]() for name in stored.values() if name not in state}
             round_state(state, dtype)
-            _write(model, start, out, state)
+            _write(model, start, out, state, recipe.data.template)
 
 
-def _write(model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor]) -> None:
+def _write(
+    model: AlignedLlava, start: ModelFolder, out: Path, weights: dict[str, torch.Tensor], template: TemplateName
+) -> None:
     remove_folder(out)  # left by an earlier, unfinished call
     with quiet(), publish_folder(out) as scratch:
         copy_others(start.path, scratch, without=("config.json",))
         if start.other_pixels:
             write_image_processor(start.processor.image_processor, scratch)
+        if needs_template(start.processor.tokenizer, template):
+            write_template(start.processor, scratch)
         if model.with_lm:
             model.save_pretrained(scratch, state_dict=weights)
             shutil.copy2(start.path / "config.json", scratch / "config.json")  # training has changed its use_cache

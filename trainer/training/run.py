@@ -41,6 +41,7 @@ from trainer.model.borders import border
 from trainer.model.digests import MODELS, start_folder
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
+from trainer.model.trained_template import say_template
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 from trainer.training import run_folder
 from trainer.training.align_trainer import TrainedModel
@@ -109,6 +110,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     if run_folder.is_finished(out):
         return _finished(out, reporter)
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
+    say_template(inputs.folder.processor.tokenizer, recipe.data.template, reporter)
     say_what_is_shared(inputs.conversations, recipe.data, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
@@ -256,13 +258,13 @@ class _Training:
             (self.reporter.message if found.near else self.reporter.warning)(found.text)
 
     def _save(self, model: TrainedModel) -> None:
-        lora, write = self.inputs.recipe.lora, self.trainer.args.should_save
+        recipe, write = self.inputs.recipe, self.trainer.args.should_save
         if isinstance(model, AlignedLlava):
             assert isinstance(self.inputs, Inputs)
-            save_model(model, self.inputs.folder, self.out / "model", lora=lora, write=write)
+            save_model(model, self.inputs.folder, self.out / "model", recipe, write=write)
         else:
             assert isinstance(self.inputs, ExistingInputs)
-            save_existing(model.vlm, self.inputs.folder, self.out / "model", lora=lora, write=write)
+            save_existing(model.vlm, self.inputs.folder, self.out / "model", lora=recipe.lora, write=write)
 
     def _checkpoint(self) -> Path | None:
         """Find the newest complete checkpoint, and remove incomplete ones.
