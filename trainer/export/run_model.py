@@ -14,6 +14,7 @@ from trainer.model.load import ModelFolder, open_model_folder
 from trainer.model.lora import merged_weight
 from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
 from trainer.model.tensor_files import Entry, read_file, read_weights
+from trainer.model.trained_template import set_template
 from trainer.recipes.recipe import Lora
 
 _ADAPTER = ".lora_"
@@ -92,6 +93,7 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     if weights_digest(path) != record.began_with:
         raise UserError(f"{run}: began with the model folder {path}, which has changed since; put back what it was")
     folder = open_model_folder(path, recipe.data.image_aspect_ratio)
+    set_template(folder.processor, recipe.data.template)
     weights = read_weights(path)
     checkpoint = steps[step]
     if checkpoint is None:

@@ -45,6 +45,12 @@ def say_template(tokenizer: PreTrainedTokenizerBase, template: TemplateName, rep
         )
 
 
+def set_template(processor: Any, template: TemplateName) -> None:  # noqa: ANN401 - one class per family
+    """Give a processor the chat template that `template`'s rows need."""
+    if needs_template(processor.tokenizer, template):
+        processor.chat_template = processor.tokenizer.chat_template = chat_template(None)
+
+
 def write_template(processor: Any, folder: Path) -> None:  # noqa: ANN401 - one class per family
     """Put vicuna_v1 into a model folder as its chat template.
 

@@ -47,7 +47,8 @@ def test_a_run_with_vicuna_v1_saves_it(tiny: World, tmp_path: Path) -> None:
         run = train(recipe, tmp_path / name, reporter=lines)
         assert any(line.startswith(SAID) for line in lines.lines) == (name == "vicuna_v1")
         out = export_model(ExportSettings.of(source=run.out, out=tmp_path / f"{name}-out")).out
-        for folder in (run.model, out):
+        half = export_model(ExportSettings.of(source=run.out, checkpoint=0, out=tmp_path / f"{name}-0")).out
+        for folder in (run.model, out, half):
             assert is_prompt_of_training(AutoProcessor.from_pretrained(folder), tmp_path) == (name == "vicuna_v1")
             assert ("<|im_start|>" in AutoTokenizer.from_pretrained(folder).chat_template) == (name == "own")
     others = [file.name for file in start.iterdir() if file.suffix != ".safetensors"]
