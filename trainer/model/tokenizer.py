@@ -19,6 +19,7 @@ from trainer.model.chat_template import (
     without_final_eos,
 )
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.prompts import front
 from trainer.model.sentence_piece import rebuilt, same_tokenizer
 from trainer.model.tokenise import SPACES, adds_space, tokenise
 
@@ -85,9 +86,14 @@ def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Check whether a text has the same ids after a written BOS and after the tokenizer's own."""
+    """Check whether a text has the same ids after a written BOS and after the tokenizer's own.
+
+    An EOS that the tokenizer adds after a text does not count.
+    """
+    first = front(tokenizer)
     return all(
-        tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False) == tokenizer.encode(text)
+        tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False)
+        == first + tokenizer.encode(text, add_special_tokens=False)
         for text in ("A chat", "a", IMAGE_TOKEN, *_PROMPTS)
     )
 

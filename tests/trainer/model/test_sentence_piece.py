@@ -180,6 +180,17 @@ def test_a_prompt_has_the_ids_that_were_trained(tmp_path: Path, legacy: bool) ->
         assert reader.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] == prompt
 
 
+def test_a_chat_begins_as_trained_if_the_llm_adds_an_eos(tmp_path: Path) -> None:
+    """A template's text has SentencePiece's space after its written BOS, as training has after the one it adds."""
+    vicuna_like(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"add_eos_token": True}))
+    tokenizer, _ = prepare_tokenizer(load_tokenizer(str(tmp_path)), "llm")
+    data = written(tmp_path, record([("What?", "A cat.")]))
+    (own,), (vicuna,) = (load(data, tokenizer, name) for name in ("own", "vicuna_v1"))
+    assert own["input_ids"] == vicuna["input_ids"]
+
+
 def test_the_image_token_is_added_once(prepared: PreTrainedTokenizerBase) -> None:
     again = with_image_token(prepared)
     assert again.backend_tokenizer.to_str() == prepared.backend_tokenizer.to_str()
