@@ -91,8 +91,9 @@ def test_other_tokenizers_begin_anew_behind_images_alone(tmp_path: Path, tokeniz
     data = written(tmp_path, *(record(pairs, image) for pairs, image in samples(empty=False)))
     expected = [piecewise(tokenizer, v1_pieces(pairs, eos)) for pairs, _ in samples(empty=False)]
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
-    data = written(tmp_path, *(record([("Describe it.", answer)], ["a.jpg", "b.jpg"]) for answer in ANSWERS))
-    for answer, (ids, mask) in zip(ANSWERS, rows_of(load(data, tokenizer, "plain")), strict=True):
+    said = list(filter(None, ANSWERS))
+    data = written(tmp_path, *(record([("Describe it.", answer)], ["a.jpg", "b.jpg"]) for answer in said))
+    for answer, (ids, mask) in zip(said, rows_of(load(data, tokenizer, "plain")), strict=True):
         expected = own_text(tokenizer, f"{answer}\n")
         front = len(ids) - len(expected)
         assert ids[front:] == expected
@@ -224,6 +225,14 @@ def test_a_template_that_trains_nothing_or_loses_an_image(tmp_path: Path) -> Non
     loses = CHATML.replace("message['content']", "message['content'].replace('<image>', '')")
     with pytest.raises(UserError, match=r"expected 1 image tokens .* found 0"):
         load(data, byte_level(loses), "own")
+
+
+@pytest.mark.parametrize(("template", "answer"), [("plain", ""), ("vicuna_v1", ""), ("own", ""), ("own", " \n")])
+def test_a_sample_whose_answers_are_all_empty_is_refused(tmp_path: Path, template: str, answer: str) -> None:
+    """Otherwise a newline or the token that ends a turn would be all that is trained."""
+    data = written(tmp_path, record([("What?", answer)]))
+    with pytest.raises(UserError, match="found none that is not empty"):
+        load(data, byte_level(), template)
 
 
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
