@@ -158,6 +158,21 @@ def images_of(row: dict[str, Any]) -> list[Any]:
     return found[0] if found else []
 
 
+def turns_of(row: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever a data file holds
+    """Return the `conversations` of a record, as the file has them.
+
+    Raises:
+        UserError: the record has a `system` or `tools` beside its turns, as LLaMA-Factory's files do.
+    """
+    if beside := [key for key in ("system", "tools") if row.get(key) not in (None, "", "[]", [], {})]:
+        raise UserError(
+            f"expected what a conversation says in its turns alone; found {' and '.join(map(repr, beside))} beside "
+            "them, which would not be read; "
+            'write it into a first turn, {"from": "system", "value": text}, or remove the key'
+        )
+    return row.get("conversations")
+
+
 def _is_text_alone(row: dict[str, Any]) -> bool:
     """Tell whether a record has turns, and none of them marks the place of an image."""
     turns = row.get("conversations")

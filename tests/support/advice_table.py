@@ -300,6 +300,10 @@ OTHERS: dict[str, list[str]] = {
             "expected images under 'image' alone, not under {}; found media there, which would not be read; name "
             "them in the record's 'image', a path or a list of paths, or remove the key"
         ),
+        (
+            "expected what a conversation says in its turns alone; found {} beside them, which would not be read; "
+            'write it into a first turn, {"from": "system", "value": text}, or remove the key'
+        ),
         "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
         (
             "{}: its chat template cannot render a question with its answer ({}); correct the template in the "

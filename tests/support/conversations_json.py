@@ -49,7 +49,8 @@ def load(path: Path, tokenizer: Any, template: Any, **more: Any) -> datasets.Dat
 def samples(*, empty: bool = True) -> Iterator[tuple[Pairs, str | None]]:
     """`empty`: with messages that say nothing, from which LLaVA's template takes the spaces and the EOS."""
     for answer in filter(None, ANSWERS) if not empty else ANSWERS:
-        yield [("<image>\nWhat is it?", answer)], "a.jpg"
+        if answer:
+            yield [("<image>\nWhat is it?", answer)], "a.jpg"
         yield [("What?", answer), ("1 你", "It."), ("" if empty else "?", answer)], None
         yield [("Why? <image>", "Because."), ("And so?", answer)], "a.jpg"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records
+from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records, turns_of
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import bad_rows, without
@@ -18,7 +18,7 @@ from trainer.data.row_cache import kept_rows
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import Message, by_chat_template, read_messages, special_tokens
 
-_VERSION = 3
+_VERSION = 4
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 FEATURES = datasets.Features(
@@ -169,7 +169,7 @@ def _row(path: Path, number: int, record: Any, chat: Chat) -> dict[str, Any]:  #
         images = images_of(record)
         for image in images:
             check_path(image)
-        text, spans, answer = chat(record.get("conversations"), len(images))
+        text, spans, answer = chat(turns_of(record), len(images))
     except ValueError as error:  # a UserError is one
         return row | {"refused": str(error)}
     return row | {"images": images, "text": text, "answer": answer, "spans": [list(span) for span in spans]}

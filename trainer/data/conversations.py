@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records
+from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records, turns_of
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, without
@@ -23,7 +23,7 @@ from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
-VERSION = 6
+VERSION = 7
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 _CHUNK = 64
@@ -250,6 +250,6 @@ def _conversation(path: Path, number: int, row: Any, render: Template, token: st
         images = images_of(row)
         for image in images:
             check_path(image)
-        return Conversation(number, name, images, render(read_messages(row.get("conversations"), len(images), token)))
+        return Conversation(number, name, images, render(read_messages(turns_of(row), len(images), token)))
     except ValueError as error:  # a UserError is one
         return Conversation(number, name, [], str(error))

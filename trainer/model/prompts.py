@@ -27,6 +27,7 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+NO_ANSWER = "expected an answer to train on; found none that is not empty; write one, or remove the sample"
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -133,7 +134,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
 
     Raises:
         UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`). The function raises it for
-            messages that the template cannot render.
+            messages that the template cannot render, or whose answers are all empty.
     """
     if name == "plain":
         return lambda messages: _plain(messages, image_token)
@@ -163,6 +164,8 @@ def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwi
     marked = GENERATION.search(source) is not None
 
     def render(messages: list[Message]) -> RenderedText:
+        if not any(_said(message).strip() for message in messages if message["role"] == "assistant"):
+            raise UserError(NO_ANSWER)  # a template writes the end of an empty answer, which would be trained alone
         found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
         return _with_ends(found, messages, special, tokenizer.eos_token)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from trainer.model.prompts import RenderedText, front
+from trainer.model.prompts import NO_ANSWER, RenderedText, front
 
 SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""
@@ -158,7 +158,7 @@ class ConversationTokenizer:
                     f"tokens before it; {LONGER}shorten or remove the sample"
                 )
             else:
-                reason = "expected an answer to train on; found none that is not empty; write one, or remove the sample"
+                reason = NO_ANSWER
             return _refused(conversation, reason)
         return {
             "id": conversation.id,

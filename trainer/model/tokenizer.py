@@ -19,6 +19,7 @@ from trainer.model.chat_template import (
     without_final_eos,
 )
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.prompts import front
 from trainer.model.sentence_piece import rebuilt, same_tokenizer
 from trainer.model.tokenise import SPACES, adds_space, tokenise
 
@@ -44,8 +45,7 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     there = image_token in tokenizer.get_added_vocab()
     if there and _as_trained(tokenizer, image_token):
         return tokenizer
-    behind = rf"{re.escape(image_token)}(?!{re.escape(image_token)}|\z)"
-    spaced = _spaced(tokenizer, image_token, behind) if adds_space(tokenizer) else None
+    spaced = _spaced(tokenizer, image_token, _before_text(tokenizer, image_token)) if adds_space(tokenizer) else None
     if not there:
         tokenizer.add_tokens([image_token], special_tokens=True)
     if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
@@ -56,8 +56,8 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
 def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
     """Check whether prompts, tokenised whole, have the ids that training gives their pieces."""
     image = (tokenizer.convert_tokens_to_ids(image_token),)
-    for prompt in _PROMPTS:
-        prompt = prompt.replace(IMAGE_TOKEN, image_token)
+    texts = (prompt.replace(IMAGE_TOKEN, image_token) for prompt in _PROMPTS)
+    for prompt in (*texts, *(f"{image_token}{token}" for token in _added(tokenizer))):
         first, *others = [tokens.ids for tokens in tokenise(tokenizer, prompt.split(image_token))]
         trained = [*first, *(token for ids in others for token in (*image, *ids))]
         if tokenizer.encode(prompt, add_special_tokens=False) != trained:
@@ -79,17 +79,37 @@ def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     tokenizer.chat_template = template
     if not template.startswith(BOS_FIRST) or _begins_alike(tokenizer):
         return tokenizer
-    bos, image = re.escape(str(tokenizer.bos_token)), re.escape(IMAGE_TOKEN)
-    spaced = _spaced(tokenizer, str(tokenizer.bos_token), rf"\A{bos}(?!{bos}|{image}|\z)")
+    bos = str(tokenizer.bos_token)
+    spaced = _spaced(tokenizer, bos, rf"\A{_before_text(tokenizer, bos, IMAGE_TOKEN)}")
     return spaced if _begins_alike(spaced) else tokenizer
 
 
 def _begins_alike(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Check whether a text has the same ids after a written BOS and after the tokenizer's own."""
+    """Check whether a text has the same ids after a written BOS and after the tokenizer's own.
+
+    An EOS that the tokenizer adds after a text does not count.
+    """
+    first = front(tokenizer)
     return all(
-        tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False) == tokenizer.encode(text)
-        for text in ("A chat", "a", IMAGE_TOKEN, *_PROMPTS)
+        tokenizer.encode(f"{tokenizer.bos_token}{text}", add_special_tokens=False)
+        == first + tokenizer.encode(text, add_special_tokens=False)
+        for text in ("A chat", "a", IMAGE_TOKEN, *_PROMPTS, *_added(tokenizer))
     )
+
+
+def _before_text(tokenizer: PreTrainedTokenizerBase, name: str, *others: str) -> str:
+    """Match a special token that a text follows, and not one of the `others` or another added token."""
+    after = dict.fromkeys((name, *others, *_added(tokenizer)))
+    return rf"{re.escape(name)}(?!{'|'.join(map(re.escape, after))}|\z)"
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """List the added tokens that a normalizer sees.
+
+    A text is cut at the others before. Runs of spaces are left out, because a space goes before them as before letters.
+    """
+    tokens = (token for token in tokenizer.added_tokens_decoder.values() if token.normalized)
+    return sorted(token.content for token in tokens if not token.content.startswith(SPACES))
 
 
 def _spaced(tokenizer: PreTrainedTokenizerBase, name: str, behind: str) -> PreTrainedTokenizerBase:

@@ -289,6 +289,22 @@ def test_what_is_said_of_an_image_is_no_medium(key: str) -> None:
     assert images_of({"conversations": [], key: "x", "images": ["a.jpg", "b.jpg"]}) == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize("key", ["system", "tools"])
+def test_what_stands_beside_the_turns_is_refused_with_advice_that_works(key: str, tmp_path: Path) -> None:
+    """LLaMA-Factory's files have them there."""
+    row = record([("What?", "A cat.")])
+    with pytest.raises(UserError, match=f"found '{key}' beside them, which would not be read") as error:
+        load(written(tmp_path, row | {key: "Be brief."}), byte_level(), "own")
+    (turn,) = re.findall(r"\{.*\}", str(error.value))
+    first = json.loads(turn.replace("text", '"Be brief."'))
+    mended = row | {"conversations": [first, *row["conversations"]]}
+    for template in ("vicuna_v1", "own"):
+        (found,) = load(written(tmp_path, mended), byte_level(), template)
+        assert "Be brief." in byte_level().decode(found["input_ids"])
+    for empty in ("", None, [], "[]"):
+        assert len(load(written(tmp_path, row | {key: empty}), byte_level(), "own")) == 1
+
+
 # Images on both sides
 
 

@@ -226,6 +226,14 @@ def test_a_template_that_trains_nothing_or_loses_an_image(tmp_path: Path) -> Non
         load(data, byte_level(loses), "own")
 
 
+@pytest.mark.parametrize(("template", "answer"), [("vicuna_v1", ""), ("own", ""), ("own", " \n")])
+def test_a_sample_whose_answers_are_all_empty_is_refused(tmp_path: Path, template: str, answer: str) -> None:
+    """Otherwise the token that ends a turn would be all that is trained."""
+    data = written(tmp_path, record([("What?", answer)]))
+    with pytest.raises(UserError, match="found none that is not empty"):
+        load(data, byte_level(), template)
+
+
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     data = written(tmp_path, record([("a", "b")]))
     tokenizer = byte_level()

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from tests.support.conversations_json import Pairs, load, record, written
 from tests.support.sentence_piece import CODE, Slow, sentence_piece, vicuna_like
+from tests.support.tiny_models import CHATML
 from tests.support.tiny_tokenizers import byte_level
 from trainer.model.parts import load_tokenizer
 from trainer.model.prompts import VICUNA_SYSTEM
@@ -178,6 +179,40 @@ def test_a_prompt_has_the_ids_that_were_trained(tmp_path: Path, legacy: bool) ->
         assert prompt == row["input_ids"][: len(prompt)], question
         chat = [{"role": "user", "content": question}]
         assert reader.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] == prompt
+
+
+def test_a_chat_begins_as_trained_if_the_llm_adds_an_eos(tmp_path: Path) -> None:
+    """A template's text has SentencePiece's space after its written BOS, as training has after the one it adds."""
+    vicuna_like(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"add_eos_token": True}))
+    tokenizer, _ = prepare_tokenizer(load_tokenizer(str(tmp_path)), "llm")
+    data = written(tmp_path, record([("What?", "A cat.")]))
+    (own,), (vicuna,) = (load(data, tokenizer, name) for name in ("own", "vicuna_v1"))
+    assert own["input_ids"] == vicuna["input_ids"]
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_no_space_comes_between_special_tokens(tmp_path: Path, normalized: bool) -> None:
+    """After a written BOS, and after an image that a question ends with."""
+    vicuna_like(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    names = ("<|im_start|>", "<|im_end|>", "\u2581\u2581\u2581")
+    tokenizer.add_tokens([AddedToken(name, normalized=normalized) for name in names])
+    tokenizer.chat_template = CHATML
+    chat = [{"role": "user", "content": "<image>"}]
+    one, other = str(tokenizer.apply_chat_template(chat, tokenize=False)).split("<image>")
+    own = [tokenizer.encode(one), tokenizer.encode(other, add_special_tokens=False)]
+    tokenizer, _ = prepare_tokenizer(tokenizer, "llm")
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    assert tokenizer.apply_chat_template(chat, return_dict=False) == [*own[0], image, *own[1]]
+    (row,) = load(written(tmp_path, record([("<image>", "A cat.")], "a.jpg")), tokenizer, "own")
+    assert row["input_ids"][: len(own[0])] == own[0]
+    assert tokenizer.encode("<s>A<image>A", add_special_tokens=False) == [
+        *tokenizer.encode("A"),
+        image,
+        *ids(tokenizer, ["A"])[0],
+    ]
 
 
 def test_the_image_token_is_added_once(prepared: PreTrainedTokenizerBase) -> None:
