@@ -213,7 +213,7 @@ FOLLOWED: dict[str, list[str]] = {
             "data has them (sea-pipeline label --images DATA.json --image-root FOLDER)"
         ),
     ],
-    "tests/trainer/attach/test_attached.py::test_attention_that_is_switched_later_is_refused": [
+    "tests/trainer/attach/test_misuse.py::test_attention_that_is_switched_later_is_refused": [
         (
             "loss.basic.degree: the LLM's attention implementation became {} after BASIC was put on it; set it "
             "before (if you called attach(), call detach(), set it, and call attach() again), or set "

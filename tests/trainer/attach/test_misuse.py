@@ -1,0 +1,103 @@
+"""What a caller of `attach` and `loss` does wrong is refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sea_pipeline.core.errors import UserError
+from tests.trainer.attach.families import MAKERS, tiny
+from tests.trainer.attach.worlds import NAMES, Pictures
+from trainer.attach import attach
+
+WHOLE = "expected the model's whole processor, with a tokenizer and an image processor; found"
+WRONG: list[tuple[Any, str]] = [
+    (lambda made, one: attach(made.model, made.processor.tokenizer, basic={}), f"{WHOLE} TokenizersBackend"),
+    (lambda made, one: attach(made.model, made.processor.image_processor, basic={}), f"{WHOLE} CLIPImageProcessor"),
+    (lambda made, one: attach(made.model, None, basic={}), f"{WHOLE} NoneType"),
+    (lambda made, one: attach(made.model.model, made.processor, basic={}), "with its LM head; found LlavaModel, which"),
+    (lambda made, one: attach(made.model, made.processor, basic={}, seed=-1), "attach: seed: .*found -1"),
+    (lambda made, one: attach(made.model, made.processor, basic={}, seed="a"), "attach: seed: .*found 'a'"),  # type: ignore
+    (lambda made, one: one.loss([[1], [2]]), "image_ids: .* found 1, of the type int; give the names as"),
+    (lambda made, one: one.loss(torch.tensor([1, 2])), "image_ids: .* found 1, of the type int"),
+    (lambda made, one: one.loss([[Path("wide.png")], []]), "image_ids: .* of the type PosixPath"),
+    (lambda made, one: one.loss([b"wide.png", b"tall.png"]), "image_ids: .* found b'wide.png', of the type bytes"),
+    (lambda made, one: one.nearest_words([1, 2]), "image_ids: .* found 1"),
+    (lambda made, one: one.metrics([{"image_ids": [1]}]), "image_ids: .* found 1"),
+    (lambda made, one: one.metrics(["wide.png"]), "batches that are dictionaries .*found <class 'str'>"),
+    (lambda made, one: one.loss(NAMES, draws=[1]), "draws: expected a number for each of 2 images; found 1"),
+    (lambda made, one: one.loss(NAMES, draws=[1, -1]), "attached.loss: draws: .*found -1"),
+    (lambda made, one: (setattr(one, "step", 0.5), one.loss(NAMES)), r"attached.step: .*found 0\.5"),
+]
+
+
+def test_wrong_arguments_are_one_line(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    batch = made.batch(pictures.batch(NAMES))
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**batch)
+    for call, message in WRONG:
+        with pytest.raises(UserError, match=message):
+            call(made, one)
+
+
+def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
+    made = tiny("llava")
+    one = attached(made, labels=pictures.open(), sea={}, basic={})
+    with pytest.raises(UserError, match=r"expected a forward of the model before it"):
+        one.loss()
+    with pytest.raises(UserError, match=r"attached to already; call detach\(\)"):
+        attach(made.model, made.processor, labels=pictures.open(), sea={})
+    batch = made.batch(pictures.batch(NAMES))
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"expected ids of all 2 images of the batch, in their order; found 1"):
+        one.loss(["wide.png"])
+    made.model.eval()
+    made.model(**batch)
+    with pytest.raises(UserError, match=r"call model\.train\(\) before the forward"):
+        one.loss(NAMES)
+    made = tiny("qwen2_vl")
+    attached(made, labels=pictures.open(), sea={})
+    with pytest.raises(UserError, match=r"qwen2_vl: expected images; found a video \(pixel_values_videos\)"):
+        made.model(**batch, pixel_values_videos=batch["pixel_values"])
+
+
+def test_attention_that_is_switched_later_is_refused(pictures: Pictures, attached: Any) -> None:
+    made = MAKERS["llava"]()
+    one, batch = attached(made, basic={}), made.batch(pictures.batch(NAMES))
+    made.model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"became 'eager' after BASIC .*call detach\(\), set it, and call attach\(\)"):
+        made.model(**batch)
+    one.detach()
+    made.model.set_attn_implementation("eager")
+    one = attached(made, basic={})
+    made.model(**batch)
+    assert one.loss() > 0
+
+
+def test_a_mask_of_other_tokens_is_refused(pictures: Pictures, attached: Any) -> None:
+    """As peft's prefix tuning gives it."""
+    made = tiny("llava")
+    attached(made, basic={})
+    batch = made.batch(pictures.batch(NAMES))
+    mask = torch.nn.functional.pad(batch["attention_mask"], (4, 0), value=1)
+    with pytest.raises(
+        UserError, match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}, as peft"
+    ):
+        made.model(**batch | {"attention_mask": mask})
+
+
+def test_embeddings_and_layers_that_are_elsewhere_are_refused(pictures: Pictures, attached: Any) -> None:
+    """As DeepSpeed's ZeRO-3 leaves them after a forward, and as device_map places them."""
+    made = MAKERS["llava"]()
+    one = attached(made, labels=pictures.open(), sea={})
+    made.model(**made.batch(pictures.batch(NAMES)))
+    embed = made.model.get_input_embeddings()
+    embed.weight.data = embed.weight.data.new_empty(0)
+    with pytest.raises(UserError, match=r"cut by DeepSpeed's ZeRO-3; train with ZeRO-2"):
+        one.loss(NAMES)
+    made = MAKERS["llava"]()
+    made.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(UserError, match=r"expected the model on one device; found device_map over 0, 1"):
+        attached(made, basic={})
