@@ -1,4 +1,4 @@
-"""From the bytes of a file to pixels: what is read, what a file is that is no image, and crops."""
+"""From the bytes of a file to pixels: what is read, and what a file is that is no image."""
 
 import gzip
 import hashlib
@@ -6,7 +6,6 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,10 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image, ImageFile, WebPImagePlugin, features
 
-from sea_pipeline import open_labels
-from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
 from sea_pipeline.inputs.image_bytes import PNG
 from sea_pipeline.inputs.pixels import _FORMATS, MAX_FILE_BYTES, PASSING, BadImageError, decode_image, read_image
 from sea_pipeline.inputs.sources.base import IMAGE_SUFFIXES
 from tests.support.photo_forms import bomb, chunk, encoded, jpeg
-from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
 
 RED = (255, 0, 0)
 SMALL = Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3))
@@ -336,79 +331,3 @@ def test_a_codec_that_pillow_lacks_is_named(
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA"])
 def test_images_are_no_other_kind(form: str) -> None:
     assert decode_image(encoded(form, SMALL)).image.size == (32, 32)
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """A picture whose red and green say where a pixel is."""
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], -1).astype(np.uint8))
-
-
-@pytest.mark.parametrize(("width", "height"), [(200, 120), (120, 200), (77, 77), (1, 1), (2, 250)])
-def test_a_crop_is_the_square_its_box_says(width: int, height: int) -> None:
-    image = gradient(width, height)
-    for number in range(1, 40):
-        crop, (x0, y0, x1, y1) = labelled_crop(image, "a", number)
-        side = crop.width
-        assert crop.size == (side, side)
-        assert 0 <= x0 < x1 <= 1
-        assert 0 <= y0 < y1 <= 1
-        assert side**2 >= LEAST_AREA * min(width, height) ** 2 - side
-        corner, opposite = np.asarray(crop)[0, 0], np.asarray(crop)[-1, -1]
-        assert corner[:2].tolist() == [round(x0 * width), round(y0 * height)]
-        assert opposite[:2].tolist() == [round(x1 * width) - 1, round(y1 * height) - 1]
-
-
-def test_which_part_a_crop_is_depends_on_id_and_number_alone() -> None:
-    image = gradient(200, 120)
-    boxes = [labelled_crop(image, name, number)[1] for name in ("a", "b") for number in (1, 2, 3)]
-    assert len(set(boxes)) == 6
-    assert boxes == [labelled_crop(image, name, number)[1] for name in ("a", "b") for number in (1, 2, 3)]
-
-
-def test_crops_reach_every_size_and_place() -> None:
-    random = np.random.default_rng(0)
-    drawn = [random_square(gradient(100, 100), 0.25, random)[1] for _ in range(400)]
-    sides = np.array([x1 - x0 for x0, _, x1, _ in drawn])
-    assert sides.min() < 0.55
-    assert sides.max() > 0.95
-    assert min(x0 for x0, *_ in drawn) == 0
-    assert max(x1 for _, _, x1, _ in drawn) == 1
-
-
-def test_names_of_crops() -> None:
-    assert crop_id("a/b.jpg", 0) == "a/b.jpg"
-    for name, number in (("a/b.jpg", 0), ("a/b.jpg", 7), ("a#crop", 12)):
-        assert image_and_crop(crop_id(name, number)) == (name, number)
-    assert inside((0.5, 0, 1, 1), (0.2, 0.4, 0.6, 0.8)) == pytest.approx((0.4, 0.4, 0.6, 0.8))
-
-
-def test_labels_of_crops_are_those_of_their_pixels(label: Callable[..., Any], tmp_path: Path) -> None:
-    """The left half of the picture is red, the right half blue: each patch has the colour its place says."""
-    draw(tmp_path / "images" / "two.png", [["red", "blue"]], size=(96, 48))
-    run = label(images=str(tmp_path / "images"), crops=12)
-    store = open_labels(run.ledger.root)
-    assert set(store.ids) == {crop_id("two.png", number) for number in range(13)}
-    assert store.manifest["fields"]["crops"]["per_image"] == 12
-    words, seen = list(store.words), set()
-    for number in range(1, 13):
-        labels = store[crop_id("two.png", number)]
-        x0, _, x1, _ = labels.crop_box
-        for patch, best in enumerate(labels.word_ids[:, 0]):
-            left = x0 + (patch % 4) / 4 * (x1 - x0)
-            right = left + (x1 - x0) / 4
-            if right <= 0.49 or left >= 0.51:
-                assert words[best] == ("red" if right <= 0.49 else "blue")
-                seen.add(words[best])
-    assert seen == {"red", "blue"}
-
-
-def test_crops_are_part_of_what_a_folder_is(label: Callable[..., Any], tmp_path: Path, encoder: ColourEncoder) -> None:
-    folder = draw_folder(tmp_path / "images", 2)
-    plain = label(images=str(folder)).ledger.dataset
-    assert "crops" not in plain.fields
-    with pytest.raises(UserError, match="crops"):
-        label(images=str(folder), crops=2)
-    draw(folder / "x#crop1.png", [[next(iter(COLOURS))]])
-    with pytest.raises(UserError, match="names crops; rename"):
-        label(images=str(folder), crops=2, out=tmp_path / "other")
