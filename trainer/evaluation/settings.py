@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sea_pipeline.core.settings import Device, Settings
-from trainer.recipes.options import BadRows, ConversationsFile, ConversationTemplate, ImageRoot
+from trainer.recipes.options import PROMPT_FORMAT, BadRows, ConversationsFile, ImageRoot, TemplateName
 
 NEW_TOKENS = 48
 """The largest number of tokens in a description."""
@@ -21,8 +21,9 @@ class EvaluateSettings(Settings):
     labels: str | Path | None = None
     """A folder of labels for the images. Default: none, and what needs the words of patches is not measured."""
     image_root: ImageRoot = None
-    template: ConversationTemplate | None = None
-    """The prompt format, see `sea-pipeline tokens --help`. Default: that of the model's run, else own."""
+    template: Annotated[
+        TemplateName | None, Field(description=f"{PROMPT_FORMAT} Default: that of the model's run, else own.")
+    ] = None
     transfer: bool = False
     """Use labels made on another grid or crop, by carrying them over with their crop boxes."""
     layers: bool = False

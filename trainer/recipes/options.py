@@ -14,13 +14,11 @@ ImageRoot = Annotated[
     Path | None,
     Field(description="The folder that the image paths in --data are relative to. Default: the folder of --data."),
 ]
-ConversationTemplate = Annotated[
-    TemplateName,
-    Field(
-        description="The prompt format. plain: image, caption, newline, as in LLaVA's stage 1. vicuna_v1: LLaVA-1.5's. "
-        "own: the LLM's own chat template."
-    ),
-]
+PROMPT_FORMAT = (
+    "The prompt format. plain: image, caption, newline, as in LLaVA's stage 1. vicuna_v1: LLaVA-1.5's. own: the LLM's "
+    "own chat template."
+)
+ConversationTemplate = Annotated[TemplateName, Field(description=PROMPT_FORMAT)]
 BadRows = Annotated[
     Literal["stop", "leave_out"],
     Field(
