@@ -77,7 +77,7 @@ def photos_for(setup: Setup, wanted: int) -> Path:
     """A folder of `wanted` JPEGs or more: links to those of --images, or to crops of the sample photos."""
     different, wanted = (4, 8) if setup.tiny else (64, wanted)
     given = Path(setup.images).resolve() if setup.images else crops(setup.scratch / "crops", different)
-    found = sorted(path for path in given.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    found = sorted(path for path in given.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     folder = setup.scratch / "photos"
     folder.mkdir()
     for number, path in zip(range(max(wanted, len(found))), cycle(found), strict=False):
