@@ -43,7 +43,6 @@ def records(
     """
     try:
         with path.open("rb") as file:
-            refuse_wide(file, str(path))
             yield from records_of(file, str(path), strict=strict, unheld=unheld)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
@@ -63,6 +62,7 @@ def records_of(
         unheld: told of each line of a `.jsonl` that is JSON but holds what Python cannot (text that is not UTF-8, a
             number of thousands of digits), with its number and the problem. The line is skipped. None refuses it.
     """
+    refuse_wide(file, path)
     for number, row in _json_lines(file, path, unheld) if has_lines(path) else _json_array(file, path):
         if strict:
             with naming(path, number):

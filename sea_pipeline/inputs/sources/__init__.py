@@ -180,7 +180,7 @@ def _deduplicated(found: FoundImages, origin: str, left_out: Counter[str]) -> li
         first = by_id.setdefault((sample.image_id, sample.problem or ""), sample)
         if first is sample:
             continue
-        if first.uri != sample.uri and not in_rows:
+        if first.uri != sample.uri and not sample.problem and not in_rows:
             raise UserError(
                 f"{origin}: expected a name of its own for every image; found {sample.image_id!r:.80} for "
                 f"{first.uri!r:.80} and {sample.uri!r:.80}; {_OTHER_IDS[kind_of(found.root)]}"

@@ -25,9 +25,8 @@ LISTS = {".json", ".jsonl", ".csv", ".tsv", ".txt"}
 """Suffixes of files that name images; a .parquet file, which is not here, names them or holds them."""
 _SEVERAL = {".parquet", ".tar"}
 _SUFFIXES = LISTS | _SEVERAL
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-COMPRESSED = "compressed tars, which are not read"
-"""What is left out of a folder; decompressed they are read."""
+_TAR_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_COMPRESSED = "compressed tars, which are not read"
 _BRACES = re.compile(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}")
 _MOST_NAMES = 1_000_000
 
@@ -77,7 +76,7 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
         elif (suffix := _suffix(name)) in several:
             several[suffix].append(name)
         else:
-            left_out[COMPRESSED if name.lower().endswith(_COMPRESSED) else OTHER_FILES] += 1
+            left_out[_COMPRESSED if name.lower().endswith(_TAR_ARCHIVES) else OTHER_FILES] += 1
     held = {suffix: sorted(found) for suffix, found in several.items() if found}
     if names:
         # They may be what the images were unpacked from, or more images.

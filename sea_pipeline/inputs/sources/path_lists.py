@@ -44,8 +44,6 @@ def list_paths(
     shown = f"{files.root}/{name}"
     suffix = posixpath.splitext(name)[1].lower()
     with reading(shown), files.open(name) as file:
-        if suffix != ".parquet":
-            refuse_wide(file, shown)
         if suffix in (".json", ".jsonl"):
             if id_column is not None:
                 raise UserError(f"--id-column {id_column}: goes with tables; LLaVA's ids are what `image` says")
@@ -119,6 +117,7 @@ def _rows(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: A
 
     Bytes that are not UTF-8 become surrogate escapes, so that they cost only their own row.
     """
+    refuse_wide(file, shown)
     lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     if suffix == ".txt":
         yield ["path"]
