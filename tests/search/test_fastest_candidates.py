@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,24 +19,30 @@ from sea_pipeline.search.exact import WordSearch
 from sea_pipeline.search.fastest import FastestCandidates
 from sea_pipeline.search.float32 import TorchCandidates
 from sea_pipeline.search.int8 import Int8Candidates
+from tests.support.clock import Clock
 from tests.support.search_twin import agree, twin, unit
 
 pytestmark = pytest.mark.usefixtures("int8_products")
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(candidates, "time", clock)
+    return clock
+
+
 class Slowed:
-    """A candidate search with a pause, which counts its patches."""
+    """A candidate search that takes some time by a clock, and counts its patches."""
 
     patches_per_call = 512
 
-    def __init__(self, words: torch.Tensor, pause: float) -> None:
-        self._inner, self._pause, self.patches = TorchCandidates(words), pause, 0
+    def __init__(self, words: torch.Tensor, clock: Clock, seconds: float) -> None:
+        self._inner, self._clock, self._seconds, self.patches = TorchCandidates(words), clock, seconds, 0
 
     def __call__(self, patches: torch.Tensor, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         self.patches += len(patches)
-        end = time.thread_time() + self._pause
-        while time.thread_time() < end:
-            pass
+        self._clock.passes(self._seconds)
         return self._inner(patches, n, k)
 
 
@@ -46,9 +51,9 @@ def auto(words: torch.Tensor, made_by: dict[str, Callable[[], Candidates]], monk
     return WordSearch(words, top_n=3, sign=1)
 
 
-def test_the_fastest_is_taken_and_the_next_run_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_is_taken_and_the_next_run_knows_it(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     words, queries = unit(300, 16), unit(150, 16, 1)
-    made = {name: Slowed(words, pause) for name, pause in {"faiss": 0.03, "int8": 0.0, "torch": 0.01}.items()}
+    made = {name: Slowed(words, clock, took) for name, took in {"faiss": 3, "int8": 0, "torch": 1}.items()}
     made_by: dict[str, Callable[[], Candidates]] = {name: lambda one=one: one for name, one in made.items()}  # type: ignore[misc]
     first = auto(words, made_by, monkeypatch)
     assert first.backend == "auto"
@@ -63,10 +68,10 @@ def test_the_fastest_is_taken_and_the_next_run_knows_it(monkeypatch: pytest.Monk
     assert made["faiss"].patches == before
 
 
-def test_other_words_and_other_backends_are_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_words_and_other_backends_are_tried_anew(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     words = unit(300, 16)
     made_by: dict[str, Callable[[], Candidates]] = {
-        "int8": lambda: Slowed(words, 0.01), "torch": lambda: Slowed(words, 0.0),
+        "int8": lambda: Slowed(words, clock, 0.01), "torch": lambda: Slowed(words, clock, 0.0),
     }  # fmt: skip
     auto(words, made_by, monkeypatch)(unit(2, 16))
     assert auto(words, made_by, monkeypatch).backend == "torch"
@@ -76,10 +81,10 @@ def test_other_words_and_other_backends_are_tried_anew(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'["int8"]', b'["nothing", "torch"]', b"[1, 2]", b"\xff"])
-def test_a_damaged_choice_is_made_again(damage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_choice_is_made_again(damage: bytes, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     words = unit(300, 16)
     made_by: dict[str, Callable[[], Candidates]] = {
-        "int8": lambda: Slowed(words, 0.01), "torch": lambda: Slowed(words, 0.0),
+        "int8": lambda: Slowed(words, clock, 0.01), "torch": lambda: Slowed(words, clock, 0.0),
     }  # fmt: skip
     found = auto(words, made_by, monkeypatch)
     found(unit(2, 16))
@@ -107,14 +112,14 @@ def test_what_is_there_is_tried_and_a_lone_one_is_not(monkeypatch: pytest.Monkey
     assert WordSearch(words, top_n=3, sign=1).backend == "torch"
 
 
-def test_crowded_patches_get_the_next_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crowded_patches_get_the_next_fastest(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Words that int8 cannot tell apart come later than the trial: float32 takes over, and the answer stays."""
     words = F.normalize(torch.ones(1, 48) + 1e-4 * unit(3000, 48, 6), dim=-1)
     words[1500:] = unit(1500, 48, 7)
     easy, crowded = unit(60, 48, 8), F.normalize(words[:40] + 1e-4 * unit(40, 48, 9), dim=-1)
-    fallback = Slowed(words, 0.0)
+    fallback = Slowed(words, clock, 0.0)
     made_by: dict[str, Callable[[], Candidates]] = {
-        "faiss": lambda: fallback, "int8": lambda: Int8Candidates(words), "torch": lambda: Slowed(words, 0.2),
+        "faiss": lambda: fallback, "int8": lambda: Int8Candidates(words), "torch": lambda: Slowed(words, clock, 0.2),
     }  # fmt: skip
     monkeypatch.setattr(fastest, "ranking", lambda actions: ["int8", "faiss", "torch"])
     found = auto(words, made_by, monkeypatch)
@@ -142,14 +147,12 @@ def test_lanes_that_begin_at_once_try_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert trials == (len(found._candidates._made_by) > 1)  # type: ignore[attr-defined]
 
 
-def test_hopeless_ones_are_asked_twice_at_most() -> None:
+def test_hopeless_ones_are_asked_twice_at_most(clock: Clock) -> None:
     asked: list[str] = []
 
     def slow() -> None:
         asked.append("slow")
-        end = time.thread_time() + 0.05
-        while time.thread_time() < end:
-            pass
+        clock.passes(1)
 
     assert ranking({"fast": lambda: None, "slow": slow}) == ["fast", "slow"]
     assert asked == ["slow"] * 2
