@@ -1,15 +1,18 @@
 """The command that hands an exported model to the public harnesses, and reads what they found."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sea_pipeline.cli import completion, terminal
+from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.cli.own_options import local_output
 from sea_pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.evaluation.harness_tasks import Suite
 
 
 @command
@@ -64,39 +67,52 @@ def eval_commands(
 
     Example: sea-pipeline eval-commands exports/x --suite sea
     """
-    from sea_pipeline.cli.tables import training as training_tables
-    from trainer.evaluation.harness_results import collect as collected
-    from trainer.evaluation.harness_results import collect_curves
-    from trainer.evaluation.harness_tasks import SuiteSettings, eval_steps, suite_pins
-
     options = {"folder": folder, "llm": llm, "out": out, "device": device, "gpus": gpus}
     asked = {name: value for name, value in options.items() if value is not None}
     if collect is not None:
         if asked:
             given = ", ".join("FOLDER" if name == "folder" else f"--{name}" for name in asked)
             raise UserError(f"{given}: for the commands alone; leave it out with --collect, which reads what they left")
-        if curves := collect_curves(suite, collect):
-            if baseline is not None:
-                raise UserError("--baseline: is for one model; the results along runs go below one folder, RESULTS")
-            if as_json:
-                print_json({"suite": suite, **curves.to_json()})
-            else:
-                training_tables.curve_tables(curves)
-            return
-        table = collected(suite, collect, baseline)
-        if as_json:
-            print_json({"suite": suite, **table.to_json()})
-        else:
-            training_tables.collected_table(table)
+        _show_results(suite, collect, baseline, as_json)
         return
     if folder is None:
         raise UserError("eval-commands: expected a model's folder, or --collect RESULTS; see --help")
     if baseline is not None:
         raise UserError("--baseline: is for --collect RESULTS, to be set beside it")
-    steps = eval_steps(SuiteSettings.of(suite=suite, **asked), terminal.Terminal())
-    pins = suite_pins(suite, steps)
+    _show_commands(asked | {"suite": suite}, as_json)
+
+
+def _show_results(suite: "Suite", results: Path, baseline: Path | None, as_json: bool) -> None:
+    """Print the table of what the harnesses left, or one line a step for the checkpoints of runs."""
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.evaluation import harness_results
+
+    if curves := harness_results.collect_curves(suite, results):
+        if baseline is not None:
+            raise UserError("--baseline: is for one model; the results along runs go below one folder, RESULTS")
+        if as_json:
+            print_json({"suite": suite, **curves.to_json()})
+        else:
+            training_tables.curve_tables(curves)
+        return
+    table = harness_results.collect(suite, results, baseline)
+    if as_json:
+        print_json({"suite": suite, **table.to_json()})
+    else:
+        training_tables.collected_table(table)
+
+
+def _show_commands(asked: dict[str, Any], as_json: bool) -> None:
+    """Print the shell script that runs the harnesses, or its steps."""
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import training as training_tables
+    from trainer.evaluation.harness_tasks import SuiteSettings, eval_steps, suite_pins
+
+    settings = SuiteSettings.of(**asked)
+    steps = eval_steps(settings, terminal.Terminal())
+    pins = suite_pins(settings.suite, steps)
     if as_json:
         harnesses = {name: pin.model_dump() for name, pin in pins.items()}
-        print_json({"suite": suite, "harnesses": harnesses, "steps": [step.to_json() for step in steps]})
+        print_json({"suite": settings.suite, "harnesses": harnesses, "steps": [step.to_json() for step in steps]})
     else:
         training_tables.eval_script(pins, steps)

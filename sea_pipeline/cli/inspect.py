@@ -1,17 +1,17 @@
 """The command that shows labels and their statistics."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import (
-    LabelsFolder,
-    local_output,
-)
+from sea_pipeline.cli.own_options import LabelsFolder, local_output
 from sea_pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sea_pipeline.labels.store import LabelStore
 
 
 @command
@@ -42,37 +42,51 @@ def inspect(
     Example: sea-pipeline inspect runs/labels/x chelsea.png --save chelsea.pdf
     """
     from sea_pipeline import open_labels
+    from sea_pipeline.report import figures
+
+    if save is not None:
+        figures.check_figure(save)
+    store = open_labels(labels, verify=image is None)  # one image's own pages have checksums
+    if image is None:
+        _show_statistics(store, save, as_json)
+    else:
+        _show_image(store, labels, image, save, as_json)
+
+
+def _show_image(store: "LabelStore", labels: str, image: str, save: Path | None, as_json: bool) -> None:
     from sea_pipeline.cli import terminal
     from sea_pipeline.cli.tables import labels as label_tables
     from sea_pipeline.labels import statistics
     from sea_pipeline.report import figures
 
+    for bad in store.quarantine() if image not in store else ():
+        if bad["image_id"] == image:
+            raise UserError(f"{labels}: {image!r} was not labelled: {bad['stage']}: {bad['message']}")
+    try:
+        found = store[image]
+    except KeyError as missing:
+        raise UserError(f"{labels}: {missing.args[0]}") from None
     if save is not None:
-        figures.check_figure(save)
+        figure = figures.labels_figure(figures.photo_of(store, image), found, store.words)
+        if lacking := figures.save_figure(figure, save):
+            terminal.warning(f"{save}: the font has no {' '.join(lacking)}; they are boxes there")
+    if as_json:
+        print_json(statistics.labels_to_json(image, found, store.words))
+    else:
+        label_tables.image_tables(image, found, store.words)
 
-    store = open_labels(labels, verify=image is None)  # one image's own pages have checksums
-    if image is not None:
-        for bad in store.quarantine() if image not in store else ():
-            if bad["image_id"] == image:
-                raise UserError(f"{labels}: {image!r} was not labelled: {bad['stage']}: {bad['message']}")
-        try:
-            found = store[image]
-        except KeyError as missing:
-            raise UserError(f"{labels}: {missing.args[0]}") from None
-        if save is not None:
-            figure = figures.labels_figure(figures.photo_of(store, image), found, store.words)
-            if lacking := figures.save_figure(figure, save):
-                terminal.warning(f"{save}: the font has no {' '.join(lacking)}; they are boxes there")
-        if as_json:
-            print_json(statistics.labels_to_json(image, found, store.words))
-        else:
-            label_tables.image_tables(image, found, store.words)
-        return
+
+def _show_statistics(store: "LabelStore", save: Path | None, as_json: bool) -> None:
+    from sea_pipeline.cli import terminal
+    from sea_pipeline.cli.tables import labels as label_tables
+    from sea_pipeline.labels import statistics
+    from sea_pipeline.report import figures
+
     with terminal.progress("counting", len(store)) as advance:
         stats = statistics.statistics(store, advance)
     if save is not None:
         figures.save_figure(figures.statistics_figure(stats), save)
     if as_json:
         print_json(stats.to_json(store.words))
-        return
-    label_tables.statistics_tables(stats, store.words)
+    else:
+        label_tables.statistics_tables(stats, store.words)
