@@ -138,3 +138,14 @@ def test_a_file_of_several_whose_name_is_not_utf8_costs_itself(here: Path, kind:
     found = read_all(list_samples("in"))
     assert found.popitem()[1] == "the name of the file is not UTF-8; rename it"
     assert list(found.values()) == [b"A"]
+
+
+def test_a_name_that_is_not_utf8_spares_one_that_is_spelt_like_its_escape(label: Label, here: Path) -> None:
+    photos = draw_folder(here / "photos", 1)
+    (photo,) = [file for file in photos.rglob("*") if file.is_file()]
+    (photos / os.fsdecode(b"x\xe9.png")).write_bytes(photo.read_bytes())
+    photo.rename(photos / r"x\xe9.png")
+    label(images=str(photos), out=here / "labels", max_bad=0.5)
+    store = open_labels(here / "labels")
+    assert list(store) == [r"x\xe9.png"]
+    assert [bad["image_id"] for bad in store.quarantine()] == [r"x\xe9.png"]
