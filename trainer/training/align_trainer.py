@@ -26,7 +26,7 @@ from trainer.model.borders import border
 from trainer.model.fsdp import whole
 from trainer.recipes.recipe import Recipe
 from trainer.training.gradient_balance import Balance, GradientRecorder
-from trainer.training.resume import ResumingTrainer
+from trainer.training.resume import AsOftenAsAsked, ResumingTrainer
 from trainer.training.schedule import check_schedule, schedule_options
 
 TrainedModel = AlignedLlava | AttachedModel
@@ -67,7 +67,7 @@ class AlignTrainer(ResumingTrainer):
             train_dataset=data,
             eval_dataset=data if evaluator else None,
             data_collator=cast("Any", data.collator(0 if pad is None else pad, recipe.seed)),
-            callbacks=callbacks,
+            callbacks=[AsOftenAsAsked(), *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True

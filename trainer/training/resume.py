@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from transformers import TrainerCallback
 
 from sea_pipeline.core.errors import UserError
 from trainer.model import checkpoints
 from trainer.model.borders import saving
 from trainer.model.fsdp import ShardingTrainer, agreed, trained, whole_state
 from trainer.training.gradient_balance import Balance
+
+
+class AsOftenAsAsked(TrainerCallback):
+    """Log, evaluate and save at the steps of the settings, where the Trainer keeps to those of a checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401 - as in Trainer
+        """Replace what the checkpoint's state says."""
+        state.compute_steps(args, state.max_steps)
 
 
 class ResumingTrainer(ShardingTrainer):

@@ -20,7 +20,7 @@ from tests.support.tiny_runs import FinishedRuns, World, logged, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
-from trainer.training.callbacks import Screen
+from trainer.training.callbacks import Screen, is_evaluation
 from trainer.training.run import train
 from trainer.training.run_folder import begin_run
 
@@ -77,6 +77,22 @@ def test_every_checkpoint_leads_to_the_same_end(
         assert weights(out) == weights(whole), f"from step {step}"
         if stage != "logged seldom":  # a line of several steps says what its own process saw
             assert values(out) == values(whole)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_saves_logs_and_evaluates_as_often_as_it_is_now_asked(
+    tiny: World, finished: FinishedRuns, tmp_path: Path
+) -> None:
+    whole = finished(tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}))
+    out = copied(whole, tmp_path / "out", 4)
+    arguments = {"save_steps": 1, "logging_steps": 2}
+    train(tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, evaluate_every=3, training_arguments=arguments), out)
+    saved = {checkpoints.step_of(path) for path in (out / "checkpoints").iterdir()}
+    assert saved == {2, 4, 5, 6, 7, 8}
+    assert [line["step"] for line in logged(out)][4:] == [6, 8]
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if is_evaluation(line)] == [0, 6, 8]
+    assert weights(out) == weights(whole)
 
 
 @pytest.mark.slow
