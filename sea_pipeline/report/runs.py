@@ -51,7 +51,7 @@ class RunInput:
         """
         if not (path / "summary.json").is_file():
             raise UserError(
-                f"{path}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
+                f"{path}: expected a finished run; found no summary.json; run the same sea-pipeline train command again"
             )
         record = read_run_file(path / "run.json", RunFile)
         summary = read_run_file(path / "summary.json", SummaryFile)

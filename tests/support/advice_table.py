@@ -155,10 +155,10 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected a run of this version; {}; restore it, or train anew",
     ],
     "tests/trainer/training/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
-        "{}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume",
+        "{}: expected a finished run; found no summary.json; run the same sea-pipeline train command again",
         (
-            "{}: this run is not finished; go on with sea-pipeline train, then export it, or name one of the "
-            "steps {} with --checkpoint"
+            "{}: this run is not finished; run the same sea-pipeline train command again, then export it, or name "
+            "one of the steps {} with --checkpoint"
         ),
     ],
     "tests/trainer/training/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
@@ -203,8 +203,8 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with": [
         (
-            "{}: trains a model of another family, which needs no export; go on with sea-pipeline train --resume, "
-            "which ends in {}"
+            "{}: trains a model of another family, which needs no export; run the same sea-pipeline train command "
+            "again, which ends in {}"
         ),
     ],
     "tests/trainer/attach/test_names.py::test_the_advice_gives_labels_by_the_datas_names": [

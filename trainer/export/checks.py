@@ -47,8 +47,8 @@ def _check_ours(settings: ExportSettings) -> None:
         model = source / "model"
         if not model.is_dir():
             raise UserError(
-                f"{source}: trains a model of another family, which needs no export; go on with sea-pipeline train "
-                f"--resume, which ends in {model}"
+                f"{source}: trains a model of another family, which needs no export; run the same sea-pipeline "
+                f"train command again, which ends in {model}"
             )
     elif not is_existing(source):
         return

@@ -55,8 +55,8 @@ def open_source(source: Path, checkpoint: int | None = None) -> RunModel:
     if last is None:
         some = ", ".join(map(str, _steps(source)))
         raise UserError(
-            f"{source}: this run is not finished; go on with sea-pipeline train, then export it, or name one of the "
-            f"steps {some} with --checkpoint"
+            f"{source}: this run is not finished; run the same sea-pipeline train command again, then export it, or "
+            f"name one of the steps {some} with --checkpoint"
         )
     return _of_folder(source / "model")
 

@@ -67,6 +67,6 @@ def read_run(run: Path, *, finished: bool = True) -> RunRecord:
         ) from error
     if finished and not (run / "summary.json").is_file():
         raise UserError(
-            f"{run}: expected a finished run; found no summary.json; go on with sea-pipeline train --resume"
+            f"{run}: expected a finished run; found no summary.json; run the same sea-pipeline train command again"
         )
     return record

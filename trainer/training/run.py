@@ -53,7 +53,7 @@ from trainer.training.existing import ExistingInputs, build_existing, existing_i
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
-from trainer.training.run_folder import METRICS, NO_RUN, SUMMARY, after_stop, begin_run, default_folder, run_fields
+from trainer.training.run_folder import METRICS, SUMMARY, after_stop, begin_run, check_begun, default_folder, run_fields
 from trainer.training.trackers import ending_trackers
 
 
@@ -95,10 +95,11 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
     finished = out is not None and (out / SUMMARY).is_file()
     args = training_arguments(recipe, Path(), finished=finished)  # a check before any work is done
     check_recipe(recipe)
-    if resume and out is not None and not (out / "run.json").is_file():
-        raise UserError(f"{out}: {NO_RUN}")
+    if resume:
+        check_begun(recipe, out)
     set_seed(recipe.seed)
-    inputs = _inputs(recipe, reporter, first=args.process_index == 0)
+    labels = not resume or out is not None  # a run whose folder is named after its labels has them
+    inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels)
     fields = run_fields(inputs, args.world_size)
     out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
@@ -346,18 +347,20 @@ def train_stages(
         UserError: see `train`.
     """
     todo = unfinished(recipes, out)
+    first = next(iter(recipes))
+    if resume:
+        check_begun(recipes[first], out and out / first)
     if len(todo) > 1:
         _check_ahead(recipes, todo, out, reporter)
     runs: dict[str, TrainRun] = {}
-    existing = isinstance(next(iter(recipes.values())).model, ExistingModel)
+    existing = isinstance(recipes[first].model, ExistingModel)
     for name, recipe in recipes.items():
         args = training_arguments(recipe, Path(), finished=name not in todo)
         if name and args.process_index == 0:
             reporter.message(f"stage {name}")
         if runs:
             recipe = _from_model(recipe, next(reversed(runs.values())).model, existing)
-        folder = out / name if out is not None and name else out
-        runs[name] = train(recipe, folder, resume=resume and not runs, reporter=reporter)
+        runs[name] = train(recipe, out and out / name, resume=resume and not runs, reporter=reporter)
     return runs
 
 

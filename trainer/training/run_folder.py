@@ -27,10 +27,10 @@ from trainer.attach.folder import ExistingFolder
 from trainer.data.inputs import Inputs
 from trainer.model import checkpoints
 from trainer.model.borders import has_lost_others, lacks_memory
-from trainer.model.digests import processing_digests, weights_digest
+from trainer.model.digests import processing_digests, start_folder, weights_digest
 from trainer.model.tensor_files import PROJECTOR
 from trainer.model.text_lens import lens_fields
-from trainer.recipes.recipe import Recipe
+from trainer.recipes.recipe import Parts, Recipe
 from trainer.targets.store import CODEC
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.argument_table import EARLIER, changes_weights
@@ -111,6 +111,19 @@ def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> P
     names = [f"{recipe.name}-{fingerprint_of(each | default_name_fields(inputs))[:8]}" for each in every]
     earlier, name = (Path("runs") / "train" / one for one in names)
     return earlier if (earlier / "run.json").is_file() else name
+
+
+def check_begun(recipe: Recipe, out: Path | None) -> None:
+    """Refuse to resume a run that cannot have begun, before anything is made for it.
+
+    Raises:
+        UserError: `out` holds no run, or without `out` the model that the run would begin with is not there.
+    """
+    if out is None and not isinstance(recipe.model, Parts):
+        return
+    begun = start_folder(recipe) if out is None else out / "run.json"
+    if not begun.exists():
+        raise UserError(f"{out or begun}: {NO_RUN}")
 
 
 def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:

@@ -46,7 +46,7 @@ def test_the_line_for_an_upload_can_be_run(tmp_path: Path) -> None:
 
 def test_an_unfinished_one_is_gone_on_with(tmp_path: Path) -> None:
     run = attached(tmp_path / "run", "llava", finished=False)
-    with refused(f"go on with sea-pipeline train --resume, which ends in {run}/model", start=f"{run}: "):
+    with refused(f"run the same sea-pipeline train command again, which ends in {run}/model", start=f"{run}: "):
         check_export(ExportSettings(source=run, out=tmp_path / "out"))
 
 

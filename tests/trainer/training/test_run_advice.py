@@ -12,7 +12,7 @@ from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model.checkpoints import TRAINED
 from trainer.model.run_record import kept_path, last_step, read_run
 from trainer.training.callbacks import Screen
-from trainer.training.run import train
+from trainer.training.run import train, train_stages
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +32,12 @@ def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: 
     shutil.rmtree(run / "model")
     exported = ("export", run, "--out", tmp_path / "exported")
     for asked, said in (
-        (("report", run, "--images", 0, "--out", tmp_path / "r.html"), "go on with sea-pipeline train --resume"),
-        (exported, "this run is not finished; go on with sea-pipeline train, then export it"),
+        (("report", run, "--images", 0, "--out", tmp_path / "r.html"), "run the same sea-pipeline train command again"),
+        (exported, "this run is not finished; run the same sea-pipeline train command again, then export it"),
     ):
         code, _, line = command(*asked)
         assert (code, said in line, line.count("\n")) == (1, True, 1)
-    with pytest.raises(UserError, match=r"found no summary\.json; go on with sea-pipeline train --resume"):
+    with pytest.raises(UserError, match=r"found no summary\.json; run the same sea-pipeline train command again"):
         read_run(run)
     train(short(tiny), run, resume=True)
     assert command("report", run, "--images", 0, "--out", tmp_path / "r.html")[0] == 0
@@ -127,6 +127,18 @@ def test_another_out_is_chosen_or_resume_left_out(tiny: World, tmp_path: Path, r
     (run / "run.json").write_text(json.dumps({"fields": []}))
     with pytest.raises(UserError, match=r"run\.json: damaged: fields: .*; restore it, or choose another --out"):
         train(short(tiny), run)
+
+
+def test_a_resume_of_nothing_makes_neither_model_nor_labels(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for change in ({"model": {"vision": "packaged", "llm": "packaged"}}, {"labels": {"path": None}}):
+        recipe = short(tiny, **change)
+        for recipes in ({"": recipe}, {"one": recipe, "two": recipe}):
+            with pytest.raises(UserError, match=r"expected a run to go on with; found none; leave out --resume"):
+                train_stages(recipes, resume=True)
+    assert not [name for name in ("models", "labels") if (tmp_path / "runs" / name).exists()]
 
 
 def test_the_same_command_goes_on_when_memory_is_free(
