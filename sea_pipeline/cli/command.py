@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -75,8 +76,32 @@ class _MadeLate(TyperCommand):
     def params(self, none_yet: object) -> None:
         """Ignore the parameters of the stub that represents the command while it is registered."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's; it has moved between versions
+        """Print the help with words broken that have no room."""
+        with _words_broken():
+            super().format_help(ctx, formatter)
+
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's; it has moved between versions
         return self._made.invoke(ctx)
+
+
+@contextmanager
+def _words_broken() -> Iterator[None]:
+    """Let tables break words that have no room. Rich cuts them, and typer has no setting for it."""
+    from rich.table import Table  # late, because only help needs it
+
+    printed = Table.__rich_console__
+
+    def broken(table: Table, *given: Any) -> Any:  # noqa: ANN401 - rich's
+        for column in table.columns:
+            column.overflow = "fold"
+        return printed(table, *given)
+
+    Table.__rich_console__ = broken  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Table.__rich_console__ = printed  # type: ignore[method-assign]
 
 
 def _stub(function: _Function) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.near_names import nearest_name
 
 
 @command
@@ -45,7 +46,7 @@ def recipes(
     if name is not None and name not in {*rows, *builtins}:
         raise UserError(
             f"{name}: expected a row of the papers or a recipe of the project; found no such name; "
-            "sea-pipeline recipes lists them"
+            f"sea-pipeline recipes lists them{nearest_name(name, [*rows, *builtins])}"
         )
     if as_json:
         shown = {own: file for own, file in builtins.items() if name in (None, own)}

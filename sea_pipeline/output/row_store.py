@@ -1,7 +1,5 @@
 """Read the rows of a finished folder by image id, for labels and for targets."""
 
-import bisect
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.near_names import nearest_name
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.verify import check_files
@@ -146,37 +145,10 @@ class RowStore:
 def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
     """Build the error for an id that is none of `ids`.
 
-    Its message counts the ids and shows the nearest one. An id that ends in the text is nearest, then one whose path
-    the text ends in, then one that contains it, and then one that is spelled like it.
+    Its message counts the ids and shows the nearest one.
     """
-    ordered, wanted = sorted(ids), str(image_id)
-    nearest = _alike(wanted.casefold(), ordered) or difflib.get_close_matches(
-        wanted, _neighbours(wanted, ordered), n=1, cutoff=0.0
-    )
-    shown = f"; the nearest is {nearest[0]!r}" if nearest else ""
-    return KeyError(f"{image_id!r} is none of the {len(ordered):,} images{shown}")
-
-
-def _alike(text: str, ids: Sequence[str]) -> list[str]:
-    """Return the id that most resembles a text in lower case as a whole, or nothing."""
-    folded = {image_id: image_id.casefold() for image_id in ids} if text else {}
-    for found in (
-        [image_id for image_id, name in folded.items() if name.endswith(text)],
-        [image_id for image_id, name in folded.items() if text.endswith(f"/{name}")],
-        [image_id for image_id, name in folded.items() if text in name],
-    ):
-        if found:
-            return [min(found, key=lambda image_id: abs(len(image_id) - len(text)))]
-    return []
-
-
-def _neighbours(text: str, ordered: list[str]) -> list[str]:
-    """Select the ids whose spelling is worth comparing: those that sort near it, and those of the same file name."""
-    name, place = text.rsplit("/", 1)[-1], bisect.bisect(ordered, text)
-    return (
-        ordered[max(0, place - 500) : place + 500]
-        + [other for other in ordered if other.rsplit("/", 1)[-1] == name][:100]
-    )
+    ordered = sorted(ids)
+    return KeyError(f"{image_id!r} is none of the {len(ordered):,} images{nearest_name(str(image_id), ordered)}")
 
 
 def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:

@@ -10,12 +10,12 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance, Reporter
-from sea_pipeline.inputs.crops import CropBox, image_and_crop
+from sea_pipeline.inputs.crops import WHOLE, CropBox, image_and_crop
 from sea_pipeline.inputs.pixels import decode_image
 from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.labels.format import label_arrays
-from sea_pipeline.labels.statistics import BIN_WIDTH, statistics
-from sea_pipeline.labels.store import LabelStore
+from sea_pipeline.labels.statistics import BIN_WIDTH, image_words, statistics
+from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.report.packing import packed, thumbnail
 
 NONE = 65_535
@@ -31,22 +31,26 @@ class _Photo(NamedTuple):
     box: CropBox
 
 
-def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, reporter: Reporter) -> dict[str, Any]:
+def labels_data(
+    store: LabelStore, limit: int | None, most: int | None, longest: int, reporter: Reporter
+) -> dict[str, Any]:
     """Collect what the report shows of labels.
 
     `photos` are objects with `id` and `src`, a data URI or null if the photo is gone. `word_ids` (photos, patches, k)
-    are positions in `words`, which holds the words that occur here, with 65,535 for none. `scores` are s * 255. The
-    numbers under `statistics` cover all images and crops, whatever is shown.
+    are positions in `words`, which holds the words that occur here, with 65,535 for none. `scores` are hundredths + 1,
+    with 0 for no word. `best` has the words of each photo with the highest score sums, as positions. `total` counts
+    the photos without their crops. The numbers under `statistics` cover all images and crops, whatever is shown.
 
     Args:
         store: finished labels.
         limit: the number of photos, the first ones; None for all. Crops are never shown.
-        most: k, the most words of a patch.
+        most: k, the most words of a patch; None for all.
         longest: the longer side of a thumbnail, in pixels.
         reporter: shows the progress of the photos.
     """
-    photos, word_ids, scores = _rows(store, limit, min(most, store.top_n))
-    if len(photos) == limit and (every := _count(store)) > limit:
+    photos, word_ids, scores = _rows(store, limit, min(most or store.top_n, store.top_n))
+    every = _count(store)
+    if len(photos) == limit and every > limit:
         reporter.message(
             f"{store.path}: the report shows the first {limit:,} of {every:,} photos; --limit shows another number"
         )
@@ -60,8 +64,11 @@ def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, r
         "photos": _with_pictures(store, photos, longest, reporter),
         "words": [store.words[word] for word in used[shift:]],
         "word_ids": packed(local, "u16"),
-        "scores": packed((scores.clip(0, 1) * 255).round(), "u8"),
-        "total": len(store),
+        "scores": packed(_hundredths(word_ids, scores), "u8"),
+        "best": [
+            [int(np.searchsorted(used, word)) - shift for word in best] for best in _best(store, word_ids, scores)
+        ],
+        "total": every,
         "statistics": _statistics(store),
         "quarantine": [
             {"id": bad["image_id"], "stage": bad["stage"], "reason": bad["message"]}
@@ -72,6 +79,18 @@ def labels_data(store: LabelStore, limit: int | None, most: int, longest: int, r
         "fingerprint": store.fingerprint,
         "image_root": str(store.image_root),
     }
+
+
+def _hundredths(word_ids: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return scores as hundredths + 1, rounded exactly, because stored scores are float16. 0 means no word."""
+    return np.where(word_ids < 0, np.float32(0), (scores.clip(0, 1) * 100).round() + 1)
+
+
+def _best(
+    store: LabelStore, word_ids: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]
+) -> Iterator[Iterator[int]]:
+    for of_photo in zip(word_ids, scores, strict=True):
+        yield (word for word, _ in image_words(Labels(*of_photo, store.grid, WHOLE)))
 
 
 def _count(store: LabelStore) -> int:

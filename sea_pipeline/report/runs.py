@@ -180,7 +180,7 @@ def _views(views: dict[str, Any], shown: _Shown) -> dict[str, Any]:
 
 def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {
-        name: image[name] for name in ("grid", "labels", "describing", "generated") if name in image
+        name: image[name] for name in ("grid", "box", "labels", "describing", "generated") if name in image
     }
     for moment in ("before", "after"):
         if moment in image:

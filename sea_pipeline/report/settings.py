@@ -22,10 +22,10 @@ class ReportSettings(Settings):
     """The number of photos that the model of each run looks at, held-out ones if there are any. 0: show only earlier
     results."""
     limit: Annotated[int, Field(ge=1)] | None = MOST_PHOTOS
-    """Show only the first N photos of the labels. Each takes about 20 kB of the file, and browsers open files of up to
+    """Show only the first N photos of the labels. Each takes 20 to 40 kB of the file, and browsers open files of up to
     some 500 MB."""
-    words: Annotated[int, Field(ge=1, le=100)] = 5
-    """The largest number of words per patch in the report."""
+    words: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Show only this many words of each patch, the best ones. Default: all."""
     thumbnail: Annotated[int, Field(ge=32, le=2048)] = 320
     """The longer side of a photo in the report, in pixels."""
     device: Device = "auto"

@@ -41,6 +41,15 @@ def test_help_ends_in_an_example_that_parses(name: str) -> None:
     COMMANDS[name].make_context(name, arguments)
 
 
+@pytest.mark.slow
+def test_a_narrow_terminal_cuts_nothing_from_help(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for name in COMMANDS:
+        shown = command(name, "--help")[1]
+        assert max(map(len, shown.splitlines())) == 60
+        assert "…" not in re.sub("s3://…|RUN…|, …", "", shown), "dots that no text has"
+
+
 def example(name: str) -> list[str]:
     """The command line that a command's help ends in."""
     (found,) = re.findall(r"^ *Example: (.+(?:\n.+)*)", COMMANDS[name].help, re.MULTILINE)

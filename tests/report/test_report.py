@@ -16,6 +16,7 @@ from PIL import Image
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.inputs.crops import WHOLE
+from sea_pipeline.labels.statistics import image_words
 from sea_pipeline.labels.store import Labels, LabelStore, open_labels
 from sea_pipeline.report.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
 from sea_pipeline.report.labels import NONE, labels_data
@@ -48,16 +49,24 @@ def store(label: Label, tmp_path: Path) -> LabelStore:
     return open_labels(label(images=str(draw_folder(tmp_path / "photos", 5))).ledger.root)
 
 
-def test_word_ids_and_scores_are_those_of_the_store(store: LabelStore) -> None:
-    data = labels_data(store, None, 2, 64, SILENT)
+@pytest.mark.parametrize("most", [2, None])
+def test_words_and_scores_are_those_of_the_store(store: LabelStore, most: int | None) -> None:
+    """All words of a patch, or the best ones; scores with the two digits that the page shows."""
+    data = labels_data(store, None, most, 64, SILENT)
+    kept = most or store.top_n
+    assert data["kept"] == kept
     assert [photo["id"] for photo in data["photos"]] == store.ids
-    ids = unpack(data["word_ids"]).reshape(5, 12, 2)
-    scores = unpack(data["scores"]).reshape(5, 12, 2) / 255
+    ids = unpack(data["word_ids"]).reshape(5, 12, kept)
+    marks = unpack(data["scores"]).reshape(5, 12, kept)
     for photo, image_id in enumerate(store.ids):
         wanted = store[image_id]
         words = [[data["words"][place] if place != NONE else None for place in patch] for patch in ids[photo].tolist()]
-        assert words == [[store.words[word] if word >= 0 else None for word in row[:2]] for row in wanted.word_ids]
-        np.testing.assert_allclose(scores[photo], wanted.scores[:, :2], atol=0.5 / 255 + 1e-6)
+        assert words == [[store.words[word] if word >= 0 else None for word in row[:kept]] for row in wanted.word_ids]
+        for word, mark, score in zip(ids[photo].flat, marks[photo].flat, wanted.scores[:, :kept].flat, strict=True):
+            assert f"{(mark - 1) / 100:.2f}" == (f"{score:.2f}" if word != NONE else "-0.01")
+        if most is None:
+            best = [store.words[word] for word, _ in image_words(wanted)]
+            assert [data["words"][place] for place in data["best"][photo]] == best
     assert data["statistics"]["images"] == 5
     assert sum(data["statistics"]["mean_histogram"]["counts"]) == len(store.words)
 
@@ -95,7 +104,7 @@ def test_crops_are_no_photos(label: Label, tmp_path: Path) -> None:
     store = open_labels(label(images=str(draw_folder(tmp_path / "photos", 3)), crops=2).ledger.root)
     data = labels_data(store, None, 5, 64, SILENT)
     assert len(data["photos"]) == 3
-    assert data["total"] == 9
+    assert (data["total"], data["statistics"]["images"]) == (3, 9)
     assert not any("#crop" in photo["id"] for photo in data["photos"])
 
 

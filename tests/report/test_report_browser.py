@@ -49,7 +49,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw(photos / "most.png", [["red"] * 4, ["red"] * 4, *grey[2:]], size=(48, 48))
     draw(photos / "none.png", grey, size=(48, 48))
     draw(photos / "gone.png", grey, size=(48, 48))
-    draw(photos / f"{EVIL.replace('/', '|')}.png", grey, size=(48, 48))
+    draw(photos / f"{EVIL.replace('/', '|')}{'x' * 150}.png", grey, size=(48, 48))
     words = root / "words.txt"
     words.write_text("\n".join([*COLOURS, EVIL, QUOTED]))
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             views["images"][0]["labels"][0] = [0]
         (root / name / "views.json").write_text(json.dumps(views))
     runs = opened_runs([root / "baseline", root / "sea"])
-    settings = ReportSettings(out=root / "report.html", words=10)
+    settings = ReportSettings(out=root / "report.html")
     write_report(open_labels(root / "labels"), runs, settings, reporter=SILENT)
     return root / "report.html"
 
@@ -131,8 +131,13 @@ def test_a_word_finds_its_photos_the_strongest_first(opened: Page) -> None:
     canvas = opened.locator("#gallery canvas").first
     pixels = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, 4, 3).data].filter((_, i) => i % 4 === 3)")
     assert all(pixels[:8])
-    search(opened, "no such word")
-    assert tiles(opened) == []
+    for text, said in (("no such word", "."), ("rown", "; the box lists words that contain it.")):
+        search(opened, text)
+        assert tiles(opened) == []
+        expect(opened.locator("#found")).to_have_text(f"{text} is not among the words of any patch here{said}")
+        assert opened.get_by_role("listbox").is_visible() == (len(said) > 1)
+    search(opened, "RED")
+    assert tiles(opened)[:2] == ["most.png", "some.png"]
     opened.get_by_role("combobox").press("Escape")
     assert len(tiles(opened)) == 5
     opened.get_by_label("Photo id contains").fill("OS")
@@ -154,6 +159,12 @@ def test_the_box_offers_words_that_occur(opened: Page) -> None:
 def test_keys_alone_reach_everything(opened: Page) -> None:
     opened.keyboard.press("Tab")
     assert opened.evaluate("document.activeElement.className") == "skip"
+    opened.get_by_role("link", name="Words").click()
+    opened.locator(".skip").focus()
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("document.activeElement.id") == "main"
+    expect(opened.get_by_role("heading", level=1)).to_have_text("What the words are like")
+    opened.get_by_role("link", name="Photos").click()
     opened.get_by_role("button", name="some.png").focus()
     opened.keyboard.press("Enter")
     expect(opened.locator("dialog")).to_be_visible()
@@ -261,9 +272,22 @@ def test_a_phone_needs_no_sideways_scrolling(opened: Page) -> None:
     opened.get_by_role("button", name="most.png").tap()
     opened.locator("dialog .cell").first.tap()
     expect(opened.locator("dialog .inspector")).to_contain_text("red")
-    assert not opened.evaluate(
-        "document.querySelector('dialog').scrollWidth > document.querySelector('dialog').clientWidth"
-    )
+    dialog = "document.querySelector('dialog')"
+    assert not opened.evaluate(f"{dialog}.scrollWidth > {dialog}.clientWidth")
+    opened.keyboard.press("Escape")
+    opened.get_by_role("button", name="xxx").tap()
+    title = opened.locator("#viewer-title")
+    assert "xxx" in str(title.get_attribute("title"))
+    assert title.evaluate("title => title.offsetHeight") < 70, "two lines"
+    assert not opened.evaluate(f"{dialog}.scrollWidth > {dialog}.clientWidth")
+
+
+@pytest.mark.parametrize("opened", [{"viewport": {"width": 200, "height": 100}}], indirect=True)
+def test_what_was_not_scrolled_to_is_printed_too(opened: Page) -> None:
+    pictures = opened.locator("#gallery .frame > *")
+    assert pictures.count() < 5
+    opened.pdf()
+    expect(pictures).to_have_count(5)
 
 
 @pytest.mark.parametrize("opened", [{"color_scheme": "dark"}], indirect=True)
@@ -291,6 +315,16 @@ def test_a_run_without_views_says_why_and_shows_its_curves(browser: Browser, tmp
         expect(page.get_by_role("img")).to_have_attribute("aria-label", "loss: run from 3 to 1")
 
 
+def test_a_report_of_the_best_words_alone_says_so(browser: Browser, file: Path) -> None:
+    settings = ReportSettings(out=file.parent / "best.html", words=1)
+    write_report(open_labels(file.parent / "labels"), [], settings, reporter=SILENT)
+    with shown(browser, settings.out) as page:
+        search(page, "black")
+        expect(page.locator("#found")).to_have_text("black is not among the 1 best word of any patch here.")
+        search(page, "red")
+        expect(page.locator("#found")).to_contain_text("photos, among their 1 best word, the strongest first")
+
+
 def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path) -> None:
     """One photo through two processors is one entry of the strip, and another photo of its name is a second entry."""
     for folder, colour in (("a", "red"), ("b", "blue")):
@@ -299,7 +333,7 @@ def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path)
     boxes = {"square": ("a", [0.2, 0, 0.8, 1]), "pad": ("a", [0, -0.25, 1, 1.25]), "other": ("b", [0, 0, 1, 1])}
     for name, (folder, box) in boxes.items():
         views = planted_views(tmp_path / folder)
-        views["images"][0]["box"] = box
+        views["images"][0] |= {"box": box, "grid": [1, 6] if name == "pad" else [2, 3]}
         run_folder(tmp_path / name, views=views)
     runs = opened_runs([tmp_path / name for name in ("square", "pad", "other")])
     write_report(None, runs, ReportSettings(out=tmp_path / "report.html"), reporter=SILENT)
@@ -309,7 +343,17 @@ def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path)
         first, second = panels.locator("img").evaluate_all("images => images.map((image) => image.src)")
         assert first != second
         expect(panels.nth(2).locator(".notice")).to_have_text("This run did not look at this photo.")
+        marked = "panels => panels.map((panel) => [...panel.querySelectorAll('.cell')].map((cell) => cell.className))"
+        for patch, other in ((0, None), (1, 3), (2, 4), (5, None)):  # of the padded grid, and of the square one
+            panels.nth(1).locator(".cell").nth(patch).hover()
+            cells = page.locator("#panels .panel").evaluate_all(marked)
+            chosen = [[place for place, name in enumerate(grid) if "chosen" in name] for grid in cells[:2]]
+            assert chosen == [[] if other is None else [other], [patch]]
+            said = "It does not see this place." if other is None else f"square: row 2, column {other - 2}"
+            expect(page.locator("#patch")).to_contain_text(said)
         page.get_by_title("one.png (2)").click()
+        expect(page.locator("#patch h3")).to_have_text("Point at a patch")
+        expect(page.locator(".cell.chosen")).to_have_count(0)
         expect(panels.locator("img")).to_have_count(1)
         assert panels.locator("img").get_attribute("src") not in (first, second)
         page.get_by_role("link", name="Texts").click()

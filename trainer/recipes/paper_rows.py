@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.near_names import nearest_name
 from sea_pipeline.core.settings import Strict
 from trainer.recipes.files import read_recipes
-from trainer.recipes.names import PAPERS, builtin_recipes, papers_file
+from trainer.recipes.names import PAPERS, builtin_recipes, papers_file, recipe_names
 from trainer.recipes.recipe import Recipe
 
 _FAST = ("--precision", "bfloat16", "--workers", "8")
@@ -139,7 +140,10 @@ def named_recipes(spec: str, overrides: Sequence[str] = ()) -> dict[str, Recipe]
         return row.recipes(overrides)
     if file := builtin_recipes().get(spec):
         return read_recipes(file, overrides)
-    raise UserError(f"{spec}: expected a recipe's .yaml file or a name that sea-pipeline recipes lists; found none")
+    raise UserError(
+        f"{spec}: expected a recipe's .yaml file or a name that sea-pipeline recipes lists; found none"
+        f"{nearest_name(spec, recipe_names())}"
+    )
 
 
 def _paper_row(name: str, row: _Row, table: _Table, paper: str, parts: _Parts) -> PaperRow:

@@ -73,7 +73,7 @@ function heatColour(strength) {
 function bars(entries, highest, chosen) {
   return el("ul", { class: "bars" }, ...entries.map(({ word, score }) => {
     const fill = el("span", { class: "fill" });
-    fill.style.width = `${Math.max(2, (100 * score) / highest)}%`;
+    fill.style.width = `${Math.max(2, (100 * score) / (highest || 1))}%`;
     const name = chosen ? el("button", { type: "button", class: "link", click: () => chosen(word) }, word) : el("span", null, word);
     return el("li", null, name, el("span", { class: "rail", "aria-hidden": "true" }, fill), el("output", null, score.toFixed(2)));
   }));

@@ -39,9 +39,10 @@ class PatchGrid {
     this.cells[within(to[0], this.rows) * this.columns + within(to[1], this.columns)].focus();
   }
 
-  // Marks a patch, here or from another grid of the same photo.
+  // Marks a patch, here or from another grid of the same photo; null marks none.
   choose(patch) {
     this.cells[this.patch].classList.remove("chosen");
+    if (patch === null) return;
     this.cells[this.patch].tabIndex = -1;
     this.patch = patch;
     this.cells[patch].classList.add("chosen");

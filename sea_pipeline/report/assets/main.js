@@ -42,6 +42,10 @@ function labelPages(labels) {
 }
 
 theme();
+document.querySelector(".skip").addEventListener("click", (event) => { // the address names the page
+  event.preventDefault();
+  byId("main").focus();
+});
 document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|TEXTAREA)$/.test(document.activeElement?.tagName ?? "") && document.activeElement.type !== "range";
   if (event.key !== "/" || typing || !data.labels || document.querySelector("dialog[open]")) return;

@@ -37,7 +37,7 @@ function gallery(labels, openPhoto) {
   function update(newWord, idPart) {
     word = labels.places.has(newWord) ? newWord : "";
     const fits = (tile) => tile.id.toLowerCase().includes(idPart.toLowerCase());
-    if (newWord && !word) return show([], [el("b", null, newWord), " is none of the words here; the list below the box shows which are."]);
+    if (newWord && !word) return show([], [el("b", null, newWord), ` is not among the ${labels.which} of any patch here${labels.like(newWord, 1).length ? "; the box lists words that contain it" : ""}.`]);
     if (!word) {
       for (const tile of tiles) tile.note.textContent = tile.id;
       const shown = tiles.filter(fits);
@@ -48,17 +48,18 @@ function gallery(labels, openPhoto) {
     const hits = labels.search(word).filter(({ photo }) => fits(tiles[photo]));
     const patches = hits.reduce((sum, hit) => sum + hit.patches, 0);
     for (const { photo, patches: here } of hits) tiles[photo].note.textContent = `${plural(here, "patch", "patches")} · ${tiles[photo].id}`;
-    show(hits.map(({ photo }) => tiles[photo]), [el("b", null, word), ` lands on ${plural(patches, "patch", "patches")} of ${plural(hits.length, "photo")}, the strongest first. Bright patches have the highest scores.`]);
+    show(hits.map(({ photo }) => tiles[photo]), [el("b", null, word), ` lands on ${plural(patches, "patch", "patches")} of ${plural(hits.length, "photo")}${labels.which === "words" ? "" : `, among their ${labels.which}`}, the strongest first. Bright patches have the highest scores.`]);
   }
+  addEventListener("beforeprint", () => [...list.children].forEach((node) => fill(tiles[Number(node.dataset.photo)])));
   return update;
 }
 
 function heatCanvas(labels, photo, word, strength) {
   const canvas = el("canvas", { width: labels.columns, height: labels.rows, "aria-hidden": "true" });
-  const pen = canvas.getContext("2d"), scores = labels.map(photo, word);
-  scores.forEach((score, patch) => {
-    if (!score) return;
-    pen.fillStyle = heatColour(strength(score));
+  const pen = canvas.getContext("2d"), marks = labels.map(photo, word);
+  marks.forEach((mark, patch) => {
+    if (!mark) return;
+    pen.fillStyle = heatColour(strength(mark));
     pen.fillRect(patch % labels.columns, Math.floor(patch / labels.columns), 1, 1);
   });
   return canvas;
@@ -74,16 +75,16 @@ function viewer(labels, search) {
     const words = labels.patch(photo, patch);
     const place = el("h3", null, `Patch in row ${Math.floor(patch / labels.columns) + 1}, column ${(patch % labels.columns) + 1}`);
     if (!words.length) return side.replaceChildren(place, el("p", null, "No word has a similarity of 0 or more here."));
-    side.replaceChildren(place, el("p", null, "Its words and their scores; press one to find it in all photos."),
+    side.replaceChildren(place, el("p", null, `Its ${labels.which} and their scores; press one to find it in all photos.`),
       bars(words, Math.max(...words.map(({ score }) => score)), (each) => { dialog.close(); search(each); }));
   }
   function paint() {
-    const scores = word ? labels.map(photo, word) : null;
+    const marks = word ? labels.map(photo, word) : null;
     const strength = word ? labels.range(word) : null;
     grid.paint(word ? "heat" : wordsShown ? "worded" : "", (patch) => {
       const [first] = labels.patch(photo, patch);
       const label = first ? `${first.word} ${first.score.toFixed(2)}` : "no word";
-      if (scores) return { strength: strength(scores[patch]), label: scores[patch] ? `${word} ${scores[patch].toFixed(2)}` : label };
+      if (marks) return { strength: strength(marks[patch]), label: marks[patch] ? `${word} ${hundredths(marks[patch]).toFixed(2)}` : label };
       return { text: wordsShown && first ? first.word : "", label };
     });
   }
@@ -92,7 +93,7 @@ function viewer(labels, search) {
     word = withWord;
     const { id, src } = labels.photos[photo];
     grid = new PatchGrid({ rows: labels.rows, columns: labels.columns, src, name: id, label: `Patches of ${id}`, chosen: patchChosen });
-    const words = labels.best(photo);
+    const words = labels.best[photo].map((id) => labels.words[id]);
     const chips = [...new Set([...(word ? [word] : []), ...words])].map((each) => el("button", { type: "button", "aria-pressed": String(each === word), click: (event) => {
       word = word === each ? "" : each;
       for (const chip of event.target.parentNode.children) chip.setAttribute("aria-pressed", String(chip.textContent === word));
@@ -106,7 +107,7 @@ function viewer(labels, search) {
     } }, "Words in the patches");
     side.replaceChildren(el("h3", null, "Point at a patch"), el("p", null, "or reach it by tab and arrow keys, to see its words."));
     dialog.replaceChildren(
-      el("div", { class: "bar" }, el("h2", { id: "viewer-title" }, id),
+      el("div", { class: "bar" }, el("h2", { id: "viewer-title", title: id }, id),
         el("button", { type: "button", "aria-label": "Photo before", click: () => step(-1) }, "←"),
         el("button", { type: "button", "aria-label": "Next photo", click: () => step(1) }, "→"),
         el("button", { type: "button", "aria-label": "Close", click: () => dialog.close() }, "✕")),

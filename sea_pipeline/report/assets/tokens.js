@@ -24,6 +24,21 @@ class TokenView {
     this.depth = this.layers ? this.layers.length / this.size - 1 : 0;
   }
 
+  // The centre of a patch in the photo, by which views of other grids and other parts of it find theirs.
+  spot(patch) {
+    const [x0, y0, x1, y1] = this.image.box;
+    return [x0 + ((patch % this.columns + 0.5) / this.columns) * (x1 - x0), y0 + ((Math.floor(patch / this.columns) + 0.5) / this.rows) * (y1 - y0)];
+  }
+
+  // The patch at a spot, null if the run does not see it. Of a centre on the edge of finer patches it is the later one.
+  at([x, y]) {
+    const [x0, y0, x1, y1] = this.image.box;
+    const row = Math.floor(((y - y0) / (y1 - y0)) * this.rows + 1e-6), column = Math.floor(((x - x0) / (x1 - x0)) * this.columns + 1e-6);
+    return row >= 0 && row < this.rows && column >= 0 && column < this.columns ? row * this.columns + column : null;
+  }
+
+  where(patch) { return `row ${Math.floor(patch / this.columns) + 1}, column ${(patch % this.columns) + 1}`; }
+
   text(id) { return readable(this.views.texts[id]); }
 
   labels(patch) { return this.image.labels?.[patch] ?? null; }
@@ -97,18 +112,21 @@ function tokensPage(runs) {
   }
   const seen = runs.list.filter(({ views }) => views && !views.held_out).map(({ name }) => name);
   if (seen.length) byId("panels").parentNode.before(el("p", { class: "notice" }, `Photos that were trained on, as the recipe holds none out: ${seen.join(", ")}.`));
-  const state = { image: names[0], mode: "after", layer: 0, patch: null, hidden: new Set() };
+  const state = { image: names[0], mode: "after", layer: 0, spot: null, hidden: new Set() };
   let views = [], drawn = [];
 
-  function chosen(patch) {
-    state.patch = patch;
-    for (const { grid } of drawn) grid.choose(patch);
-    const { columns } = views[0];
-    const labelled = views.find((view) => view.labels(patch));
-    const words = labelled?.labels(patch).map((id) => labelled.views.texts[id]) ?? [];
-    side.replaceChildren(el("h3", null, `Patch in row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`),
-      labelled ? el("p", null, words.length ? `Its labels: ${words.join(", ")}` : "It has no label.") : null,
-      ...views.flatMap((view) => [el("h3", null, view.run.name), view.details(patch, state.layer)]));
+  function chosen(spot) {
+    state.spot = spot;
+    for (const { view, grid } of drawn) grid.choose(view.at(spot));
+    const patches = views.map((view) => ({ view, patch: view.at(spot) })), seeing = patches.filter(({ patch }) => patch !== null);
+    const places = new Set(seeing.map(({ view, patch }) => view.where(patch)));
+    const labelled = seeing.find(({ view, patch }) => view.labels(patch));
+    const words = labelled?.view.labels(labelled.patch).map((id) => labelled.view.views.texts[id]) ?? [];
+    side.replaceChildren(
+      el("h3", null, places.size === 1 ? `Patch in ${[...places][0]}` : "A place in the photo"),
+      labelled ? el("p", null, words.length ? `Its labels: ${words.join(", ")}` : "It has no label.") : "",
+      ...patches.flatMap(({ view, patch }) => [el("h3", null, view.run.name + (patch === null || places.size === 1 ? "" : `: ${view.where(patch)}`)),
+        patch === null ? el("p", null, "It does not see this place.") : view.details(patch, state.layer)]));
   }
 
   function repaint() {
@@ -116,7 +134,7 @@ function tokensPage(runs) {
       grid.paint(mode === "attention" ? "heat" : "worded", (patch) => view.cell(mode, state.layer, patch));
       caption.textContent = view.caption(mode, state.layer);
     }
-    if (state.patch !== null && views.length) chosen(state.patch);
+    if (state.spot) chosen(state.spot);
   }
 
   function panel(run, mode, title) {
@@ -126,7 +144,7 @@ function tokensPage(runs) {
       const why = view?.views.notes?.[MODES[mode].of] ?? run.note;
       return el("div", { class: "panel" }, head, el("p", { class: "notice" }, why || "This run did not look at this photo."));
     }
-    const grid = new PatchGrid({ rows: view.rows, columns: view.columns, src: runs.pictures[view.image.picture], name: state.image, label: `${title}: ${state.image}`, chosen });
+    const grid = new PatchGrid({ rows: view.rows, columns: view.columns, src: runs.pictures[view.image.picture], name: state.image, label: `${title}: ${state.image}`, chosen: (patch) => chosen(view.spot(patch)) });
     drawn.push({ view, mode, grid, caption });
     const start = mode === "before" && run.start ? el("p", { class: "found" }, `It began with ${run.start}: what was learnt before is in there.`) : null;
     return el("div", { class: "panel" }, head, grid.node, start);
@@ -142,7 +160,7 @@ function tokensPage(runs) {
       ? ["before", "after"].map((mode) => panel(shown[0], mode, `${shown[0].name}, ${mode}`))
       : shown.map((run) => panel(run, state.mode, run.name))));
     byId("meaning").textContent = MODES[state.mode].meaning;
-    side.replaceChildren(el("h3", null, "Point at a patch"), el("p", null, "or reach it by tab and arrow keys. The same patch is marked in every grid."));
+    side.replaceChildren(el("h3", null, "Point at a patch"), el("p", null, "or reach it by tab and arrow keys. The same place is marked in every grid."));
     repaint();
   }
 
@@ -169,7 +187,7 @@ function tokensPage(runs) {
   choices(modeButtons, modes.map((mode) => ({ name: MODES[mode].name })),
     Math.max(0, modes.indexOf("after")), (place) => { state.mode = modes[place]; layers.hidden = state.mode !== "layers"; if (ready) rebuild(); });
   choices(byId("strip"), names.map((name) => ({ name, title: name, content: el("span", { class: "frame" }, picture(runs.pictures[runs.photos[name].picture], name)) })), 0,
-    (place) => { state.image = names[place]; if (ready) rebuild(); });
+    (place) => { state.image = names[place]; state.spot = null; if (ready) rebuild(); });
   ready = true;
   rebuild();
 

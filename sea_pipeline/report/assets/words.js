@@ -1,5 +1,8 @@
 // The words of the labels: where each lands, the box that finds one, Figure 6, settings and quarantine.
 
+// The score of a mark: 1 and up are hundredths from 0, and 0 is no word.
+const hundredths = (mark) => (mark - 1) / 100;
+
 class Labels {
   constructor(given) {
     Object.assign(this, given);
@@ -8,6 +11,7 @@ class Labels {
     [this.rows, this.columns] = given.grid;
     this.patches = this.rows * this.columns;
     this.size = this.patches * this.kept;
+    this.which = this.kept < given.settings.top_n ? plural(this.kept, "best word") : "words";
     this.places = new Map(given.words.map((word, place) => [word, place]));
     this.uses = new Uint32Array(given.words.length);
     for (const id of this.ids) if (id !== 65535) this.uses[id]++;
@@ -18,28 +22,28 @@ class Labels {
     const start = photo * this.size + patch * this.kept;
     const found = [];
     for (let place = start; place < start + this.kept; place++) {
-      if (this.ids[place] !== 65535) found.push({ word: this.words[this.ids[place]], score: this.marks[place] / 255 });
+      if (this.ids[place] !== 65535) found.push({ word: this.words[this.ids[place]], score: hundredths(this.marks[place]) });
     }
     return found;
   }
 
-  // Score of a word at each patch of a photo, 0 where it is none of its words.
+  // Mark of a word at each patch of a photo, 0 where it is none of its words.
   map(photo, word) {
-    const id = this.places.get(word), scores = new Float32Array(this.patches), start = photo * this.size;
+    const id = this.places.get(word), marks = new Uint8Array(this.patches), start = photo * this.size;
     for (let place = 0; place < this.size; place++) {
-      if (this.ids[start + place] === id) scores[Math.floor(place / this.kept)] = this.marks[start + place] / 255;
+      if (this.ids[start + place] === id) marks[Math.floor(place / this.kept)] = this.marks[start + place];
     }
-    return scores;
+    return marks;
   }
 
-  // The lowest and highest score of a word anywhere, between which its heat maps go from dark to bright.
+  // The lowest and highest mark of a word anywhere, between which its heat maps go from dark to bright.
   range(word) {
     const id = this.places.get(word);
     let [low, high] = [255, 0];
     for (let place = 0; place < this.ids.length; place++) {
       if (this.ids[place] === id) { low = Math.min(low, this.marks[place]); high = Math.max(high, this.marks[place]); }
     }
-    return (score) => (score ? 0.12 + 0.88 * (high > low ? (score * 255 - low) / (high - low) : 1) : 0);
+    return (mark) => (mark ? 0.12 + 0.88 * (high > low ? (mark - low) / (high - low) : 1) : 0);
   }
 
   // Photos with a word: {photo, strength, patches}, the highest sum of scores first; of equal ones as in the gallery.
@@ -48,20 +52,17 @@ class Labels {
     for (let photo = 0; photo < this.photos.length; photo++) {
       let strength = 0, patches = 0;
       for (let place = photo * this.size, end = place + this.size; place < end; place++) {
-        if (this.ids[place] === id) { strength += this.marks[place]; patches++; }
+        if (this.ids[place] === id) { strength += hundredths(this.marks[place]); patches++; }
       }
-      if (patches) found.push({ photo, strength: strength / 255, patches });
+      if (patches) found.push({ photo, strength, patches });
     }
     return found.sort((a, b) => b.strength - a.strength || a.photo - b.photo);
   }
 
-  // The words of a photo by the sum of their scores.
-  best(photo, most = 8) {
-    const sums = new Map();
-    for (let place = photo * this.size, end = place + this.size; place < end; place++) {
-      if (this.ids[place] !== 65535) sums.set(this.ids[place], (sums.get(this.ids[place]) ?? 0) + this.marks[place]);
-    }
-    return [...sums].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, most).map(([id]) => this.words[id]);
+  // The word that is a text but for case.
+  same(text) {
+    const wanted = text.toLowerCase();
+    return this.places.has(text) ? text : this.words.find((word) => word.toLowerCase() === wanted);
   }
 
   // Words that begin with a text, then words that hold it; the most used first.
@@ -112,7 +113,9 @@ function wordBox(labels, search) {
       if (list.hidden) return open(true);
       mark((at + (event.key === "ArrowDown" ? 1 : -1) + total + (at < 0 && event.key === "ArrowUp" ? 1 : 0)) % total);
     } else if (event.key === "Enter") {
-      take(at >= 0 ? options()[at].dataset.word : input.value.trim());
+      const text = input.value.trim(), word = at >= 0 ? options()[at].dataset.word : labels.same(text);
+      if (word || !text) take(word ?? "");
+      else search(text);
     } else if (event.key === "Escape") {
       event.preventDefault();
       if (list.hidden) take("");
@@ -129,7 +132,7 @@ function fact(value, text) {
 function wordsPage(labels, search) {
   const stats = labels.statistics, patches = Math.max(1, stats.patches);
   byId("facts").append(
-    fact(count(stats.images), `images of ${labels.rows} × ${labels.columns} patches`),
+    fact(count(stats.images), `images${labels.settings.crops ? " and crops" : ""} of ${labels.rows} × ${labels.columns} patches`),
     fact((stats.labels / patches).toFixed(1), "words a patch, of at most " + labels.settings.top_n),
     fact(percent(stats.labelled_patches / patches, 1), "of patches have a word"),
     fact(percent(stats.share_used, 1), `of ${count(stats.words)} words in use (the paper: 61.2 %)`),

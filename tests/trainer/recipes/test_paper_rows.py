@@ -15,6 +15,7 @@ from sea_pipeline.cli import terminal
 from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
 from tests.support.paths import ROOT
+from tests.support.refused import refuses
 from trainer.recipes.files import read_recipes
 from trainer.recipes.names import builtin_recipes, recipe_names
 from trainer.recipes.paper_rows import named_recipes, paper_rows
@@ -238,6 +239,7 @@ def test_the_command_lists_rows_and_shows_one(command: Any, monkeypatch: pytest.
     for part in ("VQAv2 76.6", "6 to 10 hours on 8 x H800", "not run by us", "recipes sea-llava-1.5-7b says"):
         assert part in shown
     assert "drawn" in command("recipes", "basic-figure6-k4")[1]
-    code, _, told = command("recipes", "sea-table2-gemma")
-    assert (code, told.count("\n")) == (1, 1)
-    assert "sea-table2-gemma: expected a row of the papers" in told
+    for wrong, nearest in (("sea-table2-gemma", "sea-table2-gemma-2b"), ("dmeo", "demo")):
+        for program, expected in (("recipes", "a row of the papers"), ("train", "a recipe's .yaml file or a name")):
+            said = refuses(command, f"{wrong}: expected {expected}", program, wrong)
+            assert said.endswith(f"; the nearest is {nearest!r}\n")
