@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.encoders.base import Preprocess
+from sea_pipeline.encoders.weight_forms import other_form_of_file, other_form_of_folder
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 
 _LOG = logging.getLogger(__name__)
@@ -176,6 +177,8 @@ def _listed_model(model: str, option: str) -> ModelSource:
             f"{option}: expected {arch}/ and then a tag of open_clip or a file of weights; found "
             f"{pretrained or 'nothing'}{_suggestions(pretrained, open_clip.list_pretrained_tags_by_model(arch))}"
         )
+    if problem := other_form_of_file(file):
+        raise UserError(f"{option}: {problem}")
     if doubt := _doubt(arch):
         _warn_once(f"{option}: {doubt}")
     return ModelSource(option, f"{arch}/{file}", arch, *_of_file(arch), lambda: file)
@@ -249,10 +252,14 @@ def _doubt(arch: str) -> str | None:
 
 def _folder_model(folder: Path, option: str) -> ModelSource:
     find = require("open_clip.factory", "clip")._find_checkpoint_in_dir
+    if not (folder / _CONFIG).exists() and (problem := other_form_of_folder(folder)):
+        raise UserError(f"{option}: {problem}")
     config, pixels = _read_config(folder / _CONFIG, option)
     weights = find(folder)
     if weights is None:
         raise UserError(f"{option}: expected a .safetensors, .bin or .pth file in {folder}; found none")
+    if problem := other_form_of_file(Path(weights)):
+        raise UserError(f"{option}: {problem}")
     return ModelSource(option, str(folder), f"local-dir:{folder}", config, pixels, lambda: Path(weights), folder)
 
 

@@ -53,7 +53,8 @@ def repetitions(words: Sequence[str], embeddings: torch.Tensor) -> str | None:
         return None
     one, other = words[int(later[0])], words[int(earlier[0])]
     found = (
-        f"{len(later):,} of {len(words):,} words have the embedding of an earlier word: {one!r} has that of {other!r}; "
+        f"{len(later):,} of {len(words):,} words have the embedding of an earlier word: {one!r:.80} has that of "
+        f"{other!r:.80}; "
     )
     kinds, differing = len(words) - len(later), len({word.casefold() for word in words})
     if kinds == 1 < differing or kinds <= _UNKNOWN * differing:
@@ -109,7 +110,7 @@ def text_embeddings(encoder: Encoder, texts: Sequence[str], sha256: str, reporte
 def _embedded(encoder: Encoder, texts: Sequence[str], advance: Advance) -> torch.Tensor:
     embeddings = encoder.words(texts, advance).cpu().float()
     if (bad := _not_unit(embeddings)) is not None:
-        raise UserError(f"the encoder gives no unit vector for the word {texts[bad]!r}; leave it out of the list")
+        raise UserError(f"the encoder gives no unit vector for the word {texts[bad]!r:.80}; leave it out of the list")
     return embeddings
 
 

@@ -1,6 +1,7 @@
 """Read, normalise, check and hash word lists; word ids are positions in the normalised list."""
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,14 @@ MINED = "mine:"
 GENERAL = "2of12"
 _UNSEEN = {"Cc", "Cf", "Co", "Zl", "Zp", "Zs"}
 """Unicode's categories of control and format characters, of private use, and of separators."""
+_PICTURE = (
+    "[\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u23ff\u24c2\u25a0-\u27bf\u2900-\u297f\u2b00-\u2bff"
+    "\u3030\u303d\u3297\u3299\U0001f000-\U0001faff][\U0001f3fb-\U0001f3ff]?[\ufe0e\ufe0f]?"
+)
+_EMOJI = re.compile(
+    f"\U0001f3f4[\U000e0030-\U000e007a]{{3,6}}\U000e007f|{_PICTURE}(?:\u200d{_PICTURE})*|[0-9#*]\ufe0f\u20e3"
+)
+"""Emoji (Unicode's UTS 51): flags of parts of countries, pictures with their style, alone or joined, and keys."""
 
 _WINDOWS_MARKS = {0x80, 0x82, 0x84, 0x85, *range(0x91, 0x98), 0x99}
 """Quotes, dashes, the ellipsis, the euro and the trademark in Windows' encodings of Europe; letters elsewhere."""
@@ -157,9 +166,15 @@ def _unseen(word: str) -> int | None:
     """Find the first character of a word that is invisible or only looks like a space, or None if there is none."""
     for position, character in enumerate(word):
         unseen = unicodedata.category(character) in _UNSEEN or ord(character) in IGNORABLE
-        if unseen and character != " " and not (character in JOINERS and is_needed(word, position)):
+        if unseen and character != " " and not _is_shown(word, position):
             return position
     return None
+
+
+def _is_shown(word: str, position: int) -> bool:
+    """Tell whether a character that draws nothing changes what its neighbours draw."""
+    in_emoji = any(found.start() < position < found.end() for found in _EMOJI.finditer(word))
+    return in_emoji or (word[position] in JOINERS and is_needed(word, position))
 
 
 def _called(character: str) -> str:

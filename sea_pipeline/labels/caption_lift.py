@@ -13,6 +13,8 @@ Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 1000
+_ERROR = 0.025
+"""The share of resamples beyond either end of a 95 % interval."""
 _ENTRIES_AT_A_TIME = 1024
 
 
@@ -27,6 +29,8 @@ class HitRateGain:
     low: float
     high: float
     """The 95 % interval of `gain` over images."""
+    not_above: float
+    """Share of the resamples of images whose `gain` is 0 or less."""
 
     @property
     def gain(self) -> float:
@@ -43,6 +47,14 @@ class HitRateGain:
     def clearly_above(self, other: "HitRateGain") -> bool:
         """Tell whether this gain is higher than the other and their intervals do not overlap."""
         return self.low > other.high
+
+    def surely_above_chance(self, rows: int) -> bool:
+        """Tell whether `gain` is above 0 beyond doubt, though it is one of several rows that may be so by accident.
+
+        If no row of up to 40 knows anything, this holds for any of them about as seldom as `low` > 0 for a single one.
+        """
+        # The resample that is added is the sample itself. None of 0 or less is enough, however many rows there are.
+        return self.not_above == 0 or self.not_above + 1 / RESAMPLES <= _ERROR / rows
 
 
 @dataclass(frozen=True)
@@ -111,11 +123,11 @@ class ProbeFindings:
 
     @property
     def best(self) -> SignFigures | None:
-        """Return the result with the largest gain whose interval is above 0.
+        """Return the result with the largest gain of those that are above chance in spite of their number.
 
         None if no labels know anything of their images.
         """
-        known = [probed for probed in self.probed if probed.lift.low > 0]
+        known = [probed for probed in self.probed if probed.lift.surely_above_chance(len(self.probed))]
         return max(known, key=lambda probed: probed.lift.gain, default=None)
 
     def verdicts(self) -> dict[str, int | None]:
@@ -161,9 +173,10 @@ def hit_rate_gain(labelled: Flags, named: Flags, seed: int, resamples: int = RES
     # A resample of N images with replacement is a count of each image, (R, N).
     drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
     hits, chances = _rates(labelled, named, drawn.astype(np.float32))
-    # The percentile interval of hit - chance, 95 %.
-    low, high = np.quantile(hits - chances, [0.025, 0.975])
-    return HitRateGain(float(hit[0]), float(chance[0]), float(low), float(high))
+    gains = hits - chances
+    # The percentile interval, 95 %.
+    low, high = np.quantile(gains, [_ERROR, 1 - _ERROR])
+    return HitRateGain(float(hit[0]), float(chance[0]), float(low), float(high), float((gains <= 0).mean()))
 
 
 def _rates(labelled: Flags, named: Flags, times: npt.NDArray[np.float32]) -> tuple[Floats, Floats]:

@@ -2,17 +2,22 @@
 
 import logging
 import re
+import shlex
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPModel
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.open_clip_models import find_model
 from tests.support.refused import refused
-from tests.support.tiny_clip import CLIP, changed, random_model, save_model
+from tests.support.tiny_clip import CLIP, add_architecture, changed, random_model, save_model
 
 
 @pytest.mark.parametrize("typed", ["", "#final"])
@@ -138,3 +143,56 @@ def test_what_lies_here_already_is_read_as_the_tag_is(
         "wrong for some weights of ViT-L-14: for openai, metaclip_400m, metaclip_fullcc, dfn2b give "
         f"{TAGS[1][1]}; for laion2b_s32b_b82k give {TAGS[2][1]}"
     )
+
+
+def write_archive(file: Path, state: dict[str, torch.Tensor]) -> None:
+    """A TorchScript archive of weights, with the three numbers that OpenAI's have beside them."""
+    root = torch.nn.Module()
+    for name, value in state.items():
+        *outer, last = name.split(".")
+        module = root
+        for part in outer:
+            if not hasattr(module, part):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        module.register_buffer(last, value)
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        root.register_buffer(name, torch.ones(()))
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated
+        torch.jit.script(root).save(str(file))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+def test_the_weights_of_a_torchscript_archive_are_written_as_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_architecture(monkeypatch)
+    archive, plain, state = tmp_path / "it's mine.pt", tmp_path / "plain.pt", random_model(CLIP).state_dict()
+    write_archive(archive, state)
+    torch.save(state, plain)
+    with pytest.raises(UserError, match="expected weights alone; found a TorchScript archive") as caught:
+        load_encoder(f"open_clip:tiny/{archive}", "cpu")
+    python, *arguments = shlex.split(str(caught.value).partition("give that one: ")[2])
+    assert python == "python"
+    subprocess.run([sys.executable, *arguments], check=True)
+    values = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    ours, wanted = (load_encoder(f"open_clip:tiny/{file}", "cpu").patches(values) for file in (arguments[-1], plain))
+    assert torch.equal(ours, wanted)
+
+
+def test_what_transformers_saved_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_architecture(monkeypatch)
+    parts = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(text_config=parts, vision_config=parts, projection_dim=8)
+    model = CLIPModel(config)
+    model.save_pretrained(tmp_path / "m")
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    told = [
+        (tmp_path / "m", "m; found transformers' config.json of model_type 'clip'; give "),
+        (f"tiny/{tmp_path}/m/model.safetensors", "found those of transformers in"),
+        (f"tiny/{tmp_path}/m.pt", "found those of transformers in"),
+    ]
+    for spec, problem in told:
+        with refused(problem, start=f"--encoder open_clip:{spec}: expected "):
+            load_encoder(f"open_clip:{spec}", "cpu")

@@ -147,6 +147,37 @@ def test_joiners_that_a_script_needs_stay() -> None:
     assert parse_wordlist(f"{persian}\n{hindi}\n".encode(), "x") == (persian, hindi)
 
 
+EMOJI = (
+    "\u2764\ufe0f", "\u2764\ufe0e", "\U0001f469\u200d\U0001f680", "\u2764\ufe0f\u200d\U0001f525",
+    "\U0001f469\U0001f3fd\u200d\U0001f680", "\U0001f642\u200d\u2194\ufe0f", "\u203c\ufe0f", "1\ufe0f\u20e3",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467", "hot \u2600\ufe0f dog", "\u00a9\ufe0f", "\u24c2\ufe0f",
+    "\u3299\ufe0f",
+    "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+)  # fmt: skip
+
+
+def test_what_makes_one_emoji_of_its_parts_stays() -> None:
+    assert parse_wordlist("\n".join(EMOJI).encode(), "x") == EMOJI
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "\u2764\u200d",
+        "\u200d\u2764",
+        "\u2764\ufe0f\ufe0f",
+        "1\ufe0f",
+        "a\ufe0f",
+        "\u2764\u200dcat",
+        "\u2764\U000e0067\U000e007f",
+    ],
+    ids=ascii,
+)
+def test_what_makes_no_emoji_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="which nobody sees"):
+        parse_wordlist(word.encode(), "x")
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [("caf\u00e9", "cafe\u0301"), ("\u00c5ngstr\u00f6m", "A\u030angstro\u0308m"), ("\u212bx", "\u00c5x")],

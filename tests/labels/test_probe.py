@@ -331,6 +331,7 @@ def test_the_interval_is_that_of_a_slow_twin(monkeypatch: pytest.MonkeyPatch) ->
         once = caption_lift.hit_rate_gain(labelled[again], named[again], seed=0, resamples=1)
         lifts.append(once.hit - once.chance)
     np.testing.assert_allclose([found.low, found.high], np.quantile(lifts, [0.025, 0.975]), atol=1e-12)
+    assert found.not_above == np.mean(np.array(lifts) <= 0)
     assert caption_lift.hit_rate_gain(labelled, named, seed=5, resamples=200) == found
     assert caption_lift.hit_rate_gain(labelled, named, seed=6, resamples=200) != found
 
@@ -341,24 +342,43 @@ def test_labels_that_know_nothing_have_no_lift() -> None:
     found = caption_lift.hit_rate_gain(labelled, named, seed=0)
     assert found.low < 0 < found.high
     everywhere = caption_lift.hit_rate_gain(np.ones_like(named), named, seed=0)
-    assert (everywhere.hit, everywhere.gain, everywhere.low) == (1, 0, 0)
+    assert (everywhere.hit, everywhere.gain, everywhere.low, everywhere.not_above) == (1, 0, 0, 1)
     assert caption_lift.hit_rate_gain(labelled, np.ones_like(named), seed=0).hit == 0
-    ratios = [caption_lift.HitRateGain(hit, chance, 0, 0).ratio for hit, chance in ((0, 0), (0.2, 0), (0.2, 0.1))]
+    ratios = [caption_lift.HitRateGain(hit, chance, 0, 0, 1).ratio for hit, chance in ((0, 0), (0.2, 0), (0.2, 0.1))]
     assert ratios == [1, math.inf, 2]
 
 
+def findings(*gains: caption_lift.HitRateGain) -> caption_lift.ProbeFindings:
+    rows = tuple(caption_lift.SignFigures("x", 1 - row % 2 * 2, 9, gain, 0, 0, ()) for row, gain in enumerate(gains))
+    held = caption_lift.FormCounts(1, 0, 0)
+    return caption_lift.ProbeFindings(rows, 9, 10, "x", 9, caption_lift.Coverage(held, held, (), ()))
+
+
 def test_nothing_wins_where_intervals_meet() -> None:
-    def probed(sign: int, low: float, high: float) -> caption_lift.SignFigures:
-        return caption_lift.SignFigures(
-            "x", sign, 9, caption_lift.HitRateGain((low + high) / 2, 0, low, high), 0, 0, ()
-        )
+    def gain(low: float, high: float, not_above: float) -> caption_lift.HitRateGain:
+        return caption_lift.HitRateGain((low + high) / 2, 0, low, high, not_above)
 
-    def findings(*rows: caption_lift.SignFigures) -> caption_lift.ProbeFindings:
-        held = caption_lift.FormCounts(1, 0, 0)
-        return caption_lift.ProbeFindings(rows, 9, 10, "x", 9, caption_lift.Coverage(held, held, (), ()))
-
-    meet = findings(probed(1, 0.1, 0.4), probed(-1, 0.3, 0.5))
+    meet = findings(gain(0.1, 0.4, 0), gain(0.3, 0.5, 0))
     assert meet.verdicts() == {"x": None}
     assert meet.best is meet.probed[1]
-    assert findings(probed(1, -0.4, -0.3), probed(-1, -0.2, -0.1)).best is None
-    assert findings(probed(1, -0.4, -0.3), probed(-1, -0.2, -0.1)).verdicts() == {"x": -1}
+    below = findings(gain(-0.4, -0.3, 1), gain(-0.2, -0.1, 1))
+    assert (below.best, below.verdicts()) == (None, {"x": -1})
+    two = [gain(0.1, 0.4, 0.01), gain(-0.3, -0.1, 1)]
+    assert findings(*two).best is not None
+    assert findings(*two, *two).best is None, "of four rows one is above 0 more easily"
+
+
+@pytest.mark.slow
+def test_labels_that_know_nothing_are_not_best_because_they_are_many() -> None:
+    random = np.random.default_rng(0)
+    tables, above, best = 100, 0, 0
+    for _ in range(tables):
+        named = random.random((16, 8)) < 0.3
+        blind = [caption_lift.hit_rate_gain(random.random(named.shape) < 0.3, named, seed=0) for _ in range(6)]
+        above += any(gain.low > 0 for gain in blind)
+        best += findings(*blind).best is not None
+        seeing = caption_lift.hit_rate_gain(named ^ (random.random(named.shape) < 0.1), named, seed=0)
+        (*_, planted) = (found := findings(*blind, blind[0], seeing)).probed
+        assert found.best is planted
+    assert above > 0.1 * tables
+    assert best <= 0.03 * tables
