@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.values import MISSING, NOT_A_NUMBER, NoId
+from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 
 IMAGE_SUFFIXES = frozenset(
     {".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".icb", ".icns", ".ico"}
@@ -63,6 +64,11 @@ class FoundImages(NamedTuple):
 def is_image_name(name: str) -> bool:
     """Tell whether a name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def unlisted(folder: str) -> str:
+    """Return what a folder that cannot be listed counts as. Only root may read some leftovers, such as `lost+found`."""
+    return LEFTOVERS if is_leftover(folder) else "folders that cannot be listed"
 
 
 def named(image_id: str, uri: str, what: str) -> Sample:
