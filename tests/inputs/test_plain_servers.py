@@ -149,6 +149,15 @@ def test_a_url_in_a_list_may_be_quoted(server: Server, pages: Path) -> None:
         assert read_all(list_samples(f"{server.url}/{name}")) == {"1": b"A", "2": b"A"}
 
 
+def test_a_query_is_sent_as_it_is_written(server: Server, pages: Path) -> None:
+    write_folder(pages, {"in/a b.png": b"A", "in/c.png": b"C"})
+    written = [f"{server.url}/in/a%20b.png?Signature=a%2Fb%2Bc%3D&e=%41#top", f"{server.url}/in/c.png#top"]
+    write_list(pages / "list.csv", [{"path": path} for path in written])
+    listing = list_samples(f"{server.url}/list.csv", f"{server.url}/in")
+    assert read_all(listing) == dict(zip(written, (b"A", b"C"), strict=True))
+    assert server.raw[-2:] == ["/in/a%20b.png?Signature=a%2Fb%2Bc%3D&e=%41", "/in/c.png"]
+
+
 FOLDERS = {f"{folder}{name}.png": name.encode() for name, folder in zip("abcd", ("", "x/", "x/y/", "z/"), strict=True)}
 
 

@@ -175,6 +175,8 @@ class RemoteFiles:
         return [self._name(path) for path in paths if path.startswith(f"{self._top}/") and not path.endswith("/")]
 
     def _path(self, name: str) -> str:
+        if self._parts and "?" in name and name.startswith(f"{self.root}/"):
+            return quote(name, safe=_QUOTED)  # a URL with a query, see `relative_path`
         return f"{self._top}/{quote(name) if self._parts else name}"
 
     def _name(self, path: str) -> str:
