@@ -161,6 +161,7 @@ def test_a_query_is_sent_as_it_is_written(server: Server, pages: Path) -> None:
 FOLDERS = {f"{folder}{name}.png": name.encode() for name, folder in zip("abcd", ("", "x/", "x/y/", "z/"), strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_long_waits")
 @pytest.mark.parametrize("page", ["x", "x/y", ""])
 @pytest.mark.parametrize("what", ["reset", 504])
