@@ -25,6 +25,7 @@ ID_COLUMNS = ("image_id", "id", "key", "__key__", "file_name")
 PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""
 ROW_NUMBERS = "row numbers"
+NO_IMAGE = "rows without an image"
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes")
 """Columns whose bytes are images, the best first."""
 
