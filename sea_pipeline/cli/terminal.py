@@ -29,7 +29,19 @@ from sea_pipeline.core.progress import Advance, Pace, ProgressOnly, Reporter, pr
 LOG = logging.getLogger("sea_pipeline")
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Write control characters as escapes, because a terminal would obey them. Line ends and tabs stay."""
+    return text.translate(_CONTROLS)
+
+
 class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's
+        """Render a text without the control characters that a file's name may hold."""
+        return super().render_str(printable(text), **options)
+
     def on_broken_pipe(self) -> None:
         """Raise the error for `cli.main`, because rich would end the process as if something had failed."""
         raise BrokenPipeError
@@ -165,7 +177,7 @@ def show(record: logging.LogRecord) -> None:
 
     An error is printed as one line, however many its message has.
     """
-    text = record.getMessage()
+    text = printable(record.getMessage())
     if record.levelno >= logging.ERROR:
         messages.print(Text.assemble(("error:", "bold red"), f" {' '.join(text.split())}"))
     elif record.levelno >= logging.WARNING:
@@ -173,7 +185,8 @@ def show(record: logging.LogRecord) -> None:
     else:
         messages.print(Text(text))
     if record.exc_info:
-        messages.print(Text("".join(traceback.format_exception(*record.exc_info)).rstrip(), style="dim"))
+        trace = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        messages.print(Text(printable(trace), style="dim"))
 
 
 @contextmanager

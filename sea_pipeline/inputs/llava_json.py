@@ -22,6 +22,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.json_array import array_values
 from sea_pipeline.storage.http_parts import is_http
+from sea_pipeline.storage.paths import is_url
 
 
 def records(
@@ -245,7 +246,7 @@ _MEDIA_FILE = re.compile(
 
 
 def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 - whatever a data file holds
-    """Normalise an entry of `image` to a path below the image root.
+    """Convert an entry of `image` to the path of its file below the image root, normalised unless the root is a URL.
 
     Args:
         image: a path that starts at the root, or a full path below it, absolute or `file://`.
@@ -255,21 +256,40 @@ def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 -
         ValueError: it is no path, names no file, or leaves the root; says which.
     """
     check_path(image)
-    local = root is not None and "://" not in root
-    text: str = image if local or root is None else image.removeprefix(f"{root.rstrip('/')}/")
-    if text != image and is_http(image):
-        text = unquote(text)
-    if text[:5].lower() == "file:":
-        url = urlsplit(text)
-        text = unquote(url.path) if url.netloc in ("", "localhost") else f"//{text}"
-    path = posixpath.normpath(text)
-    if root is not None and local and path.startswith(("/", "../")):
-        path = _below(path, root) or path
-    if path == ".":
+    if root is not None and is_url(root):
+        path, leaves = _key(image, root.rstrip("/"))
+    else:
+        text: str = image
+        if text[:5].lower() == "file:":
+            url = urlsplit(text)
+            text = unquote(url.path) if url.netloc in ("", "localhost") else f"//{text}"
+        path = posixpath.normpath(text)
+        if root is not None and _climbs(path):
+            path = _below(path, root) or path
+        leaves = "://" in text or _climbs(path)
+    if path in (".", ""):
         raise ValueError("expected 'image' to be a path; found the image root itself")
-    if path.startswith(("/", "../")) or path == ".." or "://" in text:
+    if leaves:
         raise ValueError("the path leaves the image root; paths in data files start there")
     return path
+
+
+def _key(image: str, root: str) -> tuple[str, bool]:
+    """Return the part of a path below a URL, letter by letter, or all of it with its query; and whether it leaves."""
+    path = image.removeprefix(f"{root}/")
+    is_full, whole = path != image, ""
+    if is_full and is_http(root):
+        written, _, query = path.partition("#")[0].partition("?")
+        path, whole = unquote(written), f"{root}/{written}?{query}" if query else ""
+    elif not is_full and path.startswith("./"):
+        path = path[2:]
+    below = path.lstrip("/") if is_full else path
+    leaves = _climbs(posixpath.normpath(below)) if is_http(root) else not is_full and _climbs(path)
+    return whole or path, leaves or "://" in path
+
+
+def _climbs(path: str) -> bool:
+    return path.startswith(("/", "../")) or path == ".."
 
 
 def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds

@@ -8,6 +8,8 @@ from pathlib import Path
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.sources import kind_of
+from sea_pipeline.inputs.sources.files import open_files
 from sea_pipeline.join.folder import Joined, begin_folder, bring, finish_folder, open_sources
 from sea_pipeline.join.rewrite import rewrite
 from sea_pipeline.labels.format import WORDS
@@ -16,7 +18,7 @@ from sea_pipeline.output.plan import plan_name, plan_sha256
 from sea_pipeline.output.records import Commit, DatasetFile, File, file_record
 from sea_pipeline.output.verify import HASHING
 from sea_pipeline.storage.hashing import leaves
-from sea_pipeline.storage.paths import Place, below
+from sea_pipeline.storage.paths import Place, below, is_url
 from sea_pipeline.storage.publish import publish, publish_bytes
 
 
@@ -44,7 +46,7 @@ def merge(
     """
     ledgers = open_sources(folders)
     _refuse_different(ledgers)
-    root = image_root or _common_root(ledgers)
+    root = _absolute(image_root) if image_root else _common_root(ledgers)
     samples = _disjoint(ledgers)
     reporter.message(f"merging {len(samples):,} images of {len(ledgers)} folders into {out}")
     if len({(ledger.dataset.shard_size, ledger.dataset.schema_version) for ledger in ledgers}) > 1:
@@ -53,6 +55,11 @@ def merge(
     linked = _bring_shards(ledgers, merged, reporter)
     manifest = finish_folder(merged, ledgers)
     return Joined(str(out), manifest.rows, manifest.bad, merged.dataset.shards, linked, 0)
+
+
+def _absolute(root: str) -> str:
+    """Write a root as a listing does, so that the folder can be read from everywhere."""
+    return root if is_url(root) or kind_of(root) else open_files(root).root
 
 
 def _refuse_different(ledgers: Sequence[Ledger]) -> None:

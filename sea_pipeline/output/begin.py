@@ -258,9 +258,16 @@ def _compare(ledger: Ledger, asked: _Asked, grown: dict[str, Any], others: list[
     samples = asked.samples
     planned = {_identity(sample): sample for sample in ledger.plan}
     listed = {_identity(sample) for sample in samples}
-    new = [sample for sample in samples if _identity(sample) not in planned]
-    gone = [sample for identity, sample in planned.items() if identity not in listed]
-    return _Difference(new, gone, grown, others, asked.ids if len(gone) == len(planned) else None)
+    good = {identity: sample for identity, sample in planned.items() if not sample.problem}
+    # What a listing found wrong may have been mended, or may be said in other words by now.
+    bad = {sample.image_id for sample in planned.values() if sample.problem}
+    new = [
+        sample
+        for sample in samples
+        if _identity(sample) not in planned and not (sample.problem and sample.image_id in bad)
+    ]
+    gone = [sample for identity, sample in good.items() if identity not in listed]
+    return _Difference(new, gone, grown, others, asked.ids if gone and len(gone) == len(good) else None)
 
 
 def _extend(ledger: Ledger, wanted: DatasetFile, difference: _Difference, has_lock: bool) -> None:
@@ -325,7 +332,7 @@ def _refuse_other_places(ledger: Ledger, samples: Sequence[Sample]) -> None:
     The plan holds these places, so another tar with the same names would give the bytes of other images.
     """
     places = {_identity(sample): sample.uri for sample in samples}
-    moved = next((sample for sample in ledger.plan if places[_identity(sample)] != sample.uri), None)
+    moved = next((each for each in ledger.plan if places.get(_identity(each), each.uri) != each.uri), None)
     if moved is not None or kind_of(ledger.dataset.image_root) != kind_of(ledger.image_root):
         raise UserError(
             f"{ledger.root}: the image {(moved or samples[0]).image_id!r} was at another place of its input in "

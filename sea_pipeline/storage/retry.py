@@ -71,6 +71,13 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, OSError | EOFError) or (of_the_network and "Validation" not in type(error).__name__)
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether an error that `patiently` raised is a service's last word about one thing, such as status 404."""
+    if isinstance(error, PassingError | UserError):
+        return False
+    return not may_pass(error) and (isinstance(error, _LASTING) or bool(error_statuses(error)))
+
+
 def error_codes(error: BaseException) -> set[str]:
     """Collect the names of an error and its causes, which are their classes and the codes of an S3 service."""
     codes = set()

@@ -196,3 +196,20 @@ def test_a_problem_is_told_once(command: Any, monkeypatch: pytest.MonkeyPatch) -
         assert command("label") == (1, "", "error: it does not fit\n")
     finally:
         logging.root.handlers[:] = handlers
+
+
+@pytest.mark.slow
+def test_control_characters_of_names_do_not_reach_the_terminal(command: Any, words: Path, tmp_path: Path) -> None:
+    photos, out = draw_folder(tmp_path / "photos", 2), tmp_path / "labels"
+    names = ["\x1b[31mred.png", "\x9b7m.png", "\x08\x7f.png"]
+    for name in names:
+        (photos / name).write_bytes(b"no image")
+    said = "".join(
+        command("label", "--images", photos, "--wordlist", words, "--out", out, "--top-n", 3, "--max-bad", 1)[1:]
+    )
+    said += command("status", out)[1]
+    for name in names:
+        said += command("inspect", out, name)[2]
+        assert said.count(ascii(name)[1:-1]) == 2, said
+    assert not set(said) & {*map(chr, range(32)), *map(chr, range(127, 160))} - {"\n"}
+    assert {bad["image_id"] for bad in open_labels(out).quarantine()} == set(names)

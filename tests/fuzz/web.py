@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
         self.faults, self.asked, self.lock, self.parts = faults, dict[str, int](), threading.Lock(), parts
         self.failed: set[str] = set()
+        self.raw: list[str] = []
 
     def fault(self, path: str) -> int | str | None:
         """What becomes of one more request; those that may pass do so after two."""
@@ -52,6 +53,7 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.server.raw.append(self.path)
         what = self.server.fault(unquote(self.path).lstrip("/"))
         if isinstance(what, int):
             self.send_error(what)

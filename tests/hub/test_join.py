@@ -221,6 +221,17 @@ def test_other_cuts_are_written_anew(
     assert problems(tmp_path / "both") == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("root", ["s3://b/x", "tar:x", "parquet:x", "hf:x:train", "/x", "photos"])
+def test_a_new_root_is_written_as_a_listing_writes_it(
+    parts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    merge(parts, tmp_path / "both", image_root=root)
+    written = open_labels(tmp_path / "both").image_root
+    assert str(written) == (root if root != "photos" else f"{tmp_path}/photos")
+
+
 def test_what_does_not_go_together_is_refused(
     label: Label, label_all: Label, parts: list[Path], photos: Path, tmp_path: Path
 ) -> None:

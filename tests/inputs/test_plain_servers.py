@@ -10,6 +10,7 @@ import pytest
 from sea_pipeline import open_labels
 from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.storage import http_parts
+from sea_pipeline.storage.leftovers import LEFTOVERS
 from tests.fuzz.web import Server, served
 from tests.support.contents import read_all, rows
 from tests.support.photo_forms import Photos, photos_in, write_folder, write_list, write_parquet, write_tar, write_tars
@@ -146,3 +147,69 @@ def test_a_url_in_a_list_may_be_quoted(server: Server, pages: Path) -> None:
     write_list(pages / "my list.csv", listed)
     for name in ("my%20list.csv", "my list.csv"):
         assert read_all(list_samples(f"{server.url}/{name}")) == {"1": b"A", "2": b"A"}
+
+
+def test_a_query_is_sent_as_it_is_written(server: Server, pages: Path) -> None:
+    write_folder(pages, {"in/a b.png": b"A", "in/c.png": b"C"})
+    written = [f"{server.url}/in/a%20b.png?Signature=a%2Fb%2Bc%3D&e=%41#top", f"{server.url}/in/c.png#top"]
+    write_list(pages / "list.csv", [{"path": path} for path in written])
+    listing = list_samples(f"{server.url}/list.csv", f"{server.url}/in")
+    assert read_all(listing) == dict(zip(written, (b"A", b"C"), strict=True))
+    assert server.raw[-2:] == ["/in/a%20b.png?Signature=a%2Fb%2Bc%3D&e=%41", "/in/c.png"]
+
+
+FOLDERS = {f"{folder}{name}.png": name.encode() for name, folder in zip("abcd", ("", "x/", "x/y/", "z/"), strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_long_waits")
+@pytest.mark.parametrize("page", ["x", "x/y", ""])
+@pytest.mark.parametrize("what", ["reset", 504])
+def test_a_page_that_cannot_be_fetched_ends_the_listing(
+    server: Server, pages: Path, page: str, what: str | int
+) -> None:
+    write_folder(pages, FOLDERS)
+    server.faults = {page: (1, what)}
+    for images in (server.url, f"simplecache::{server.url}", f"{server.url}/**/*.tar"):
+        with refused("cannot be listed", start=images.removesuffix("/**/*.tar")):
+            list_samples(images)
+
+
+@pytest.mark.usefixtures("no_long_waits")
+def test_a_page_that_fails_for_a_while_is_fetched(server: Server, pages: Path) -> None:
+    write_folder(pages, FOLDERS)
+    server.faults = {"x": (1, 503), "z": (1, 429)}
+    assert read_all(list_samples(server.url)) == FOLDERS
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_folder_below_that_is_refused_for_good_is_counted(server: Server, pages: Path, status: int) -> None:
+    write_folder(pages, FOLDERS | {"lost+found/d.png": b""})
+    server.faults = {"x": (1, status), "lost+found": (1, status)}
+    listing = list_samples(server.url)
+    assert [sample.image_id for sample in listing.samples] == ["a.png", "z/d.png"]
+    assert listing.notes == {"folders that cannot be listed": 1, LEFTOVERS: 1}
+
+
+@pytest.mark.usefixtures("no_long_waits")
+@pytest.mark.parametrize("images", ["", "/x", "/x-*.tar", "/x-{0..1}.tar"])
+def test_a_server_that_is_down_is_said_to_be_so(images: str) -> None:
+    with refused("cannot be listed", match="Connect"):
+        list_samples(f"http://127.0.0.1:9{images}")
+
+
+def test_where_nothing_is_that_is_said(server: Server, s3: str) -> None:
+    for images in (f"{server.url}/no", "s3://nowhere/x", "s3://bucket/nowhere"):
+        with refused(f"{images}: expected a folder of images; found nothing there"):
+            list_samples(images)
+
+
+def test_links_that_lead_in_circles_or_out_are_not_followed(server: Server, pages: Path) -> None:
+    write_folder(pages, {"in/x/a.png": b"A", "in/y/b.png": b"B", "out/c.png": b"C"})
+    around = ["./", "../", "/in/", "../in/", "../../out/", "/out/", "?C=N", "x/", "y/"]
+    pages_of = {"in": around, "in/x": ["a.png", *around[:7]]}
+    pages_of |= {f"in{'/on' * depth}": ["on/"] for depth in range(1, 101)}
+    server.faults = {page: (1, "".join(f'<a href="{to}">_</a>' for to in links)) for page, links in pages_of.items()}
+    assert [sample.image_id for sample in list_samples(f"{server.url}/in").samples] == ["x/a.png", "y/b.png"]
+    with refused("/on/on: expected fewer folders inside each other"):
+        list_samples(f"{server.url}/in/on")

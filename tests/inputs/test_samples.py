@@ -51,13 +51,15 @@ def test_files_of_images_beside_images_are_counted_by_their_kind(tmp_path: Path,
     """As `assets/banner.png` beside the shards of a data set."""
     folder = tmp_path / "all"
     touch(folder / "banner.png", folder / f"0.{suffix}", folder / "data" / f"1.{suffix}", folder / "2.tar.gz")
-    touch(folder / "notes.txt")
+    touch(folder / "notes.txt", folder / "icon.svg", folder / "banner.CR3", folder / "photo.jxl")
     listing = list_samples(str(folder))
-    assert ids(listing) == ["banner.png"]
+    assert ids(listing) == ["banner.png", "photo.jxl"]
     assert listing.notes == {
         f".{suffix} files, not read beside images": 2,
         "compressed tars, which are not read": 1,
         "files without an image's suffix": 1,
+        ".svg pictures, which are not read": 1,
+        ".cr3 pictures, which are not read": 1,
     }
 
 
@@ -293,7 +295,7 @@ def bad_inputs(folder: Path) -> dict[str, str]:
         "{0..2}.tar": "expected files; found none called 0.tar",
         "*.*": "expected a folder, a .json",
         "nothing": "found nothing there",
-        "memory://nothing": "memory://nothing: expected images, found none",
+        "memory://nothing": "memory://nothing: expected a folder of images; found nothing there",
         "memory://nothing.csv": "memory:///nothing.csv: expected a file; found nothing there",
         "gopher://x/y": "Protocol not known: gopher",
         "hf:nobody/nothing": "cannot be loaded: Couldn't reach 'nobody/nothing' on the Hub",
@@ -361,7 +363,11 @@ def test_a_dataset_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
         with pa.ipc.new_stream(file, schema) as writer:
             writer.write_table(pa.table({"image": pa.array(cells, kind)}, schema=schema))
     for streaming in (False, True):
-        found = list(read_all(list_samples(f"hf:{path}", streaming=streaming)).values())
+        listing = list_samples(f"hf:{path}", streaming=streaming)
+        found = list(read_all(listing).values())
+        if not streaming:
+            assert listing.notes == {"rows without an image": 1}
+            found.insert(2, "found neither")
         assert found[0] == "the row names a file outside the dataset's folder"
         assert found[1] == b"inside"
         assert "found neither" in str(found[2])

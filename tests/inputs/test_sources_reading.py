@@ -19,7 +19,8 @@ from sea_pipeline.inputs.sources import forward, list_samples, open_source, remo
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.storage import retry
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
-from tests.support.photo_forms import write_parquet
+from tests.support.contents import read_all
+from tests.support.photo_forms import write_list, write_parquet
 
 ROWS = [bytes([number]) * 10 for number in range(200)]
 
@@ -230,3 +231,15 @@ def test_a_large_object_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BadImageError) as error:
         source.read("x.png")
     assert error.value.error == "TooLarge"
+
+
+def test_keys_of_a_store_are_literal(s3: str, tmp_path: Path) -> None:
+    import s3fs
+
+    keys = {"x//y.png": b"A", "x/y.png": b"B", "/y.png": b"C"}
+    for key, data in keys.items():
+        s3fs.S3FileSystem().pipe_file(f"bucket/literal/{key}", data)
+    assert read_all(list_samples("s3://bucket/literal")) == keys
+    written = {"x//y.png": b"A", "./x/y.png": b"B", "s3://bucket/literal//y.png": b"C"}
+    write_list(tmp_path / "list.csv", [{"path": path} for path in written])
+    assert read_all(list_samples(str(tmp_path / "list.csv"), "s3://bucket/literal")) == written

@@ -162,8 +162,11 @@ def test_bytes_of_any_type_are_images(tmp_path: Path, column: pa.Array) -> None:
     except pa.ArrowNotImplementedError:
         pytest.skip("an older pyarrow does not write it")
     found = list(read_all(list_samples(str(tmp_path / "x.parquet"))).values())
-    missing = "x.parquet, row 2: expected the image's bytes; found none"
-    assert found == [*CELLS[:2], b"C" * 5 if pa.types.is_fixed_size_list(column.type) else missing]
+    if pa.types.is_struct(column.type) and column.null_count:
+        assert found == CELLS[:2]
+    else:
+        missing = "x.parquet, row 2: expected the image's bytes; found none"
+        assert found == [*CELLS[:2], b"C" * 5 if pa.types.is_fixed_size_list(column.type) else missing]
 
 
 def test_runs_of_bytes_and_numbers_that_are_missing() -> None:

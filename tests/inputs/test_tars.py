@@ -321,9 +321,12 @@ def test_a_damaged_tar_of_several_costs_its_images_and_not_the_run(label: Label,
 def test_what_systems_put_into_tars_is_left_out(tmp_path: Path) -> None:
     left: dict[str, bytes | Link] = {"._a0.png": b"x", "__MACOSX/a.png": b"x", "d/.ipynb_checkpoints/c.png": b"x"}
     odd = {".hidden.png": b"H", "empty.png": b"", "../../up.png": b"up"}
-    found, listing = listed(tmp_path, tar_bytes({**left, **A, **odd, "notes.txt": b""}))
+    found, listing = listed(
+        tmp_path, tar_bytes({**left, **A, **odd, "notes.txt": b"", "b.svg": b"", "c.psd": (tarfile.SYMTYPE, "b.svg")})
+    )
     assert found == A | odd
-    assert listing.notes == {LEFTOVERS: 3, "files without an image's suffix": 1}
+    unread = {f".{suffix} pictures, which are not read": 1 for suffix in ("svg", "psd")}
+    assert listing.notes == {LEFTOVERS: 3, "files without an image's suffix": 1} | unread
 
 
 ALL = ["000", "001", "002"]

@@ -1,8 +1,10 @@
 """`--extend`: new images become shards behind those that are there, which stay as they are to the byte."""
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import torch
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import MARK
+from sea_pipeline.join.select import select
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.contents import content, rows, stored
 from tests.support.kills import killed_around
-from tests.support.photo_forms import write_parquet, write_tar
+from tests.support.photo_forms import write_folder, write_parquet, write_tar, write_tars
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
 from tests.support.world import ColourEncoder, Label, draw_folder, draw_growing, grow, word_file
@@ -338,3 +341,55 @@ def test_captions_that_have_grown_need_the_folders_own_words(label: Label, photo
     advice = re.search(r"; --wordlist (\S+) takes the words that it was begun with$", line)
     assert advice, line
     assert label(**given, wordlist=advice[1]).report.images == 6
+
+
+def a_record(folder: Path, photos: dict[str, bytes]) -> tuple[dict[str, Any], Callable[[], object]]:
+    write_folder(folder / "photos", photos)
+    records: list[dict[str, Any]] = [{"image": name, "conversations": []} for name in photos]
+    data = folder / "data.json"
+    data.write_text(json.dumps([*records[:-1], records[-1] | {"image_path": "x.jpg"}]))
+    return {"images": str(data), "image_root": folder / "photos"}, lambda: data.write_text(json.dumps(records))
+
+
+def a_cut_tar(folder: Path, photos: dict[str, bytes]) -> tuple[dict[str, Any], Callable[[], object]]:
+    images = write_tars(folder / "tars", photos, 2)
+    last = max(images.iterdir())
+    whole = last.read_bytes()
+    last.write_bytes(whole[:1100])
+    return {"images": str(images)}, lambda: last.write_bytes(whole)
+
+
+def a_name(folder: Path, photos: dict[str, bytes]) -> tuple[dict[str, Any], Callable[[], object]]:
+    odd, good = folder / os.fsdecode(b"\xe9.png"), max(photos)
+    write_folder(folder, photos)
+    (folder / good).rename(odd)
+    return {"images": str(folder)}, lambda: odd.rename(folder / good)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [a_record, a_cut_tar, a_name])
+def test_what_a_listing_found_wrong_is_added_when_it_is_mended(
+    label: Label, tmp_path: Path, damaged: Callable[..., tuple[dict[str, Any], Callable[[], object]]]
+) -> None:
+    """As the line says: with --extend. What was bad stays in the quarantine, once."""
+    given, mend = damaged(tmp_path / "in", drawn(tmp_path / "drawn", 6, 1))
+    label(**given, max_bad=0.5)
+    before, out = everything(tmp_path / "labels"), tmp_path / "labels"
+    bad = list(open_labels(out).quarantine())
+    assert {each["stage"] for each in bad} == {"list"}
+    mend()
+    with refused("was begun with less: new images", match="add it with --extend"):
+        label(**given, retry_bad=True)
+    with killed_around(publish, "_put_in_place", 3, before=True):
+        label(**given, extend=True, max_bad=0.5)
+    assert label(**given, extend=True, max_bad=0.5).report.images > 0
+    after = everything(out)
+    assert all(after[name] == before[name] for name in before if name.startswith(("labels/", "commits/", "plan.p")))
+    label(**given, out=tmp_path / "whole")
+    assert rows(open_labels(out)) == rows(open_labels(tmp_path / "whole"))
+    for more in ({}, {"retry_bad": True}, {"extend": True}):
+        label(**given, **more, max_bad=0.5)
+        assert list(open_labels(out).quarantine()) == bad
+    assert check_files(Ledger.open(out)).problems == []
+    made = select(str(out), open_labels(out).ids, str(tmp_path / "chosen"))
+    assert (made.images, rows(open_labels(tmp_path / "chosen"))) == (6, rows(open_labels(out)))

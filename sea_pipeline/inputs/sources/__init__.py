@@ -92,7 +92,7 @@ def list_samples(
         name, origin, found = "samples", PACKAGED, _packaged_photos()
     elif _is_hub(images):
         text = images.removeprefix(hub.PREFIX)
-        found = hub.list_hub(text, id_column, limit, streaming=streaming)
+        found = hub.list_hub(text, id_column, limit, left_out, streaming=streaming)
         name, origin = PurePosixPath(hub.split_name(text)[0]).name, images
     else:
         asked = find_input(images, left_out)

@@ -7,19 +7,25 @@ from typing import NamedTuple, Protocol
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.values import MISSING, NOT_A_NUMBER, NoId
+from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 
 IMAGE_SUFFIXES = frozenset(
     {".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".icb", ".icns", ".ico"}
-    | {".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pfm"}
-    | {".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"}
+    | {".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx"}
+    | {".pfm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp"}
 )
 """Suffixes of files that a listing takes for images; reading them shows what they really are."""
-OTHER_FILES = "files without an image's suffix"
+_UNREAD_SUFFIXES = frozenset(
+    {".ai", ".eps", ".psb", ".psd", ".svg", ".svgz", ".xcf"}
+    | {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
+)
+"""Suffixes of drawings and of cameras' raw files. These lie beside photos, so that a listing leaves them out."""
 ID_COLUMNS = ("image_id", "id", "key", "__key__", "file_name")
 """Columns that may be ids; the first one whose values are all present and differ is taken."""
 PATH_COLUMNS = ("path", "image", "file_name", "uri")
 """Columns that hold a path, the best first."""
 ROW_NUMBERS = "row numbers"
+NO_IMAGE = "rows without an image"
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes")
 """Columns whose bytes are images, the best first."""
 
@@ -63,6 +69,19 @@ class FoundImages(NamedTuple):
 def is_image_name(name: str) -> bool:
     """Tell whether a name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def unlisted(folder: str) -> str:
+    """Return what a folder that cannot be listed counts as. Only root may read some leftovers, such as `lost+found`."""
+    return LEFTOVERS if is_leftover(folder) else "folders that cannot be listed"
+
+
+def left_as(name: str) -> str:
+    """Return what a file that has no image's suffix counts as."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in _UNREAD_SUFFIXES:
+        return f"{suffix} pictures, which are not read"
+    return "files without an image's suffix"
 
 
 def named(image_id: str, uri: str, what: str) -> Sample:

@@ -10,7 +10,7 @@ from typing import BinaryIO, Protocol
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError, read_file
-from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
+from sea_pipeline.inputs.sources.base import unlisted
 from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.ranged import ranged_file
 
@@ -160,8 +160,7 @@ class LocalFiles:
             except OSError as error:
                 if not inner:
                     raise UserError(f"{self.root}: cannot be listed: {error.strerror}") from error
-                is_left = is_leftover(os.fsdecode(inner))  # such as `lost+found`, which only root may read
-                left_out[LEFTOVERS if is_left else "folders that cannot be listed"] += 1
+                left_out[unlisted(os.fsdecode(inner))] += 1
                 continue
             identity = (status.st_dev, status.st_ino)
             if identity in trail:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources.base import OTHER_FILES, is_image_name
+from sea_pipeline.inputs.sources.base import is_image_name, left_as
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
@@ -76,7 +76,7 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
         elif (suffix := _suffix(name)) in several:
             several[suffix].append(name)
         else:
-            left_out[_COMPRESSED if name.lower().endswith(_TAR_ARCHIVES) else OTHER_FILES] += 1
+            left_out[_COMPRESSED if name.lower().endswith(_TAR_ARCHIVES) else left_as(name)] += 1
     held = {suffix: sorted(found) for suffix, found in several.items() if found}
     if names:
         # They may be what the images were unpacked from, or more images.

@@ -2,13 +2,15 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,7 +18,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.parallel import prefetched_map
 from sea_pipeline.inputs.pixels import BadImageError, read_file
-from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
+from sea_pipeline.inputs.sources.base import NO_IMAGE, ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.forward import Forward, out_of_order
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
@@ -91,11 +93,14 @@ def _size(cell: _Cell) -> int:
     return len(cell.data or b"")
 
 
-def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: bool) -> FoundImages:
+def list_hub(
+    text: str, id_column: str | None, limit: int | None, left_out: Counter[str], *, streaming: bool
+) -> FoundImages:
     """List the rows of a split, `NAME[[:CONFIG]:SPLIT]`.
 
     Their ids are the first id column whose values all differ, or else their row numbers. A stream's id columns are read
-    in a pass of their own, without the images, and only as far as `limit`.
+    in a pass of their own, without the images, and only as far as `limit`. `left_out` counts rows without an image,
+    except those of a stream, whose images would have to be read for it.
 
     Raises:
         UserError: no such dataset, split or column, or the hub cannot be reached.
@@ -108,6 +113,7 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
     names = id_columns(rows.features.arrow_schema, id_column, shown)
     names = [column for column in names if column != image.column or column == id_column]
     with _as_a_whole(shown), _faults(shown):
+        empty: set[int] = set()
         if streaming:
             read = _columns(rows, names, limit) if names else {}
             ids = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
@@ -119,11 +125,14 @@ def list_hub(text: str, id_column: str | None, limit: int | None, *, streaming: 
             }
             if id_column is None and (path := path_leaf(rows.features.arrow_schema, image)):
                 columns["the images' own path"] = lambda: _paths(rows, path, name)
-            ids, count = chosen_ids(columns, id_column), len(rows)
+            ids, count, empty = chosen_ids(columns, id_column), len(rows), _empty(rows, image)
     shown_ids = ids[1] if ids else [row_id(row) for row in range(count)]
     samples = [
-        row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "") for row, image_id in enumerate(shown_ids)
+        row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "")
+        for row, image_id in enumerate(shown_ids)
+        if row not in empty
     ]
+    left_out[NO_IMAGE] += len(empty)
     root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
     return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS)
 
@@ -256,6 +265,21 @@ def _columns(rows: Any, names: list[str], limit: int | None = None) -> dict[str,
     some = rows if limit is None else rows.take(limit)
     batches = list(_arrow(some, names).iter(1000))
     return {name: id_texts([chunk for batch in batches for chunk in _values(batch, Leaf(name))]) for name in names}
+
+
+def _empty(rows: Any, image: Leaf) -> set[int]:  # noqa: ANN401
+    """Find the rows that hold neither an image's bytes nor its path, without reading bytes."""
+    found: set[int] = set()
+    start = 0
+    for batch in _arrow(rows, [image.column]).iter(1000):
+        with suppress(pa.ArrowException):  # reading the rows says what is damaged
+            for chunk in batch.column(image.column).chunks:
+                chunk.validate()
+            leaves = [image, *filter(None, [path_leaf(batch.schema, image)])]
+            nulls = [pa.chunked_array(list(leaf.of(batch))).is_null().to_numpy() for leaf in leaves]
+            found.update((start + np.flatnonzero(np.all(nulls, axis=0))).tolist())
+        start += batch.num_rows
+    return found
 
 
 def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:

@@ -6,25 +6,30 @@ Credentials are left to fsspec: the environment, and the configuration files of 
 import errno
 import glob
 import html
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.utils import glob_translate
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
+from sea_pipeline.inputs.sources.base import unlisted
 from sea_pipeline.storage.http_parts import HttpParts, is_http
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
-from sea_pipeline.storage.retry import PassingError, error_codes, error_statuses, patiently
+from sea_pipeline.storage.retry import PassingError, error_codes, error_statuses, is_refusal, patiently
 
 _Answer = TypeVar("_Answer")
 _QUOTED = "!#$%&'()*+,/:;=?@[]~"
 """Characters that stay in a URL which may be quoted already."""
+_DEEPEST = 100
+"""The most folders inside each other, because some servers answer any address with the same page of links."""
 
 
 class RemoteFiles:
@@ -88,28 +93,81 @@ class RemoteFiles:
 
     def names(self, left_out: Counter[str]) -> Iterator[str]:
         """See `Files`."""
-        yield from self._found(lambda: self._fs.find(self._top))
+        found = self._found(lambda: self._below(self._top, left_out))
+        if found is None or not (found or self._parts or self._there()):
+            raise UserError(f"{self.root}: expected a folder of images; found nothing there")
+        yield from found
 
     def matching(self, pattern: str) -> list[str]:
         """See `Files`."""
-        if self._parts and glob.has_magic(pattern):
-            return self._found(lambda: self._matching_on_pages(pattern))
-        return self._found(lambda: self._fs.glob(self._path(pattern)))
+        if _has_pages(self._fs):
+            is_one = self._parts and not glob.has_magic(pattern)
+            return self._found(lambda: self._one(pattern) if is_one else self._matching_on_pages(pattern)) or []
+        return self._found(lambda: patiently(lambda: self._fs.glob(self._path(pattern)), self.root)) or []
+
+    def _one(self, name: str) -> list[str]:
+        """Return the path of a file, which must be there. fsspec's `exists` takes a server's faults for a no."""
+        self.part(name, 0, 1)
+        return [self._path(name)]
 
     def _matching_on_pages(self, pattern: str) -> list[str]:
         """Find the paths that match a pattern in a server's listings. fsspec's `glob` compares with quoted names."""
         folder = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
         depth = None if "**" in pattern else pattern[len(folder) :].lstrip("/").count("/") + 1
-        found = self._fs.find(self._path(folder).rstrip("/"), maxdepth=depth)
+        found = self._below(self._path(folder).rstrip("/"), None, depth)
         wanted = re.compile(glob_translate(pattern))
         return [path for path in found if wanted.match(self._name(path))]
 
-    def _found(self, listing: Callable[[], list[str]]) -> list[str]:
+    def _below(self, top: str, left_out: Counter[str] | None, depth: int | None = None) -> list[str]:
+        """List the files of a folder and of those below it, page by page if the service has no other way.
+
+        fsspec's own walk takes a page that cannot be fetched for an empty one.
+
+        Args:
+            top: the folder.
+            left_out: counts folders below it that are refused; None if a refusal ends the listing.
+            depth: how many folders deep; None for all.
+        """
+        if not _has_pages(self._fs):
+            return patiently(lambda: list(self._fs.find(top)), self.root)
+        ahead, seen, found = [(top, 1)], {self._plain(top)}, dict[str, None]()
+        while ahead:
+            folder, level = ahead.pop()
+            if level > _DEEPEST:
+                raise UserError(
+                    f"{folder}: expected fewer folders inside each other; found {_DEEPEST}; give a list of the images"
+                )
+            for entry in self._entries(folder, left_out, is_top=folder == top):
+                path = entry["name"].rstrip("/")
+                if entry["type"] != "directory":
+                    found[entry["name"]] = None
+                elif (plain := self._plain(path)) not in seen and not plain.startswith("../") and level != depth:
+                    seen.add(plain)
+                    ahead.append((path, level + 1))
+        return list(found)
+
+    def _entries(self, folder: str, left_out: Counter[str] | None, *, is_top: bool) -> list[dict[str, Any]]:
+        try:
+            return patiently(lambda: self._fs.ls(folder, detail=True), folder)
+        except Exception as error:
+            if is_top or not is_refusal(error) or (left_out is None and not isinstance(error, FileNotFoundError)):
+                raise
+            if left_out is not None:
+                left_out[unlisted(self._name(folder))] += 1
+            return []
+
+    def _plain(self, folder: str) -> str:
+        """Name a folder below the root so that each has one name. A web server's links may hold dots."""
+        name = folder[len(self._top) :].lstrip("/")
+        return f"{posixpath.normpath(name)}/" if self._parts else name
+
+    def _found(self, listing: Callable[[], list[str]]) -> list[str] | None:
+        """Return the names of the listed files, or None if nothing is there."""
         self._fs.invalidate_cache()
         try:
-            paths = patiently(listing, self.root)
+            paths = listing()
         except FileNotFoundError:
-            return []
+            return None
         except UserError:
             raise
         except Exception as error:  # a name that the service forbids raises no OSError
@@ -117,6 +175,8 @@ class RemoteFiles:
         return [self._name(path) for path in paths if path.startswith(f"{self._top}/") and not path.endswith("/")]
 
     def _path(self, name: str) -> str:
+        if self._parts and "?" in name and name.startswith(f"{self.root}/"):
+            return quote(name, safe=_QUOTED)  # a URL with a query, see `relative_path`
         return f"{self._top}/{quote(name) if self._parts else name}"
 
     def _name(self, path: str) -> str:
@@ -129,6 +189,12 @@ class RemoteFiles:
     def _there(self) -> bool:
         there: bool = _asked(lambda: self._fs.exists(self._top), self.root)
         return there
+
+
+def _has_pages(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types
+    """Tell whether a service lists one folder at a time, because fsspec has no way of its own to list all below."""
+    kind = type(getattr(fs, "fs", fs))  # of a cache, what it keeps
+    return getattr(kind, "_find", None) in (None, AsyncFileSystem._find) and kind.find is fsspec.AbstractFileSystem.find
 
 
 def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:

@@ -11,13 +11,22 @@ from functools import partial
 from itertools import accumulate, repeat
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, PASSING, BadImageError, begun_format
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_place, row_sample
+from sea_pipeline.inputs.sources.base import (
+    NO_IMAGE,
+    ROW_NUMBERS,
+    FoundImages,
+    chosen_ids,
+    row_id,
+    row_place,
+    row_sample,
+)
 from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.forward import Forward
@@ -160,6 +169,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     """
     names = sorted(names)
     pieces: dict[str, list[int]] = {}
+    empty: dict[str, set[int]] = {}
     damaged: dict[str, str] = {}
     columns: list[Leaf] | None = None
     for name in names:
@@ -167,6 +177,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
             try:
                 table = _opened(file)
                 there = _id_leaves(table, id_column, f"{files.root}/{name}")
+                empty[name] = _empty(table, f"{files.root}/{name}")
             except FAULTS as error:
                 _refuse_passing(error)
                 damaged[name] = f"cannot be read: {one_line(error)}"
@@ -184,7 +195,9 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     samples = [
         row_sample(image_id, f"{name}#{row}", f"{name}#{row}", ids[0] if ids else "")
         for image_id, (name, row) in zip(shown, places, strict=True)
+        if row not in empty[name]
     ]
+    left_out[NO_IMAGE] += sum(map(len, empty.values()))
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
     return FoundImages(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
 
@@ -199,6 +212,26 @@ def _image_leaf(table: pq.ParquetFile, shown: str) -> Leaf | None:
         return 2 * sum(begun_format(cell) is not None for cell in cells) > len(cells)
 
     return image_leaf(table.schema_arrow, shown, begins_as_images)
+
+
+def _empty(table: pq.ParquetFile, shown: str) -> set[int]:
+    """Find the rows whose struct of bytes and path is null, by reading the paths alone.
+
+    The footer's counts would say whether there are any, but a damaged one ends the process.
+    """
+    image = _image_leaf(table, shown)
+    if image is None or (path := path_leaf(table.schema_arrow, image)) is None:
+        return set()
+    found: set[int] = set()
+    for group, start in enumerate(_starts(table)[:-1]):
+        try:
+            for batch in table.iter_batches(65_536, row_groups=[group], columns=[str(path)], use_threads=False):
+                nulls = batch.column(image.column).is_null().to_numpy(zero_copy_only=False)
+                found.update((start + np.flatnonzero(nulls)).tolist())
+                start += batch.num_rows
+        except FAULTS as error:  # reading the rows says so
+            _refuse_passing(error)
+    return found
 
 
 def _id_leaves(table: pq.ParquetFile, id_column: str | None, shown: str) -> list[Leaf] | None:

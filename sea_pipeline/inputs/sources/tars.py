@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import OTHER_FILES, FoundImages, escaped, is_image_name, named
+from sea_pipeline.inputs.sources.base import FoundImages, escaped, is_image_name, left_as, named
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.tar_members import Members, folders, followed, through_folders
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
@@ -153,13 +153,14 @@ class _Contents:
             self.shown[path] = member.name.removeprefix("./")
             self.named += 1
         elif path not in self._links:
-            self.left_out[OTHER_FILES] += 1
+            self.left_out[left_as(path)] += 1
 
     def images(self) -> Iterator[tuple[str, _Location]]:
         """Yield the images by name, after all members were added."""
         tree = folders((*self._locations, *self._links)) if self._links else {}
         real = {path: followed(path, self._links) for path in self._links}
-        self.left_out[OTHER_FILES] += sum(not is_image_name(path) and real[path] not in tree for path in self._links)
+        files = [path for path in self._links if real[path] not in tree]
+        self.left_out.update(left_as(path) for path in files if not is_image_name(path))
         for path, name in self.shown.items():
             if real.get(path) not in tree:
                 yield name, self._found(path)
@@ -167,7 +168,7 @@ class _Contents:
             if is_image_name(name):
                 yield name, self._found(path)
             else:
-                self.left_out[OTHER_FILES] += 1
+                self.left_out[left_as(name)] += 1
 
     def _found(self, path: str) -> _Location:
         if path not in self._links:

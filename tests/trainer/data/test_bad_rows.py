@@ -268,11 +268,23 @@ def test_paths_below_the_root_in_every_spelling(tmp_path: Path) -> None:
 
 
 def test_urls_below_a_root_that_is_one() -> None:
-    assert relative_path("s3://bucket/x/y.jpg", "s3://bucket/x") == "y.jpg"
-    assert relative_path("y.jpg", "s3://bucket/x") == "y.jpg"
-    for text in ("s3://bucket/z.jpg", "/y.jpg", "../y.jpg", "file:///y.jpg"):
-        with pytest.raises(ValueError, match="leaves the image root"):
-            relative_path(text, "s3://bucket/x")
+    for text, key in {
+        "s3://bucket/x/y.jpg": "y.jpg", "y.jpg": "y.jpg", "./y.jpg": "y.jpg", "a//y.jpg": "a//y.jpg",
+        "a/../y.jpg": "a/../y.jpg", "s3://bucket/x//y.jpg": "/y.jpg", "s3://bucket/x/../y.jpg": "../y.jpg",
+        "a?b#c.jpg": "a?b#c.jpg", "s3://bucket/x/a%20b?c#d.jpg": "a%20b?c#d.jpg",
+    }.items():  # fmt: skip
+        assert relative_path(text, "s3://bucket/x") == key
+    for text, name in {
+        "http://h/x/a%20b.jpg#c": "a b.jpg", "a%20b?c#d.jpg": "a%20b?c#d.jpg", "a//y.jpg": "a//y.jpg",
+        "http://h/x/a%20b.jpg?c=%2F#d": "http://h/x/a%20b.jpg?c=%2F",
+    }.items():  # fmt: skip
+        assert relative_path(text, "http://h/x") == name
+    outside = ["http://h/x/../y.jpg", "http://h/x/%2E%2e/y.jpg?c", "http://h/y.jpg?c", "a/../../y.jpg"]
+    stores = ["s3://bucket/z.jpg", "/y.jpg", "../y.jpg", "file:///y.jpg"]
+    for root, texts in (("s3://bucket/x", stores), ("http://h/x", [*stores, *outside])):
+        for text in texts:
+            with pytest.raises(ValueError, match="leaves the image root"):
+                relative_path(text, root)
 
 
 @pytest.mark.parametrize("key", MEDIA)
