@@ -14,7 +14,7 @@ TESTED = {
     PIPELINE_FOUR: _PIPED,
     LMMS_EVAL: (PROMPTS, TEXT, SIZE, IMAGES, TURNS),
     LM_EVAL: (LOGITS, PROMPTS, TEXT, BATCH, TURNS),
-    LLAMA_CPP: (NAMES, LOGITS, PROMPTS, TURNS),
+    LLAMA_CPP: (NAMES, LOGITS),
 }
 """By reader the columns in which its line says "ok"."""
 

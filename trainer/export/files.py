@@ -60,7 +60,7 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
     Args:
         scratch: a folder as transformers 5 writes it.
         names: the version whose spelling the folder gets; None chooses 4's if it can express the configuration.
-        rescaled: whether the projector was divided by sqrt(width) for transformers 4.
+        rescaled: whether the projector was divided by sqrt(width), see `transformers4.scales_inputs`.
 
     Returns:
         The libraries that read the folder, as a line.
@@ -81,7 +81,10 @@ def spell(scratch: Path, names: int | None, *, rescaled: bool = False) -> str:
             write_json(file, processor)
             write_json(scratch / "preprocessor_config.json", image)
     if rescaled:
-        line = "this folder is for transformers 4 alone; export it without --rescale-projector for others"
+        line = (
+            f"this folder is for transformers before {transformers4.SCALING_WORDS}; export it without "
+            "--rescale-projector for others"
+        )
         config = transformers4.refused_by_5(config, line)
     elif scaled or not old:
         advice = f"export it with {'--rescale-projector' if scaled else '--names 4'} for that"

@@ -95,12 +95,16 @@ def _for_reader(settings: ExportSettings, tower: str, llm: str) -> ExportSetting
     rescale = settings.rescale_projector or (
         settings.compat == 4 and settings.kind == "model" and transformers4.scales_inputs(llm)
     )
-    if names == 4 and settings.kind == "model":
-        transformers4.check_tower(tower)
     if rescale and (settings.kind != "model" or not transformers4.scales_inputs(llm)):
         raise UserError(
             "--rescale-projector: makes a difference only to a whole model, with an LLM all of whose inputs "
             f"transformers 4 multiplies by sqrt(width), such as Gemma; found {llm!r}; leave it out"
+        )
+    if settings.kind == "model" and (names == 4 or rescale):
+        transformers4.check_tower(tower, "--names 4" if names == 4 else "--rescale-projector")
+    if rescale and names == 5:
+        raise UserError(
+            "--rescale-projector, --names 5: expected one of them; versions that need the first do not read 5's names"
         )
     return settings.model_copy(update={"names": names, "rescale_projector": rescale, "compat": None})
 
@@ -124,16 +128,20 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
     _check_read(LlavaForConditionalGeneration, scratch, settings)
     readers = spell(scratch, settings.names, rescaled=settings.rescale_projector)
     extra = alignment(folder)
+    scaling = (
+        f"transformers before {transformers4.SCALING_WORDS} multiplies all inputs of {llm!r} by sqrt({width}), visual "
+        "tokens too"
+    )
     if settings.rescale_projector:
         extra["inputs_scaled"] = True
         notes.append(
-            f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too: the projector's "
-            "last layer is divided by it here. transformers 5 and vLLM do not, and refuse this folder."
+            f"{scaling}: the projector's last layer is divided by it here. transformers "
+            f"{transformers4.SCALING_WORDS} or newer and vLLM do not, and refuse this folder."
         )
     elif transformers4.scales_inputs(llm):
         notes.append(
-            f"transformers 4 multiplies all inputs of {llm!r} by sqrt({width}), visual tokens too, and refuses this "
-            "folder; export with --rescale-projector for it."
+            f"{scaling}. Of these, version 4 refuses this folder, and version 5 misreads it without a word; export "
+            "with --rescale-projector for them."
         )
     write_json(scratch / ALIGNMENT, extra)
     clean(scratch)

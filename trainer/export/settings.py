@@ -23,10 +23,11 @@ class ExportSettings(Settings):
     """Export a run's weights at this step: one of keep_checkpoints, or 0 for its start. Default: its end."""
     names: _Version | None = None
     """Name weights and settings as version 4 or 5 of transformers does. transformers 4, transformers 5 and vLLM read
-    the names of version 4. Default: 4 if its names can express the model, else 5."""
+    the names of version 4. Those of version 5 need transformers 5.6 or newer for CLIP and SigLIP. Default: 4 if its
+    names can express the model, else 5."""
     rescale_projector: bool = False
-    """For an LLM such as Gemma in transformers 4: divide the projector by sqrt(width), because that version multiplies
-    visual tokens by it. Other programs then refuse the folder."""
+    """For an LLM such as Gemma in transformers before 5.4: divide the projector by sqrt(width), because these versions
+    multiply visual tokens by it. Other programs then refuse the folder."""
     compat: _Version | None = None
     """The earlier name of `names`. 4 also sets `rescale_projector` for an LLM that needs it."""
     kind: Kind = "model"

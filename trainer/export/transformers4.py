@@ -18,6 +18,10 @@ VERSION = "4.57.6"
 """The version of transformers 4 with which the tests read exports."""
 VLLM = "0.33.0"
 """The version of vLLM with which exports were read on a CPU, see `tests/readers`."""
+SCALING_WORDS = "5.4"
+"""The first version of transformers that reads the default folder of `_SCALED_INPUTS`."""
+WITHOUT_LEVEL = "5.6"
+"""The first version of transformers that reads 5's own names of `_WITH_LEVEL`. Earlier ones draw a tower at random."""
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 """Towers whose tensors have one more level, `vision_model`, in version 4's names."""
 _READ_BY_4 = (*_WITH_LEVEL, "dinov2")
@@ -25,27 +29,28 @@ _TESTED_BY_4 = ("llama", "mistral", "gemma", "qwen2", "phi3", "qwen3", "smollm3"
 _TESTED_BY_VLLM = ("llama", "mistral", "gemma", "qwen2")
 """The types of LLMs whose exports the tests have had read."""
 _SCALED_INPUTS = ("gemma", "gemma2", "vaultgemma")
-"""LLMs whose inputs version 4 multiplies by sqrt(width), visual tokens included; 5 and vLLM scale words alone."""
+"""LLMs whose inputs versions before `SCALING_WORDS` multiply by sqrt(width), visual tokens included; later ones and
+vLLM scale words alone. No key was found that stops 5.0 to 5.3 and not 5.4."""
 _ROTARY = ("gpt_neox", "gpt_neox_japanese")
 """LLMs whose rope version 4 reads under other keys, `rotary_emb_base` and `rotary_pct`."""
 _LONGROPE = ("short_factor", "long_factor")
 
 
-def check_tower(model_type: str) -> None:
-    """Refuse a tower that transformers 4 cannot load.
+def check_tower(model_type: str, option: str) -> None:
+    """Refuse a tower that transformers 4 cannot load, with the option that asked for it.
 
     Raises:
         UserError: transformers 4 has no such tower, such as one of ours, whose code needs transformers 5.
     """
     if model_type not in _READ_BY_4:
         raise UserError(
-            f"--names 4: transformers 4 has no tower of the type {model_type!r}, and trainer.towers needs 5; leave it "
+            f"{option}: transformers 4 has no tower of the type {model_type!r}, and trainer.towers needs 5; leave it "
             "out, or give --llm-only or --projector-only"
         )
 
 
 def scales_inputs(llm_type: str) -> bool:
-    """Tell whether version 4 multiplies visual tokens by sqrt(width) and version 5 does not."""
+    """Tell whether earlier versions multiply visual tokens by sqrt(width), see `_SCALED_INPUTS`."""
     return llm_type in _SCALED_INPUTS
 
 
@@ -58,9 +63,9 @@ def refused_by_4(written: dict[str, Any], line: str) -> dict[str, Any]:
 
 
 def refused_by_5(written: dict[str, Any], line: str) -> dict[str, Any]:
-    """Return a LLaVA's configuration that makes version 5 and vLLM stop with `line` in their error.
+    """Return a LLaVA's configuration that makes version 5.4 and vLLM stop with `line` in their error.
 
-    Version 5 checks types, and `image_seq_length` must be a number.
+    Version 5.4 and newer ones check types, and `image_seq_length` must be a number.
     """
     return written | {"image_seq_length": line}
 
@@ -92,16 +97,22 @@ def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int 
     Args:
         written: the folder's configuration.
         by_4: whether transformers 4 reads it, provided that it knows the tower.
-        by_others: whether transformers 5 and vLLM read it.
+        by_others: whether the newest transformers 5 and vLLM read it.
         names: the version of the names that was asked for. vLLM reads only 4's names of a tower, and no linear
             projector.
     """
     tower = written.get("vision_config", {}).get("model_type")
     llm = written.get("text_config", written).get("model_type")
     mapped = written.get("projector_hidden_act") != "linear"
-    found = ["transformers 5"] if by_others else []
+    found = []
+    if by_others:
+        levelled, scaled = names == 5 and tower in _WITH_LEVEL, tower is not None and scales_inputs(llm)
+        first = WITHOUT_LEVEL if levelled else SCALING_WORDS if scaled else None  # the later one of both
+        found.append(f"transformers {first} or newer" if first else "transformers 5")
     if by_4 and tower in (None, *_READ_BY_4):
         found.append(f"transformers 4 ({_tested(VERSION, llm in _TESTED_BY_4)})")
+    if not by_others:
+        found.append(f"transformers 5 before {SCALING_WORDS}")
     if by_others and (tower is None or (tower in _WITH_LEVEL and names != 5 and mapped)):
         found.append(f"vLLM ({_tested(VLLM, llm in _TESTED_BY_VLLM and tower is not None)})")
     return ", ".join(found)

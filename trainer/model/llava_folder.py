@@ -42,7 +42,7 @@ def read_alignment(folder: Path) -> dict[str, Any]:
     extra: dict[str, Any] = read_json(folder / ALIGNMENT, absent={})
     if extra.get("inputs_scaled"):
         raise UserError(
-            f"{folder}: its projector was rescaled for transformers 4 (export --rescale-projector); use what it was "
+            f"{folder}: its projector was rescaled for another program (export --rescale-projector); use what it was "
             "exported from"
         )
     return extra

@@ -180,11 +180,38 @@ def test_gemma_of_version_4_is_divided_as_4_multiplies() -> None:
 def test_a_gemma_for_4_does_not_train(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", llm="gemma")
     done = export_model(ExportSettings.of(source=model, out=tmp_path / "old", rescale_projector=True))
-    assert done.reader == "transformers 4 (tested: 4.57.6)"
-    assert "transformers 5 and vLLM do not, and refuse" in " ".join(done.notes)
-    assert "transformers 5 and vLLM do not, and refuse" in (done.out / "README.md").read_text()
-    with pytest.raises(ValueError, match=r"old: its projector was rescaled for transformers 4"):
+    assert done.reader == "transformers 4 (tested: 4.57.6), transformers 5 before 5.4"
+    assert "transformers 5.4 or newer and vLLM do not, and refuse" in " ".join(done.notes)
+    assert "transformers 5.4 or newer and vLLM do not, and refuse" in (done.out / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"old: its projector was rescaled for another program"):
         export_model(ExportSettings.of(source=done.out, out=tmp_path / "again"))
+    with pytest.raises(ValueError, match="versions that need the first do not read 5's names"):
+        export_model(ExportSettings.of(source=model, out=tmp_path / "x", rescale_projector=True, names=5))
+
+
+@pytest.mark.parametrize(
+    ("llm", "names", "reader"),
+    [
+        ("gemma", None, "transformers 5.4 or newer, vLLM (tested: 0.33.0)"),
+        ("gemma", 5, "transformers 5.6 or newer"),
+        ("llama", 5, "transformers 5.6 or newer"),
+    ],
+)
+def test_the_first_version_that_reads_a_folder_is_named(
+    llm: str, names: int | None, reader: str, tmp_path: Path
+) -> None:
+    """5.0 to 5.3 scale all of Gemma's inputs; 5.0 to 5.5 have one more level in a tower's names. Neither stops."""
+    model = tiny_model(tmp_path / "model", llm=llm)
+    done = export_model(ExportSettings.of(source=model, out=tmp_path / "out", names=names))
+    assert done.reader == reader
+    assert f"for {reader}." in (done.out / "README.md").read_text()
+    assert ("version 5 misreads it without a word" in " ".join(done.notes)) is (llm == "gemma")
+
+
+def test_the_help_names_the_versions_of_the_readers() -> None:
+    said = {name: field.description or "" for name, field in ExportSettings.model_fields.items()}
+    assert f"need transformers {transformers4.WITHOUT_LEVEL} or newer" in " ".join(said["names"].split())
+    assert f"in transformers before {transformers4.SCALING_WORDS}:" in " ".join(said["rescale_projector"].split())
 
 
 @pytest.mark.slow

@@ -86,19 +86,23 @@ def check_logits(name: str, converted: Converted) -> None:
         torch.testing.assert_close(read.model(ids).logits, mine.model(ids).logits, atol=1e-4, rtol=0)
 
 
-def check_prompts(name: str, converted: Converted) -> None:
-    """By SentencePiece, whose way of merging by scores llama.cpp has, from the file's own tokens."""
-    fields = converted.read(name).fields
+def read_pieces(fields: Any, *, space: bool) -> SentencePieceProcessor:
+    """SentencePiece, whose way of merging by scores llama.cpp has, from the file's own tokens."""
     told = {key: fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "scores", "token_type", "model")}
     assert told["model"] == "llama"
     proto = sentencepiece_model_pb2.ModelProto()
     for piece, score, kind in zip(told["tokens"], told["scores"], told["token_type"], strict=True):
         proto.pieces.add(piece=piece, score=score, type=kind)
-    space = fields.get("tokenizer.ggml.add_space_prefix")
     proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = proto.trainer_spec.BPE, True
     proto.normalizer_spec.name, proto.normalizer_spec.remove_extra_whitespaces = "identity", False
-    proto.normalizer_spec.add_dummy_prefix = True if space is None else space.contents()
-    read, tokenizer = SentencePieceProcessor(model_proto=proto.SerializeToString()), converted.tokenizer(name)
+    proto.normalizer_spec.add_dummy_prefix = space
+    return SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+
+def check_prompts(name: str, converted: Converted) -> None:
+    """The ids of texts alone are those of training."""
+    fields = converted.read(name).fields
+    read, tokenizer = read_pieces(fields, space=adds_space(fields)), converted.tokenizer(name)
     for text in (WORDS, *TEXTS[:40]):
         assert [read.encode(text)] == [one.ids for one in tokenise(tokenizer, [text])]
     assert tokenizer.encode("a")[0] == tokenizer.bos_token_id
@@ -106,7 +110,47 @@ def check_prompts(name: str, converted: Converted) -> None:
     for kind in ("bos", "eos"):
         assert fields[f"tokenizer.ggml.{kind}_token_id"].contents() == getattr(tokenizer, f"{kind}_token_id")
     rows = json.loads((converted.root / name / "llm" / "config.json").read_text())["vocab_size"]
-    assert len(told["tokens"]) == rows, "as many as the embeddings have rows"
+    assert read.vocab_size() == rows, "as many as the embeddings have rows"
+
+
+def adds_space(fields: Any) -> bool:
+    """Whether llama.cpp puts a space before a text; it does unless the file says otherwise."""
+    space = fields.get("tokenizer.ggml.add_space_prefix")
+    return True if space is None else bool(space.contents())
+
+
+def encode_chat(fields: Any, text: str, *, space: bool) -> list[int]:
+    """As llama.cpp encodes a rendered chat: what follows a special token is a text of its own, with its own space."""
+    read, tokens = read_pieces(fields, space=space), fields["tokenizer.ggml.tokens"].contents()
+    marks = sorted((one for one in tokens if one.startswith("<") and one in text and len(one) > 2), key=len)
+    parts = re.split("|".join(f"({re.escape(mark)})" for mark in reversed(marks)), text)
+    return [one for part in parts if part for one in ([tokens.index(part)] if part in marks else read.encode(part))]
+
+
+CHAT = [
+    {"role": "user", "content": "Is it red?"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "Sure?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "space"),
+    [("llama", 1, True), ("qwen2", 1, True), ("gemma", 3, False), ("mistral", 0, True)],
+)
+def test_the_ids_of_a_chat(name: str, turns: int, space: bool, converted: Converted) -> None:
+    """Vicuna's are training's up to the second turn, Mistral's from the first token on only without the space."""
+    fields, tokenizer = converted.read(name).fields, converted.tokenizer(name)
+    assert adds_space(fields) is space
+    same = []
+    for count in (1, 3):
+        text = tokenizer.apply_chat_template(CHAT[:count], tokenize=False, add_generation_prompt=True)
+        bos = [] if text.startswith(tokenizer.bos_token) else [tokenizer.bos_token_id]
+        ids = tokenizer.apply_chat_template(CHAT[:count], add_generation_prompt=True, return_dict=True)["input_ids"]
+        same += [count] if bos + encode_chat(fields, text, space=space) == ids else []
+        if name == "mistral":
+            assert bos + encode_chat(fields, text, space=False) == ids
+    assert max(same, default=0) == turns
 
 
 def check_template(name: str, converted: Converted) -> None:
@@ -117,7 +161,7 @@ def check_template(name: str, converted: Converted) -> None:
 CHECKS = {NAMES: check_names, LOGITS: check_logits, PROMPTS: check_prompts, TURNS: check_template}
 
 
-@pytest.mark.parametrize("check", [check for _, check in cells(LLAMA_CPP)])
+@pytest.mark.parametrize("check", [*(check for _, check in cells(LLAMA_CPP)), PROMPTS, TURNS])
 @pytest.mark.parametrize("name", CASES)
 def test_llama_cpp(name: str, check: str, converted: Converted) -> None:
     assert converted.refused.keys() == {"byte-level"}

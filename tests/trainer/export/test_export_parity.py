@@ -92,7 +92,7 @@ NAMES_5 = ["clip-llama", "siglip-gemma", "dinov2-llama", "longrope"]
 """Of these transformers 5 reads an export under its own names, too."""
 REFUSED = {
     ("siglip-gemma/model", 4): "not for transformers 4; export it with --rescale-projector for that",
-    ("siglip-gemma/rescaled", 5): "for transformers 4 alone; export it without --rescale-projector for others",
+    ("siglip-gemma/rescaled", 5): "for transformers before 5.4; export it without --rescale-projector for others",
     ("clip-llama/names-5", 4): "not for transformers 4; export it with --names 4 for that",
     ("clip-llama/llm-names-5", 4): "not for transformers 4; export it with --names 4 for that",
 }
