@@ -305,10 +305,7 @@ OTHERS: dict[str, list[str]] = {
             'write it into a first turn, {"from": "system", "value": text}, or remove the key'
         ),
         "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
-        (
-            "{}: its chat template cannot render a question with its answer ({}); correct the template in the "
-            "LLM's folder, or remove it to use vicuna_v1"
-        ),
+        "correct the template in the LLM's folder, or remove it to use vicuna_v1",
         (
             "{}: its config.json says that its weights are quantised ({}); expected plain ones: give the model "
             "that it was made from, or dequantise it with the package that quantised it and save it again"

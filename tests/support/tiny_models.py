@@ -14,6 +14,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -36,8 +37,8 @@ LLMS: dict[str, Any] = {
     "qwen2": Qwen2Config,
 }
 NEWER_LLMS: dict[str, Any] = {"qwen3": Qwen3Config, "gemma3_text": Gemma3TextConfig, "smollm3": SmolLM3Config}
-OTHER_LLMS: dict[str, Any] = {"gpt_neox": GPTNeoXConfig}
-"""LLMs whose own folders name their weights otherwise than Llama's."""
+OTHER_LLMS: dict[str, Any] = {"gpt_neox": GPTNeoXConfig, "granite": GraniteConfig}
+"""GPT-NeoX's own folders name their weights otherwise than Llama's. Granite multiplies its inputs."""
 TOWERS: dict[str, Any] = {
     "clip": (CLIPVisionConfig, CLIPVisionModel),
     "siglip": (SiglipVisionConfig, SiglipVisionModel),

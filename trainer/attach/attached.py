@@ -366,7 +366,8 @@ class Attached:
         count, laid = self._parts.family.count_images(kept.call), None
         if ids or count is not None:
             laid = self.located(kept, ids or [""] * (count or 0))
-        return basic_terms(self._basic, kept, laid, self.settings, self.watch.embed, self.vocabulary)
+        embed, scale = self.watch.embed, self.watch.scale
+        return basic_terms(self._basic, kept, laid, self.settings, embed, self.vocabulary, scale)
 
 
 def _check_one_device(model: nn.Module) -> None:

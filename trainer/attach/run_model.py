@@ -124,7 +124,7 @@ class AttachedModel(nn.Module):
         if "sea" in attached.terms:
             found["sea_pairs"] = torch.tensor(attached.pairs, device=self.device)
         if kept.recorder is not None and kept.visual is not None:
-            found["visual_norm"] = kept.visual.detach().float().norm(dim=-1).mean()
+            found["visual_norm"] = kept.visual.detach().float().norm(dim=-1).mean() * attached.watch.scale
             found["refined_norm"] = kept.recorder.refined.float().norm(dim=-1).mean()
 
     def _touched(self) -> list[nn.Parameter]:

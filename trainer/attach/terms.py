@@ -25,6 +25,7 @@ def basic_terms(
     settings: Loss,
     embed: nn.Module,
     vocabulary: int,
+    scale: float,
 ) -> dict[str, torch.Tensor]:
     """Compute L_das (Eq. 6) and L_sds (Eq. 7), as means over a sample's images and then over samples with images.
 
@@ -36,6 +37,7 @@ def basic_terms(
         settings: settings of the terms.
         embed: the LLM's input embeddings.
         vocabulary: number of the LLM's token ids that are real ones.
+        scale: what the LLM multiplies its inputs by.
 
     Returns:
         Scalars by name, whose gradient reaches the projector alone.
@@ -57,8 +59,9 @@ def basic_terms(
     if "sds" in names:
         embeddings, precision = llm_embeddings(embed, vocabulary), settings.sds.precision
         half = precision == "bfloat16" or (precision == "auto" and embeddings.dtype == torch.bfloat16)
-        options: dict[str, Any] = {"matmul_dtype": torch.bfloat16} if half else {}
-        found["sds"] = losses.sds(chosen, refined, weights, embeddings, temperature=settings.sds.temperature, **options)
+        options: dict[str, Any] = {"temperature": settings.sds.temperature, "scale": scale}
+        options |= {"matmul_dtype": torch.bfloat16} if half else {}
+        found["sds"] = losses.sds(chosen, refined, weights, embeddings, **options)
     if kept.apart is not None:
         return {name: _ending_at_projector(value, visual, kept) for name, value in found.items()}
     return found

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
 from trainer.attach.tiles import Call
-from trainer.losses.embeddings import llm_embeddings
+from trainer.losses.embeddings import input_scale, llm_embeddings
 from trainer.losses.supervision import LayerRecorder, Supervision
 
 _ABSENT = object()
@@ -133,6 +133,11 @@ class Watch:
     def embed(self) -> Any:  # noqa: ANN401 - a module with a weight
         """Return the LLM's input embeddings."""
         return self.parts.inner.get_input_embeddings()
+
+    @property
+    def scale(self) -> float:
+        """Return what the LLM multiplies its inputs by, see `input_scale`."""
+        return input_scale(self.parts.llm)
 
     def check_whole(self) -> None:
         """Refuse embeddings that are cut, because the terms use them after the forward.
@@ -251,7 +256,7 @@ class Watch:
             )
         length = None
         if self._supervision.needs_length:
-            length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean()
+            length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean() * self.scale
         rows = self._valid & ~kept.columns
         with self._supervision.watching(kept.columns, rows, self._valid, length=length) as recorder:
             kept.recorder = recorder

@@ -22,6 +22,7 @@ from trainer.evaluation.premise import Control, Lenses, TextNearness, control, i
 from trainer.losses.lens import LensKind
 from trainer.losses.supervision import layers_of
 from trainer.model.existing_folder import is_existing
+from trainer.model.llm_weights import body
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import load_llm, quiet
 from trainer.model.reader import Reader
@@ -111,7 +112,7 @@ def _reader(llm: str, device: torch.device) -> Reader:
         model.to(device)
         embed = model.get_input_embeddings()
         ids = max(part.tokenizer.get_vocab().values()) + 1
-        reader = Reader(model.base_model, embed, part.tokenizer, min(ids, embed.num_embeddings))
+        reader = Reader(body(model), embed, part.tokenizer, min(ids, embed.num_embeddings))
     layers = getattr(reader.llm, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise UserError(

@@ -26,6 +26,7 @@ class BasicTerm:
         supervision: makes the targets from the running LLM; None if they are read from a cache.
         equal: every token of an image counts the same.
         prompt_only: take attention degrees only from text that is not trained.
+        scale: what the LLM multiplies its inputs by, see `input_scale`.
         temperature, matmul_dtype: see `losses.sds`.
     """
 
@@ -37,15 +38,17 @@ class BasicTerm:
         supervision: Supervision | None = None,
         equal: bool = False,
         prompt_only: bool = False,
+        scale: float = 1.0,
         temperature: float = 1.0,
         matmul_dtype: torch.dtype | None = None,
     ) -> None:
         self.terms = tuple(terms)
         self.supervision = supervision
+        self.scale = scale
         self._vocabulary = vocabulary
         self._equal = equal
         self._prompt_only = prompt_only
-        self._sds: dict[str, Any] = {"temperature": temperature, "matmul_dtype": matmul_dtype}
+        self._sds: dict[str, Any] = {"temperature": temperature, "scale": scale, "matmul_dtype": matmul_dtype}
 
     @contextmanager
     def watching(self, batch: dict[str, Any], columns: torch.Tensor, embed: nn.Module) -> Iterator[Any]:
@@ -70,7 +73,7 @@ class BasicTerm:
             trained[batch["predict"] + 1] = True
             rows = rows & ~trained.view_as(rows)
         # `normalise: unit` brings V^ back to the mean length of E.
-        length = self.embeddings(embed).float().norm(dim=-1).mean() if supervision.needs_length else None
+        length = self.scale * self.embeddings(embed).float().norm(dim=-1).mean() if supervision.needs_length else None
         with supervision.watching(columns, rows, valid, length=length) as recorder:
             yield recorder
 

@@ -1,6 +1,6 @@
 """Reads the LLM's input embeddings as the LLM uses them."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ _LOOKED_AT = 1024
 def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
     """Return E, (V, d), the LLM's input embeddings as it uses them, without padding rows.
 
-    Gemma's module scales them, so its weight alone is not E.
+    Gemma's module scales them, so its weight alone is not E. An LLM's own factor is apart, see `input_scale`.
 
     Args:
         embed: the LLM's input embedding module.
@@ -29,6 +29,16 @@ def llm_embeddings(embed: nn.Module, vocabulary: int) -> torch.Tensor:
     ids = torch.arange(vocabulary, device=weight.device)
     every: torch.Tensor = embed.forward(ids) if whole else embed(ids)  # the call gathers FSDP's pieces
     return every
+
+
+def input_scale(llm: Any) -> float:  # noqa: ANN401 - any decoder
+    """Return the factor by which a decoder multiplies all inputs, embeddings and visual tokens alike.
+
+    It is 1 for most. Granite's `embedding_multiplier` is 12, for example. Gemma's factor is in its embedding module.
+    """
+    if getattr(llm.config, "mup_enabled", False):  # AFMoE
+        return float(llm.config.hidden_size**0.5)
+    return float(getattr(llm, "embedding_multiplier", getattr(llm, "embedding_scale", 1.0)))
 
 
 @torch.no_grad()

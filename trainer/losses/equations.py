@@ -120,6 +120,7 @@ def sds(
     embeddings: torch.Tensor,
     *,
     temperature: float = 1.0,
+    scale: float = 1.0,
     block: int | None = None,
     matmul_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
@@ -137,6 +138,7 @@ def sds(
         attention: a, (m,).
         embeddings: E, (V, d), the LLM's input embeddings as it uses them, without padding rows.
         temperature: divides the logits of both; the paper has none.
+        scale: what the LLM multiplies its inputs by, so V and E, but not V^; see `input_scale`.
         block: vocabulary entries at a time; None for 1024, or 4096 on CUDA, because each block costs a pass over the
             means of width d, which would take as long as the products of a small block.
         matmul_dtype: for the products with E, such as torch.bfloat16; None computes them like the rest, in the dtype of
@@ -155,9 +157,10 @@ def sds(
         embeddings=(embeddings, (len(embeddings), *visual.shape[1:])),
     )
     dtype = torch.promote_types(visual.dtype, torch.float32)
-    if temperature != 1:
-        # Dividing the vectors divides the logits, and gives the chain rule's factor 1 / temperature to the gradient.
-        visual, refined = visual.to(dtype) / temperature, refined.to(dtype) / temperature
+    if (temperature, scale) != (1, 1):
+        # Factors of the vectors are factors of the logits, and the chain rule gives them to the gradient.
+        visual = visual.to(dtype) * (scale**2 / temperature)
+        refined = refined.to(dtype) * (scale / temperature)
     block = block or (4096 if visual.is_cuda else 1024)
     value: torch.Tensor = _Sds.apply(
         visual, refined.detach(), attention.detach().to(dtype), embeddings.detach(), block, matmul_dtype or dtype

@@ -64,7 +64,7 @@ class Losses(TypedDict, total=False):
     sds: torch.Tensor
     """L_sds, a scalar."""
     visual_norm: torch.Tensor
-    """The mean length of V, with BASIC's terms."""
+    """The mean length of V as the LLM's first layer gets it, with BASIC's terms."""
     refined_norm: torch.Tensor
     """The mean length of V^, with BASIC's terms."""
     nothing: torch.Tensor
@@ -169,7 +169,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         if features.requires_grad:  # a tower that trains must not get BASIC's gradient
             visual = self.projected(features.detach())
         given |= term(visual, refined, attention, columns.sum(1) // visual.shape[1], embed)  # type: ignore[typeddict-item]
-        given["visual_norm"] = visual.detach().norm(dim=-1).mean()
+        given["visual_norm"] = visual.detach().norm(dim=-1).mean() * term.scale
         given["refined_norm"] = refined.float().norm(dim=-1).mean()
 
     def tower_output(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from trainer.model.digests import part_path
 from trainer.model.folder_check import check_model_folder as check_model_folder
 from trainer.model.folder_check import image_shape
 from trainer.model.llava_folder import ALIGNMENT
-from trainer.model.llm_weights import OTHER_LLM, check_places, unread
+from trainer.model.llm_weights import OTHER_LLM, body, check_places, unread
 from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
 from trainer.model.pretrained import some
 from trainer.model.settings import Projector
@@ -94,7 +94,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     model: Any = llm.model
     probe = torch.arange(8).unsqueeze(0)
     _check_head(model, source)
-    expected = _logits(model, probe)
+    expected = _logits(model, probe, source)
     _check_finite(expected, model.dtype, source)
     ids = max(llm.tokenizer.get_vocab().values()) + 1
     vocabulary: int = min(ids, model.get_input_embeddings().num_embeddings)
@@ -107,8 +107,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     config = _config(vision, model, tokenizer, projector)
     llava = _assemble(config, vision, model, _projector(config, seed), source)
     step = torch.finfo(model.dtype).eps  # a longer head may round the same sums differently by this
-    with border(f"{source}: cannot run inside transformers' LLaVA", OTHER_LLM, given=True):
-        found = _logits(llava, probe)
+    found = _logits(llava, probe, source, " inside transformers' LLaVA")
     if not torch.allclose(found[..., :vocabulary], expected[..., :vocabulary], rtol=max(1e-3, 2 * step), atol=1e-3):
         raise UserError(
             f"{source}: inside transformers' LLaVA this LLM gives other logits than alone, as one with capped or "
@@ -117,6 +116,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     llava.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id
     )
+    _check_generates(llava, probe, source)
     llava.save_pretrained(folder)
     if lost := unread(LlavaForConditionalGeneration, folder):
         raise UserError(
@@ -208,15 +208,27 @@ def _assemble(config: LlavaConfig, vision: VisionPart, llm: Any, projector: nn.M
     check_places(llm, llava, source)
     llava.model.vision_tower = vision.tower
     llava.model.multi_modal_projector = projector.to(llm.dtype)
-    llava.model.language_model = llm.base_model
+    llava.model.language_model = body(llm)
     llava.lm_head = llm.get_output_embeddings()
     return llava.eval()
 
 
 @torch.inference_mode()
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - a causal LM or a LLaVA
-    logits: torch.Tensor = model.eval()(input_ids=ids).logits
-    return logits.float()
+def _logits(model: Any, ids: torch.Tensor, source: str, where: str = "") -> torch.Tensor:  # noqa: ANN401 - any LLM
+    """Compute logits for token ids, and then for inputs that are no token's embeddings, as visual tokens are not."""
+    model.eval()
+    with border(f"{source}: cannot run{where}", OTHER_LLM, given=True):
+        logits: torch.Tensor = model(input_ids=ids).logits
+    embeddings = model.get_input_embeddings()(ids).roll(1, -1)
+    with border(f"{source}: cannot run{where} on inputs that are no tokens, as visual ones are", OTHER_LLM, given=True):
+        others: torch.Tensor = model(inputs_embeds=embeddings).logits
+    return torch.cat([logits, others]).float()
+
+
+def _check_generates(llava: Any, ids: torch.Tensor, source: str) -> None:  # noqa: ANN401 - a LLaVA
+    """Refuse an LLM with a cache of its own kind, such as MiniMax's, which a LLaVA does not make."""
+    with border(f"{source}: cannot generate text inside transformers' LLaVA", OTHER_LLM, given=True):
+        llava.generate(input_ids=ids, max_new_tokens=2, min_new_tokens=2, do_sample=False)
 
 
 def _ids(value: int | list[int] | None) -> set[int]:

@@ -68,6 +68,24 @@ _PARTS = """\
 {%- set messages = listed.messages -%}
 """
 
+_ONE_PART = """\
+{%- set listed = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- set listed.messages = listed.messages + [dict(message, content=[dict(type='text', text=message['content'])])] -%}
+{%- endfor -%}
+{%- set messages = listed.messages -%}
+"""
+"""The prelude of a template that takes lists alone, behind `_STRINGS`. Images stay in the text."""
+
+_AS_TRAINED = """\
+{%- if add_generation_prompt -%}
+  {%- macro prompt() -%}OWN{%- endmacro -%}
+  {%- set whole = prompt() -%}
+  {{- whole[:-LENGTH] if whole.endswith(BEYOND) else whole -}}
+{%- else -%}OWN{%- endif -%}
+"""
+"""The frame of a template whose prompt writes more than comes before an answer."""
+
 _MARKS = """\
 {%- macro rendered(messages, add_generation_prompt) -%}OWN{%- endmacro -%}
 {%- set whole = rendered(messages, add_generation_prompt) -%}
@@ -109,9 +127,12 @@ def chat_template(own: str | None) -> str:
 
     Args:
         own: the LLM's template; None takes vicuna_v1, LLaVA-1.5's, with generation marks around each answer and the
-            token that ends it.
+            token that ends it. One that takes lists alone gets its texts as lists.
     """
-    return _STRINGS + (own or _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'")))
+    if own is None:
+        return _STRINGS + _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'"))
+    listed = _question(own, _EXAMPLE_QUESTION) is None and _question(_ONE_PART + own, _EXAMPLE_QUESTION) is not None
+    return _STRINGS + (_ONE_PART if listed else "") + own
 
 
 def both_forms(own: str) -> str:
@@ -156,6 +177,22 @@ def without_final_eos(own: str) -> str:
     whole, cut = (_text(template, _CHAT, False) for template in (own, bare))
     final = whole is not None and cut is not None and whole.startswith(cut) and whole[len(cut) :].strip() == _EOS
     return bare if final and _text(own, _CHAT[:3], True) == _text(bare, _CHAT[:3], True) else own
+
+
+def with_prompt_as_trained(own: str) -> str:
+    """Cut what a template's prompt writes beyond the beginning of an answer, such as DeepSeek-R1's open thought.
+
+    Rows have no thoughts, so a prompt with one would not begin as what was trained.
+    """
+    prompt, row = _text(own, _CHAT[:1], True), _text(own, _CHAT[:2], False)
+    before = row.partition(_ANSWERS[0].strip())[0] if row else ""
+    beyond = prompt[len(before) :] if prompt and prompt.startswith(before) else ""
+    if not beyond.strip() or before == row:
+        return own
+    framed = _AS_TRAINED.replace("LENGTH", str(len(beyond))).replace("BEYOND", json.dumps(beyond))
+    framed = framed.replace("OWN", own.removesuffix("\n"))
+    same = all(_text(framed, chat, prompt) == _text(own, chat, prompt) for chat, prompt in _CHATS if not prompt)
+    return framed if same and _text(framed, _CHAT[:1], True) == before else own
 
 
 def with_own_eos(own: str, eos: str) -> str:
@@ -230,15 +267,17 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
     Raises:
         UserError: the template cannot render one question with its answer.
     """
-    answer = "an-answer"
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    question, answer = f"{IMAGE_TOKEN}\n{_EXAMPLE_QUESTION}", "an-answer"
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    advice = "correct the template in the LLM's folder, or remove it to use vicuna_v1"
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError as error:
         raise UserError(
-            f"{source}: its chat template cannot render a question with its answer ({error}); correct the template in "
-            "the LLM's folder, or remove it to use vicuna_v1"
+            f"{source}: its chat template cannot render a question with its answer ({error}); {advice}"
         ) from error
+    if question not in text or answer not in text:
+        raise UserError(f"{source}: its chat template does not write a question and its answer as they are; {advice}")
     ids = tokenizer.encode(str(text).rpartition(answer)[2], add_special_tokens=False)
     special = [str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token in tokenizer.added_tokens_decoder]
     return special[0] if special else None

@@ -78,6 +78,17 @@ def check_places(llm: Any, llava: LlavaForConditionalGeneration, source: str) ->
         )
 
 
+def body(llm: Any) -> Any:  # noqa: ANN401 - any causal LM
+    """Return an LLM without its head.
+
+    Llama 4's class names a part as its `base_model` that only whole models have.
+    """
+    if llm.base_model is not llm:
+        return llm.base_model
+    embed = llm.get_input_embeddings()
+    return next((child for child in llm.children() if any(one is embed for one in child.modules())), llm)
+
+
 def stored_names(config: PreTrainedConfig) -> tuple[str, str]:
     """Return the prefixes that an LLM's own folder has for its body and its head.
 
@@ -126,4 +137,4 @@ def _without_weights(config: PreTrainedConfig) -> Any:  # noqa: ANN401 - any cau
 def _parts(llm: Any) -> tuple[str, str]:  # noqa: ANN401 - any causal LM
     """Return the names of an LLM's body and of its head within it, empty if it has none."""
     names = {id(module): name for name, module in llm.named_modules()}
-    return names[id(llm.base_model)], names.get(id(llm.get_output_embeddings()), "")
+    return names[id(body(llm))], names.get(id(llm.get_output_embeddings()), "")

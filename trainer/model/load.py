@@ -174,9 +174,11 @@ def _set_precision(model: AlignedLlava, frozen: torch.dtype) -> None:
 
 def keep_layers(config: Any, count: int) -> None:  # noqa: ANN401 - a LlavaConfig
     """Cut a config so that the LLM has its embeddings and its first `count` layers."""
-    config.text_config.num_hidden_layers = count
-    if getattr(config.text_config, "layer_types", None) is not None:
-        config.text_config.layer_types = config.text_config.layer_types[:count]
+    text = config.text_config
+    text.num_hidden_layers = count
+    stored = vars(text).get(text.attribute_map.get("layer_types", "layer_types"))  # Jamba computes them
+    if stored is not None:
+        text.layer_types = stored[:count]
 
 
 def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool, adapted: bool = False) -> None:

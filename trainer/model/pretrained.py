@@ -159,6 +159,12 @@ def check_loaded(
         advice = instead or f"give plain weights (these may be quantised), with the {belongs}"
         raise UserError(f"{spec}: the model that {says} describes has no place for the weights {some(extra)}; {advice}")
     if missing := sorted(report["missing_keys"]):
+        said = getattr(model.config, "architectures", None) or []
+        if missing == ["lm_head.weight"] and said and type(model).__name__ not in said:
+            raise UserError(
+                f"{spec}: expected an LLM with its head; found that it was saved without one, as {', '.join(said)}; "
+                f"give the {type(model).__name__} that it was made from"
+            )
         advice = instead or "copy the folder again"
         raise UserError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}; {advice}")
     if mismatched := sorted(report["mismatched_keys"]):
@@ -179,10 +185,11 @@ def without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: 
 
     Other unexpected tensors belong to parts that the model does not use, or are buffers that old versions kept.
     """
-    modules = {name.removeprefix("vision_model."): module for name, module in model.named_modules() if name}
+    part = "" if hasattr(model, "lm_head") else "vision_model."  # beside an LLM it is another part, such as Llama 4's
+    modules = {name.removeprefix(part): module for name, module in model.named_modules() if name}
     found = []
     for key in unexpected:
-        path = key.removeprefix("vision_model.").split(".")
+        path = key.removeprefix(part).split(".")
         owners = [modules.get(".".join(path[:cut])) for cut in range(1, len(path))]
         if any(owner is not None and next(owner.parameters(recurse=False), None) is not None for owner in owners):
             found.append(key)

@@ -14,6 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
+from trainer.model.answer_ends import with_ends
 from trainer.model.fixed_date import with_fixed_date
 from trainer.recipes.options import TemplateName as TemplateName
 
@@ -167,7 +168,10 @@ def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwi
         if not any(_said(message).strip() for message in messages if message["role"] == "assistant"):
             raise UserError(NO_ANSWER)  # a template writes the end of an empty answer, which would be trained alone
         found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
-        return _with_ends(found, messages, special, tokenizer.eos_token)
+        answers = [_said(message).rstrip() for message in messages if message["role"] == "assistant"]
+        first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        asked = _render(messages[:first], tokenizer, source)[0] if len(answers) > 1 else ""
+        return RenderedText(*with_ends(*found, answers, asked, special, tokenizer.eos_token))
 
     return render
 
@@ -265,58 +269,6 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the texts of the special tokens, the longest first."""
     found = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(found | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
-
-
-def _with_ends(
-    rendered: RenderedText, messages: list[Message], special: tuple[str, ...], eos: str | None
-) -> RenderedText:
-    """Train each answer with the token that ends its turn, and with nothing after it.
-
-    OneVision's template writes the token outside its marks. LLaVA-1.5's writes a space alone; the model was trained
-    with an EOS in its place, which is put there.
-    """
-    text, spans = rendered
-    answers = [_said(message).rstrip() for message in messages if message["role"] == "assistant"]
-    ends = tuple(end for end in (eos, _end_of_last(rendered, answers[-1], special)) if end) if answers[-1] else special
-    said = tuple(filter(None, answers))
-    written, found, done = "", [], 0
-    for start, end in spans:
-        trained = text[start:end].rstrip()
-        stop = start + len(trained)
-        after = _skip(text, stop)
-        following = next((one for one in ends if text.startswith(one, after)), "")
-        added = ""
-        if not trained.endswith(ends):
-            if following:
-                stop = after + len(following)
-            elif eos and trained.endswith(said):
-                added = eos
-            else:
-                stop = end if trained else start  # nothing is trained of an empty answer
-        written += text[done:stop] + added
-        if stop > start:
-            found.append((len(written) - len(added) - (stop - start), len(written)))
-        done = _skip(text, stop, " ") if added else stop
-    return RenderedText(written + text[done:], found)
-
-
-def _skip(text: str, start: int, which: str | None = None) -> int:
-    """Return where a text goes on after the white space, or the characters `which`, at `start`."""
-    return len(text) - len(text[start:].lstrip(which))
-
-
-def _end_of_last(rendered: RenderedText, answer: str, special: tuple[str, ...]) -> str:
-    """Return the special token that ends the last answer, in its span or after it, or an empty text.
-
-    Only there it is certain that a special token ends the answer; elsewhere it may begin the next turn.
-    """
-    if not rendered.spans:
-        return ""
-    start, end = rendered.spans[-1]
-    after = [rendered.text[start:].rpartition(answer)[2].lstrip(), rendered.text[end:].lstrip()]
-    found = [next((one for one in special if rest.startswith(one)), "") for rest in after]
-    trained = rendered.text[start:end].rstrip()  # of an answer that the template changes
-    return found[0] or next((one for one in special if trained.endswith(one)), "") or found[1]
 
 
 def _by_prefix(

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.progress import Advance
-from trainer.losses.embeddings import llm_embeddings
+from trainer.losses.embeddings import input_scale, llm_embeddings
 from trainer.model.prompts import front
 
 ROW = 128
@@ -95,14 +95,14 @@ class Reader:
 
         Args:
             rows: int64 (R, L).
-            look: called with 0 and the input embeddings, float32 (T, d), and with i and the i-th layer's output.
+            look: called with 0 and what the first layer gets, float32 (T, d), and with i and the i-th layer's output.
             layers: the number of layers that are looked at; None for all.
             advance: called with the number of rows done since the last call.
         """
         with self.at_rest():
             for some in rows.to(self.device).split(_AT_ONCE):
                 at = self.columns(some)
-                look(0, self.embed(some)[at].float())
+                look(0, self.embed(some)[at].float() * input_scale(self.llm))
                 with ExitStack() as hooks:
                     for number, layer in enumerate(self.llm.layers[:layers]):
                         hooks.callback(layer.register_forward_hook(_looking(look, number + 1, at)).remove)

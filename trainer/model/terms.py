@@ -8,6 +8,7 @@ import torch
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from trainer.losses.basic_term import BasicTerm
+from trainer.losses.embeddings import input_scale
 from trainer.losses.lens import Lens
 from trainer.losses.sea_term import SeaTerm
 from trainer.losses.supervision import Supervision, layers_of
@@ -79,6 +80,7 @@ def basic_term(
         supervision=Supervision(model.model.language_model, basic, lens) if recipe.teacher is None else None,
         equal=basic.degree == "equal",
         prompt_only=basic.text == "prompt",
+        scale=input_scale(model.model.language_model),
         temperature=recipe.loss.sds.temperature,
         matmul_dtype=torch.bfloat16 if half else None,
     )

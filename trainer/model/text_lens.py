@@ -20,7 +20,7 @@ from trainer.losses.lens import PENALTIES, Lens, LensKind, fit, load_lens, save_
 from trainer.model.plain_text import plain_text
 from trainer.model.reader import Reader
 
-LENS_VERSION = 1
+LENS_VERSION = 2
 """A part of a run's identity. Raise it when the same LLM would get another lens."""
 SENTENCES = 1_200
 TOKENS, HELD_OUT = 12_288, 1_536

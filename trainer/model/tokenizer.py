@@ -16,6 +16,7 @@ from trainer.model.chat_template import (
     turn_end,
     with_bos,
     with_own_eos,
+    with_prompt_as_trained,
     without_final_eos,
 )
 from trainer.model.fixed_date import with_fixed_date
@@ -176,7 +177,7 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Make the template take both forms of content, and make the end of its turns the EOS."""
     said, eos = tokenizer.chat_template, str(tokenizer.eos_token)
     own: str | None = said.get("default") if isinstance(said, dict) else said
-    own = own and with_fixed_date(own)
+    own = own and with_prompt_as_trained(with_fixed_date(own))
     for template in (own and without_final_eos(own), own):
         tokenizer.chat_template = chat_template(template)
         end = turn_end(tokenizer, source)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import GraniteConfig
 
 from sea_pipeline.core.errors import UserError
-from tests.trainer.attach.families import MAKERS, SCAN, gemma3, tiny
+from tests.trainer.attach.families import MAKERS, SCAN, gemma3, llava, text_settings, tiny
 from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import Attached, attach
@@ -111,6 +112,24 @@ def test_basic_is_its_twin_and_trains_the_projector_alone(name: str, pictures: P
     found = gradients(made.model)
     assert found.keys() == _of_projector(name, found).keys(), "nothing but the projector"
     close(found, _of_projector(name, twin.gradient(wanted["das"] + 0.5 * wanted["sds"])))
+
+
+def test_basic_takes_inputs_as_the_llm_multiplies_them(pictures: Pictures, attached: Any) -> None:
+    """As Granite does: with the factor in the weights the same network has the same terms."""
+    made, names = llava(GraniteConfig(**text_settings(), embedding_multiplier=12.0)), names_for("llava")
+    batch, settings = made.batch(pictures.batch(names)), {"das": {"weight": 1.0}, "sds": {"weight": 0.5}}
+    found = []
+    for _ in range(2):
+        one = attached(made, labels=pictures.open(), **settings, basic={"normalise": "unit"})
+        made.model.double()(**{k: v.double() if v.is_floating_point() else v for k, v in batch.items()})
+        one.loss(names)
+        found.append({term: float(one.terms[term].detach()) for term in ("das", "sds")})
+        one.detach()
+        llm, last = made.model.model.language_model, made.model.model.multi_modal_projector.linear_2
+        for weight in (llm.embed_tokens.weight, last.weight, last.bias):
+            weight.data *= llm.embedding_multiplier
+        llm.embedding_multiplier = 1.0
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_a_frozen_tower_gives_the_same_gradient(pictures: Pictures, attached: Any) -> None:

@@ -153,6 +153,20 @@ def test_logits_that_are_not_finite_are_refused_by_that_name(tmp_path: Path) -> 
         around(llm, tmp_path / "other")
 
 
+@pytest.mark.slow
+def test_an_llm_that_was_saved_without_its_head_is_refused_by_that_name(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm")
+    weights = load_file(llm / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
+    with refused("1 weights are missing, the first is lm_head.weight; copy the folder again", start=f"{llm}: "):
+        around(llm, tmp_path / "out")
+    edit(llm / "config.json", architectures=["LlamaForSequenceClassification"])
+    said = "saved without one, as LlamaForSequenceClassification; give the LlamaForCausalLM that it was made from"
+    with refused(said, start=f"{llm}: expected an LLM with its head"):
+        around(llm, tmp_path / "out")
+
+
 @pytest.mark.parametrize("layer", [-5, 4])
 def test_a_layer_that_the_tower_lacks(tmp_path: Path, layer: int) -> None:
     with pytest.raises(UserError, match=r"expected -4 to 3"):

@@ -7,7 +7,10 @@ import pytest
 from sea_pipeline.core.errors import UserError
 from tests.support.initialised import ANSWER, LIST, STRING, around, edit, load
 from tests.support.tiny_models import CHATML, tiny_llm, tiny_model
+from tests.support.tiny_tokenizers import CHATML_MARKED, byte_level
 from trainer.model.chat_template import with_marks, without_final_eos
+from trainer.model.prompts import load_template
+from trainer.model.tokenizer import prepare_tokenizer
 
 
 @pytest.mark.slow
@@ -78,6 +81,37 @@ def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
     llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
     with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
         around(llm, tmp_path / "model")
+
+
+def test_a_template_that_loses_the_question_or_its_image() -> None:
+    for lost in ("{{ messages[-1]['content'] }}", CHATML.replace("['content']", "['content'].replace('<image>', '')")):
+        with pytest.raises(UserError, match="llm: its chat template does not write a question and its answer as they"):
+            prepare_tokenizer(byte_level(lost), "llm")
+
+
+THINKS = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+LISTS_OF_TEXT = CHATML.replace("message['content']", "message['content'] | map(attribute='text') | join")
+
+
+@pytest.mark.parametrize("own", [THINKS, CHATML_MARKED.replace("t\n' }}{% endif", "t\n<think>\n' }}{% endif")])
+def test_a_prompt_opens_no_thought_because_rows_have_none(own: str) -> None:
+    """As DeepSeek-R1's and Qwen3-Thinking's."""
+    assert "<think>" in byte_level(own).apply_chat_template(STRING, tokenize=False, add_generation_prompt=True)
+    tokenizer, _ = prepare_tokenizer(byte_level(own), "llm")
+    row = load_template("own", tokenizer)([*STRING, *ANSWER])
+    ((start, _),) = row.spans
+    assert tokenizer.apply_chat_template(STRING, tokenize=False, add_generation_prompt=True) == row.text[:start]
+    assert tokenizer.apply_chat_template([*STRING, *ANSWER], tokenize=False) == row.text == SAID_OF_IMAGE
+
+
+SAID_OF_IMAGE = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n"
+
+
+def test_a_template_for_lists_alone_writes_what_a_row_has() -> None:
+    tokenizer, _ = prepare_tokenizer(byte_level(LISTS_OF_TEXT), "llm")
+    assert load_template("own", tokenizer)([*STRING, *ANSWER]).text == SAID_OF_IMAGE
+    for messages in (STRING, LIST):
+        assert tokenizer.apply_chat_template([*messages, *ANSWER], tokenize=False) == SAID_OF_IMAGE
 
 
 @pytest.mark.slow

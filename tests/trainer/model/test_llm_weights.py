@@ -37,7 +37,6 @@ NO_PLACE: dict[str, tuple[str, dict[str, Any], str]] = {
     "layers between body and head": ("rembert", SIZES, r"found cls\.predictions\.LayerNorm\.bias and \d+ more"),
     "narrow embeddings": ("opt", SIZES | {"word_embed_proj_dim": 16} | UNTIED, r"\(400, 16\) in the LLM, \(400, 32\)"),
     "an encoder in LLaVA": ("bart", {"d_model": 32} | UNTIED, r"language_model\.encoder\..* \(shape none in the LLM"),
-    "a body of another name": ("llama4_text", TEXT | {"num_local_experts": 2}, r"found model\.embed_tokens\.weight "),
     "embeddings of another name": ("gpt2", OLD, r"cannot be built around this LLM: GPT2Model has no attribute"),
 }
 
@@ -67,6 +66,7 @@ def test_a_whole_model_is_no_llm(kind: str, tmp_path: Path) -> None:
 
 
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LLAMA4 = TEXT | {"num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 64}
 QWEN35 = TEXT | LINEAR | {"layer_types": ["linear_attention", "full_attention"]}
 
 
@@ -109,10 +109,47 @@ def test_an_llm_that_llava_cannot_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+def test_an_llm_that_cannot_run_by_itself_is_refused(tmp_path: Path) -> None:
+    source = made("deepseek_v3", tmp_path / "llm", **TEXT, n_routed_experts=4, topk_group=9)
+    with pytest.raises(UserError, match=rf"^{source}: cannot run: .*; choose another") as caught:
+        around(source, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+GEMMA4 = TEXT | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 8}
+
+
 @pytest.mark.slow
-def test_the_llm_of_a_whole_model_is_taken_if_transformers_loads_it_alone(tmp_path: Path) -> None:
-    tower = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
-    source = made("qwen3_5", tmp_path / "llm", whole=True, text_config=QWEN35, vision_config=tower)
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        ("gemma4_text", GEMMA4 | {"num_kv_shared_layers": 0}, "on inputs that are no tokens, as visual ones are: "),
+        ("minimax", TEXT | {"num_local_experts": 2}, "cannot generate text inside transformers' LLaVA: MiniMax uses"),
+    ],
+)
+def test_an_llm_that_cannot_take_or_describe_images_is_refused(
+    kind: str, sizes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Gemma 4's smaller models look tokens up for each layer; MiniMax has a cache of its own."""
+    source = made(kind, tmp_path / "llm", **sizes)
+    with pytest.raises(UserError, match=rf"^{source}: .*{message}.*; choose another"):
+        around(source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+QWEN_TOWER = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
+LLAMA4_TOWER = {
+    "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+    "patch_size": 8, "projector_input_dim": 16, "projector_output_dim": 16, "vision_output_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "text", "tower"), [("qwen3_5", QWEN35, QWEN_TOWER), ("llama4", LLAMA4, LLAMA4_TOWER)])
+def test_the_llm_of_a_whole_model_is_taken_if_transformers_loads_it_alone(
+    kind: str, text: dict[str, Any], tower: dict[str, Any], tmp_path: Path
+) -> None:
+    source = made(kind, tmp_path / "llm", whole=True, text_config=text, vision_config=tower)
     model = around(source, tmp_path / "model")
     ids = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(0))
     with quiet():
@@ -131,6 +168,7 @@ ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "Mixtral, whose experts are one tensor in memory": ("mixtral", TEXT | {"num_local_experts": 2}),
     "Qwen3.5": ("qwen3_5_text", QWEN35),
     "Gemma, whose head is tied": ("gemma", TEXT),
+    "Llama 4, whose class names another base": ("llama4_text", LLAMA4),
 }
 
 
@@ -242,3 +280,29 @@ def test_an_llm_that_transformers_cannot_build_is_not_exported(tmp_path: Path) -
     edit(folder / "config.json", text_config=CONFIG_MAPPING["t5gemma"]().encoder.to_dict())
     with pytest.raises(UserError, match=r"expected an LLM of a type that is a causal LM .*; export with --projector"):
         export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="llm"))
+
+
+MAMBA = {"mamba_d_state": 8, "num_hidden_layers": 4}
+MIXED: dict[str, dict[str, Any]] = {
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8, "use_mamba_kernels": False},
+    "bamba": {"attn_layer_indices": [1, 3], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_chunk_size": 16},
+}
+"""LLMs whose configurations compute the kinds of their layers."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MIXED)
+def test_the_first_layers_of_an_llm_of_mixed_layers_are_what_they_were(kind: str, tmp_path: Path) -> None:
+    model = around(made(kind, tmp_path / "llm", **(TEXT | MAMBA | MIXED[kind])), tmp_path / "model")
+    ids = torch.randint(10, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+    found = []
+    for layers in (None, 2):
+        whole = load_model(open_model_folder(model), Recipe(model=model), layers=layers).eval().model.language_model
+        assert len(whole.layers) == (layers or 4)
+        whole.layers[1].register_forward_hook(lambda _, __, output: found.append(output))
+        with torch.no_grad():
+            whole(input_ids=ids, use_cache=False)
+    first, second = (output[0] if isinstance(output, tuple) else output for output in found)
+    assert torch.equal(first, second)
+    recipe = Recipe.model_validate({"model": model, "loss": {"lm": 0, "sea": {"weight": 1.0}}})
+    assert not len(load_model(open_model_folder(model), recipe).model.language_model.layers)

@@ -98,6 +98,39 @@ def test_own_may_change_an_answer() -> None:
     assert trained(render(read_messages(turns(" a ", " b \n", "c", "d"), 0))) == ["b<|im_end|>", "d<|im_end|>"]
 
 
+RETURNS = (
+    "<|start|>system<|end|>{% for m in messages %}{{ '<|start|>' + m['role'] }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + ('<|return|>' if loop.last and not add_generation_prompt else '<|end|>') }}"
+    "{% endgeneration %}{% else %}{{ m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+"""As GPT-OSS's: the last answer ends otherwise than earlier ones."""
+NO_ENDS = "{% for m in messages %}{{ '<|start|>' + m['content'] }}{% endfor %}"
+"""As GLM-4's: after an answer comes the next question's first token."""
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (RETURNS, ["b<|end|>", "d<|end|>", "f<|return|>"]),
+        (
+            RETURNS.replace("{% generation %}", "").replace("{% endgeneration %}", ""),
+            ["b<|end|>", "d<|end|>", "f<|return|>"],
+        ),
+        (NO_ENDS, ["<|start|>b<|im_end|>", "<|start|>d<|im_end|>", "<|start|>f<|im_end|>"]),
+    ],
+    ids=["marked", "unmarked", "no ends"],
+)
+def test_each_answer_is_trained_with_its_own_end(template: str, expected: list[str]) -> None:
+    tokenizer = byte_level(template)
+    tokenizer.add_tokens(["<|start|>", "<|end|>", "<|return|>"], special_tokens=True)
+    messages = read_messages(turns("a", "b", "c", "d", "e", "f"), 0)
+    found = load_template("own", tokenizer)(messages)
+    assert trained(found) == expected
+    if template != NO_ENDS:
+        assert found.text == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
