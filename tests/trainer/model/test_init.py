@@ -124,10 +124,10 @@ def test_logits_are_compared_in_the_steps_of_their_precision(
     tower, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm", initializer_range=0.3)
     plain = assemble._logits
 
-    def rounded(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    def rounded(model: Any, *given: Any) -> torch.Tensor:
         if not isinstance(model, LlavaForConditionalGeneration):
-            return plain(model, ids)
-        found = (factor * plain(model, ids)).bfloat16()
+            return plain(model, *given)
+        found = (factor * plain(model, *given)).bfloat16()
         return (found.view(torch.int16) + 1).view(torch.bfloat16).float()
 
     monkeypatch.setattr(assemble, "_logits", rounded)
