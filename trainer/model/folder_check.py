@@ -14,6 +14,7 @@ from trainer.model.borders import border
 from trainer.model.chat_template import IMAGE_TOKEN, both_forms
 from trainer.model.config_check import check_plain
 from trainer.model.llava_folder import read_config
+from trainer.model.tokenise import without_limits
 
 
 class LlavaFolder(NamedTuple):
@@ -71,7 +72,9 @@ def _read(folder: Path) -> tuple[LlavaConfig, Any]:
         "restore it, or make it with sea-pipeline init",
         given=True,
     ):
-        return LlavaConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        without_limits(processor.tokenizer)
+        return LlavaConfig.from_pretrained(folder), processor
 
 
 def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tuple[int, ...]) -> None:  # noqa: ANN401

@@ -33,6 +33,7 @@ from sea_pipeline.storage.leftovers import files_like
 from trainer.model.borders import border
 from trainer.model.config_check import check_plain, drop_leftovers
 from trainer.model.hub import find_file
+from trainer.model.tokenise import without_limits
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LFS = b"version https://git-lfs"
@@ -268,12 +269,13 @@ def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
             f"{spec}: its tokenizer {type(tokenizer).__name__} is not a fast one, which training needs; add a "
             "tokenizer.json to it, and set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json"
         )
+    without_limits(tokenizer)
     if not set(tokenizer.encode("a photo", add_special_tokens=False)) - {tokenizer.unk_token_id}:
         raise UserError(_WORDLESS.format(spec))
     if tokenizer.eos_token is None:
         ends = PreTrainedConfig.get_config_dict(spec)[0].get("eos_token_id")
-        end = tokenizer.convert_ids_to_tokens(ends[0] if isinstance(ends, list) else ends) if ends else None
-        tokenizer.eos_token = end
+        if ends not in (None, []):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0] if isinstance(ends, list) else ends)
     return tokenizer
 
 
