@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.wordlists import load_wordlist
-from trainer.model.hub import find_file
+from trainer.model.hub import PIECES, find_file, find_pieces
 from trainer.model.tokenise import adds_space, tokenise
 
 TEXTS = (
@@ -56,7 +56,9 @@ def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToken
     Raises:
         UserError: no mending gives the ids of the model's own files; the message names a text and both ids.
     """
-    model, written = find_file(source, "tokenizer.model"), find_file(source, "tokenizer.json")
+    written = find_file(source, "tokenizer.json")
+    # Under other names the ids may be fairseq's, which the file does not say
+    model = find_file(source, PIECES[0]) if written else find_pieces(source)
     pieces = _Pieces.read(model, written is None) if model else None
     if pieces is None and (written is None or _is_file(tokenizer, written)):
         return tokenizer
@@ -74,7 +76,8 @@ def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToken
     raise UserError(
         f"{source}: transformers' tokenizer gives {text[:40]!r} the ids {_short(their_ids)}; "
         f"{(model or written or Path(source)).name} gives {_short(own_ids)}; copy tokenizer files that belong "
-        "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove tokenizer.model"
+        "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove "
+        f"{model.name if model else PIECES[0]}"
     )
 
 

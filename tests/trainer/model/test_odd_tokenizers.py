@@ -37,9 +37,9 @@ def test_no_prompt_is_cut_or_filled(tmp_path: Path, said: str) -> None:
         assert processor.decode(found).replace("<image>" * 16, "<image>") == text
 
 
-@pytest.mark.parametrize("ends", [0, [0, 2], [], None])
+@pytest.mark.parametrize("ends", [0, [0, 2], [], None, -1])
 def test_an_eos_that_config_json_alone_names_may_be_id_0(tmp_path: Path, ends: int | list[int] | None) -> None:
     """As GPT-NeoX's."""
     llm = tiny_llm(tmp_path / "llm", eos_token_id=ends)
     edit(llm / "tokenizer_config.json", eos_token=None)
-    assert read_tokenizer(str(llm)).eos_token == (None if ends in (None, []) else "<unk>")
+    assert read_tokenizer(str(llm)).eos_token == (None if ends in (None, [], -1) else "<unk>")
