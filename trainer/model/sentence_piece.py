@@ -258,7 +258,7 @@ def piece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
     trainer.CopyFrom(model_pb2.TrainerSpec(**{name: value for name, value in names.items() if value is not None}))
     trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, len(proto.pieces)
     normalizer.name, normalizer.remove_extra_whitespaces = "identity", False
-    normalizer.add_dummy_prefix = _begins_with_space(tokenizer)
+    normalizer.add_dummy_prefix = begins_with_space(tokenizer)
     written: bytes = proto.SerializeToString()
     return written if same_pieces(tokenizer, written) else None
 
@@ -288,7 +288,7 @@ def _pieces(state: dict[str, Any]) -> list[tuple[str, float, int]]:
     return pieces
 
 
-def _begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+def begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a text gets a space in front, by the tokenizer's pre-tokenizer or its normalizer."""
     first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
     return adds_space(tokenizer) or str(first).startswith("\u2581")
