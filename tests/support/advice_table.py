@@ -344,6 +344,10 @@ OTHERS: dict[str, list[str]] = {
             "auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there"
         ),
         (
+            "{}: expected a chat template named default; found {}; give the one to train with that name, or remove "
+            "them to use vicuna_v1"
+        ),
+        (
             "{}: its tokenizer has no words, as transformers reads its {}; copy that file again, or add a "
             "tokenizer.json, and set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json"
         ),
