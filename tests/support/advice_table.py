@@ -344,13 +344,17 @@ OTHERS: dict[str, list[str]] = {
             "auto_map from its tokenizer_config.json and set tokenizer_class to PreTrainedTokenizerFast there"
         ),
         (
-            "{}: its tokenizer.model is damaged, or none of SentencePiece; copy it again, or add the model's "
-            "tokenizer.json"
+            "{}: expected a chat template named default; found {}; give the one to train with that name, or remove "
+            "them to use vicuna_v1"
         ),
         (
+            "{}: its tokenizer has no words, as transformers reads its {}; copy that file again, or add a "
+            "tokenizer.json, and set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json"
+        ),
+        ("{}: its {} is damaged, or none of SentencePiece; copy it again, or add the model's tokenizer.json"),
+        (
             "{}: transformers' tokenizer gives {} the ids {}; {} gives {}; copy tokenizer files that belong "
-            "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove "
-            "tokenizer.model"
+            "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove {}"
         ),
         "{}: expected a SentencePiece model; {}; copy the file again, or put a tokenizer.json beside it",
         (

@@ -21,6 +21,7 @@ from trainer.model.fsdp import agreed
 from trainer.model.lora import add_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
+from trainer.model.tokenise import without_limits
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
@@ -60,6 +61,7 @@ def open_existing_folder(path: Path) -> ExistingFolder:
             f"{path}: expected the family's own processor with a fast tokenizer; found {type(processor).__name__}; "
             f"{_ADVICE}"
         )
+    without_limits(tokenizer)
     chat = Chat(processor, int(config.image_token_id), path)
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
 

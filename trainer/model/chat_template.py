@@ -135,6 +135,24 @@ def chat_template(own: str | None) -> str:
     return _STRINGS + (_ONE_PART if listed else "") + own
 
 
+def default_template(said: str | dict[str, str] | None, source: str) -> str | None:
+    """Return a tokenizer's template, of several the one named default.
+
+    Args:
+        said: the tokenizer's `chat_template`.
+        source: the folder's name in an error.
+
+    Raises:
+        UserError: none of several has that name.
+    """
+    if not isinstance(said, dict) or "default" in said:
+        return said["default"] if isinstance(said, dict) else said
+    raise UserError(
+        f"{source}: expected a chat template named default; found {', '.join(sorted(said))}; give the one to "
+        "train with that name, or remove them to use vicuna_v1"
+    )
+
+
 def both_forms(own: str) -> str:
     """Make a template take content as a string and as a list of parts.
 

@@ -8,6 +8,7 @@ from zipfile import ZipFile, is_zipfile
 from sea_pipeline.encoders.spec import packaged_side, split_s2
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
+from trainer.model.hub import PIECES
 from trainer.model.tensor_files import PROJECTOR, tensors_of
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 
@@ -20,7 +21,7 @@ _PROCESSING = (
     "processor_config.json",
     "preprocessor_config.json",
     "chat_template.json",
-    "tokenizer.model",
+    *PIECES,
     "vocab.json",
     "merges.txt",
     "added_tokens.json",

@@ -11,9 +11,10 @@ from transformers import AutoModel, AutoProcessor, LlavaConfig
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
 from trainer.model.borders import border
-from trainer.model.chat_template import IMAGE_TOKEN, both_forms
+from trainer.model.chat_template import IMAGE_TOKEN, both_forms, default_template
 from trainer.model.config_check import check_plain
 from trainer.model.llava_folder import read_config
+from trainer.model.tokenise import without_limits
 
 
 class LlavaFolder(NamedTuple):
@@ -71,7 +72,9 @@ def _read(folder: Path) -> tuple[LlavaConfig, Any]:
         "restore it, or make it with sea-pipeline init",
         given=True,
     ):
-        return LlavaConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        without_limits(processor.tokenizer)
+        return LlavaConfig.from_pretrained(folder), processor
 
 
 def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tuple[int, ...]) -> None:  # noqa: ANN401
@@ -89,9 +92,7 @@ def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tup
     for name, value in derived.items():
         if stated.get("patch_size") is None or stated.get(name) is None:
             setattr(processor, name, value)
-    template = processor.chat_template or processor.tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
+    template = default_template(processor.chat_template or processor.tokenizer.chat_template, str(folder))
     if template:
         processor.chat_template = processor.tokenizer.chat_template = both_forms(template)
 

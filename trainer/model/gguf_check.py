@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from sea_pipeline.core.errors import UserError
 from trainer.model.pretrained import some
+from trainer.model.sentence_piece import begins_with_space
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _ROPE_TENSORS = re.compile(r"rope_(freqs|factors_\w+)\.weight")
 """Tensors that scale the frequencies of rope, such as those of Llama 3.1."""
 INSTEAD = "give the LLM's folder of safetensors, or its name on the hub"
+_SPACE = "tokenizer.ggml.add_space_prefix"
 _OFF = (0, False)
 _ONE = (0, 1)
 
@@ -83,6 +86,24 @@ def check_said(file: Path, reader: Any, config: Any) -> None:  # noqa: ANN401 - 
         raise UserError(
             f"{file}: {key} is {value}, and transformers reads {found} from GGUF, so the LLM would compute otherwise "
             f"than it was trained; {INSTEAD}"
+        )
+
+
+def check_space(file: Path, reader: Any, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: ANN401
+    """Refuse a file that says that no space goes before a text, if its tokenizer puts one there.
+
+    Args:
+        file: the GGUF file.
+        reader: the gguf.GGUFReader of it.
+        tokenizer: what transformers made of it.
+
+    Raises:
+        UserError: it does.
+    """
+    if _value(reader, _SPACE) is False and begins_with_space(tokenizer):
+        raise UserError(
+            f"{file}: {_SPACE} is False, and transformers puts a space before each text, so the LLM would read other "
+            f"tokens than it was trained on; {INSTEAD}"
         )
 
 

@@ -17,6 +17,8 @@ _WRITTEN = (
     "processor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 )  # fmt: skip
 """Patterns of all files that an export of a model or an LLM may hold, besides its card."""
+PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+"""Names of a SentencePiece model, by the tokenizer's class."""
 _PROJECTORS = ("mm_projector.bin", "mm_projector.safetensors")
 
 
@@ -48,6 +50,11 @@ def find_file(spec: str, name: str) -> Path | None:
             ) from error
         return None
     return Path(found) if found else None
+
+
+def find_pieces(spec: str) -> Path | None:
+    """Return the path of the SentencePiece model of a folder or of a hub name, or None, see `find_file`."""
+    return next((found for name in PIECES if (found := find_file(spec, name))), None)
 
 
 def check(name: str) -> None:

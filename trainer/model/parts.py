@@ -34,7 +34,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.spec import packaged_side, split_s2
 from trainer.model.folder_check import image_shape
-from trainer.model.gguf_check import INSTEAD, check_one_file, check_places_of, check_said
+from trainer.model.gguf_check import INSTEAD, check_one_file, check_places_of, check_said, check_space
 from trainer.model.hub import find_file
 from trainer.model.llm_weights import check_alone, check_llm
 from trainer.model.pretrained import check_loaded, load_config, load_weights, named, read_tokenizer
@@ -189,11 +189,8 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """
     if spec == "packaged" or spec.endswith(".gguf"):
         file = _packaged_gguf() if spec == "packaged" else Path(spec)
-        with named(str(file)), redirect_stderr(io.StringIO()):
-            gguf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                file.parent, gguf_file=file.name, trust_remote_code=False
-            )
-        return gguf
+        with named(str(file)), _parsed_once() as parsed, redirect_stderr(io.StringIO()):
+            return _gguf_tokenizer(file, parsed(_spelled(file)))
     return faithful(read_tokenizer(spec), spec)
 
 
@@ -318,9 +315,9 @@ def _load_gguf(file: Path, dtype: torch.dtype, *, for_llava: bool) -> LlmPart:
         raise UserError(f"{file}: no such file; expected a GGUF file of a causal LM")
     require("accelerate", "train")
     with named(str(file)), _parsed_once() as parsed, redirect_stderr(io.StringIO()):  # its progress bar has no setting
-        reader = parsed(os.path.join(file.parent, file.name))  # noqa: PTH118 - spelled as transformers spells it
+        reader = parsed(_spelled(file))
         check_one_file(file, reader)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer = _gguf_tokenizer(file, reader)
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         check_said(file, reader, config)
         if for_llava:
@@ -338,6 +335,19 @@ def _load_gguf(file: Path, dtype: torch.dtype, *, for_llava: bool) -> LlmPart:
     check_places_of(file, reader, model, report["unexpected_keys"])
     del model.config.quantization_config  # the weights are plain numbers now
     return LlmPart(model, tokenizer)
+
+
+def _gguf_tokenizer(file: Path, reader: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401 - gguf.GGUFReader
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False
+    )
+    check_space(file, reader, tokenizer)
+    return tokenizer
+
+
+def _spelled(file: Path) -> str:
+    """Spell a path as transformers does, see `_parsed_once`."""
+    return os.path.join(file.parent, file.name)  # noqa: PTH118
 
 
 @contextmanager

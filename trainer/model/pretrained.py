@@ -32,7 +32,8 @@ from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.leftovers import files_like
 from trainer.model.borders import border
 from trainer.model.config_check import check_plain, drop_leftovers
-from trainer.model.hub import find_file
+from trainer.model.hub import PIECES, find_file, find_pieces
+from trainer.model.tokenise import without_limits
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LFS = b"version https://git-lfs"
@@ -238,6 +239,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 _WORDLESS = "{}: its tokenizer has no words; expected a tokenizer.json or tokenizer.model in it; copy the folder again"
 
+_UNREAD = (
+    "{}: its tokenizer has no words, as transformers reads its {}; copy that file again, or add a "
+    "tokenizer.json, and set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json"
+)
+
 
 def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or of a hub name.
@@ -254,8 +260,9 @@ def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
         said = get_tokenizer_config(spec)
         whole = find_file(spec, "tokenizer.json")
         kind = PreTrainedTokenizerFast if whole and not said else AutoTokenizer
-        alone = None if whole else find_file(spec, "tokenizer.model")
-        defaults: dict[str, Any] = {"add_bos_token": True} if alone and "add_bos_token" not in said else {}
+        alone = None if whole else find_pieces(spec)
+        begins = alone is not None and alone.name == PIECES[0] and "add_bos_token" not in said
+        defaults: dict[str, Any] = {"add_bos_token": True} if begins else {}
         try:
             tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(spec, trust_remote_code=False, **defaults)
         except Exception as error:
@@ -268,12 +275,14 @@ def read_tokenizer(spec: str) -> PreTrainedTokenizerBase:
             f"{spec}: its tokenizer {type(tokenizer).__name__} is not a fast one, which training needs; add a "
             "tokenizer.json to it, and set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json"
         )
+    without_limits(tokenizer)
     if not set(tokenizer.encode("a photo", add_special_tokens=False)) - {tokenizer.unk_token_id}:
-        raise UserError(_WORDLESS.format(spec))
+        raise UserError(_UNREAD.format(spec, alone.name) if alone else _WORDLESS.format(spec))
     if tokenizer.eos_token is None:
         ends = PreTrainedConfig.get_config_dict(spec)[0].get("eos_token_id")
-        end = tokenizer.convert_ids_to_tokens(ends[0] if isinstance(ends, list) else ends) if ends else None
-        tokenizer.eos_token = end
+        end = (ends or [None])[0] if isinstance(ends, list) else ends
+        if end is not None and end >= 0:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     return tokenizer
 
 
@@ -304,9 +313,9 @@ def _explain_tokenizer(spec: str, said: dict[str, Any], error: Exception) -> Non
         check_files(folder)
     if "tiktoken" in str(error):  # tried if SentencePiece fails; also named if there is no file
         require("sentencepiece.sentencepiece_model_pb2", "train")  # needs a protobuf that is new enough
-        if not find_file(spec, "tokenizer.model"):
+        if (pieces := find_pieces(spec)) is None:
             raise UserError(_WORDLESS.format(spec)) from error
         raise UserError(
-            f"{spec}: its tokenizer.model is damaged, or none of SentencePiece; copy it again, or add the model's "
+            f"{spec}: its {pieces.name} is damaged, or none of SentencePiece; copy it again, or add the model's "
             "tokenizer.json"
         ) from error

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.wordlists import load_wordlist
-from trainer.model.hub import find_file
+from trainer.model.hub import PIECES, find_file, find_pieces
 from trainer.model.tokenise import adds_space, tokenise
 
 TEXTS = (
@@ -56,7 +56,9 @@ def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToken
     Raises:
         UserError: no mending gives the ids of the model's own files; the message names a text and both ids.
     """
-    model, written = find_file(source, "tokenizer.model"), find_file(source, "tokenizer.json")
+    written = find_file(source, "tokenizer.json")
+    # Under other names the ids may be fairseq's, which the file does not say
+    model = find_file(source, PIECES[0]) if written else find_pieces(source)
     pieces = _Pieces.read(model, written is None) if model else None
     if pieces is None and (written is None or _is_file(tokenizer, written)):
         return tokenizer
@@ -74,7 +76,8 @@ def faithful(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedToken
     raise UserError(
         f"{source}: transformers' tokenizer gives {text[:40]!r} the ids {_short(their_ids)}; "
         f"{(model or written or Path(source)).name} gives {_short(own_ids)}; copy tokenizer files that belong "
-        "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove tokenizer.model"
+        "together, or convert the tokenizer to a tokenizer.json that gives these ids and remove "
+        f"{model.name if model else PIECES[0]}"
     )
 
 
@@ -255,7 +258,7 @@ def piece_model(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
     trainer.CopyFrom(model_pb2.TrainerSpec(**{name: value for name, value in names.items() if value is not None}))
     trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, len(proto.pieces)
     normalizer.name, normalizer.remove_extra_whitespaces = "identity", False
-    normalizer.add_dummy_prefix = _begins_with_space(tokenizer)
+    normalizer.add_dummy_prefix = begins_with_space(tokenizer)
     written: bytes = proto.SerializeToString()
     return written if same_pieces(tokenizer, written) else None
 
@@ -285,7 +288,7 @@ def _pieces(state: dict[str, Any]) -> list[tuple[str, float, int]]:
     return pieces
 
 
-def _begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+def begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a text gets a space in front, by the tokenizer's pre-tokenizer or its normalizer."""
     first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
     return adds_space(tokenizer) or str(first).startswith("\u2581")

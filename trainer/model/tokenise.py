@@ -14,6 +14,10 @@ SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""
 
 
+_LIMITS = ("max_length", "stride", "truncation", "truncation_strategy", "padding", "pad_to_multiple_of")
+"""Settings of a tokenizer that processors take for all texts."""
+
+
 class Tokens(NamedTuple):
     """The token ids of a text of its own, without BOS and EOS."""
 
@@ -61,6 +65,17 @@ def _adds_space(state: dict[str, Any]) -> bool:
     if state["type"] == "Sequence":
         return any(map(_adds_space, state["pretokenizers"]))
     return bool(state["type"] == "Metaspace" and state.get("prepend_scheme", "always") != "never")
+
+
+def without_limits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Remove the truncation and padding that a tokenizer was saved with, as many are after fine-tuning.
+
+    A processor cuts prompts by them, and images in the prompts.
+    """
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    for name in _LIMITS:
+        tokenizer.init_kwargs.pop(name, None)
 
 
 LONGER = "raise max_length, or "

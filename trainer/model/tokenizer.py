@@ -13,11 +13,13 @@ from trainer.model.chat_template import (
     BOS_FIRST,
     IMAGE_TOKEN,
     chat_template,
+    default_template,
     turn_end,
     with_bos,
     with_own_eos,
     with_prompt_as_trained,
     without_final_eos,
+    writes_bos,
 )
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import front
@@ -43,6 +45,7 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     Returns:
         The same tokenizer, or another with the same ids for any text without an image.
     """
+    tokenizer = _exact(tokenizer, image_token)
     there = image_token in tokenizer.get_added_vocab()
     if there and _as_trained(tokenizer, image_token):
         return tokenizer
@@ -52,6 +55,30 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
         return tokenizer
     return spaced
+
+
+def _exact(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    """Make an added token stand for its own letters alone, and not for spaces around it or for whole words."""
+    token = next((one for one in tokenizer.added_tokens_decoder.values() if one.content == name), None)
+    if token is None or not (token.lstrip or token.rstrip or token.single_word):
+        return tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for one in state["added_tokens"]:
+        if one["content"] == name:
+            one |= dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+    return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
+
+
+def _without_gaps(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Name the ids that a vocabulary leaves out, because new tokens get ids from its size on."""
+    known = set(tokenizer.get_vocab().values())
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    gaps = set(range(max(own, default=0))) - known
+    if not gaps:
+        return tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"] |= {f"<unused-id-{number}>": number for number in sorted(gaps)}
+    return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
 
 
 def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
@@ -75,7 +102,9 @@ def begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     Returns:
         The same tokenizer, or another with the same ids for any text in which no BOS is written out.
     """
-    own = str(tokenizer.chat_template)
+    own, first = str(tokenizer.chat_template), front(tokenizer)
+    if len(first) == 1 and first != [tokenizer.bos_token_id] and not writes_bos(own):  # as BERT's [CLS]
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(first[0])
     template = with_bos(own, tokenizer)
     tokenizer.chat_template = template
     if not template.startswith(BOS_FIRST) or _begins_alike(tokenizer):
@@ -153,7 +182,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[
     """
     if tokenizer.eos_token is None:
         raise UserError(f"{source}: its tokenizer has no eos token; add one to its tokenizer_config.json")
-    tokenizer = with_image_token(tokenizer)
+    tokenizer = with_image_token(_without_gaps(tokenizer))
     ends = {tokenizer.eos_token_id}
     _set_template(tokenizer, source)
     tokenizer = begin_with_bos(tokenizer)
@@ -175,8 +204,7 @@ def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Make the template take both forms of content, and make the end of its turns the EOS."""
-    said, eos = tokenizer.chat_template, str(tokenizer.eos_token)
-    own: str | None = said.get("default") if isinstance(said, dict) else said
+    own, eos = default_template(tokenizer.chat_template, source), str(tokenizer.eos_token)
     own = own and with_prompt_as_trained(with_fixed_date(own))
     for template in (own and without_final_eos(own), own):
         tokenizer.chat_template = chat_template(template)

@@ -11,9 +11,10 @@ from transformers import AutoConfig
 
 from tests.support.gguf_files import Value, add, write_gguf
 from tests.support.refused import refused
+from tests.support.sentence_piece import sentence_piece
 from tests.support.tiny_models import tiny_llm
 from trainer.model.gguf_check import check_said
-from trainer.model.parts import load_llm, quiet
+from trainer.model.parts import load_llm, load_tokenizer, quiet
 
 pytestmark = pytest.mark.slow
 NEUTRAL: dict[str, Value] = {
@@ -125,6 +126,31 @@ def test_other_architectures(tmp_path: Path, architecture: str, said: dict[str, 
         return
     with refused("so the LLM would compute otherwise", start=f"{file}: {architecture}.{key} is "):
         check_said(file, reader, config)
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+def test_a_space_that_the_file_has_not_is_refused(tmp_path: Path, said: bool | None) -> None:
+    """transformers puts one before each text of such a tokenizer."""
+    model: Any = sentence_piece(tmp_path / "tokenizer.model", add_dummy_prefix=said is not False)
+    (tmp_path / "tokenizer.model").unlink()  # transformers would read it
+    pieces = range(model.get_piece_size())
+    writer = gguf.GGUFWriter(tmp_path / "llm.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([model.id_to_piece(one) for one in pieces])
+    writer.add_token_scores([model.get_score(one) for one in pieces])
+    kinds = {model.is_unknown: 2, model.is_control: 3, model.is_byte: 6}
+    writer.add_token_types([next((kind for is_kind, kind in kinds.items() if is_kind(one)), 1) for one in pieces])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if said is not None:
+        writer.add_add_space_prefix(said)
+    _finish(writer)
+    file = tmp_path / "llm.gguf"
+    if said is False:
+        with refused("add_space_prefix is False, and transformers puts a space", "safetensors", start=f"{file}: "):
+            load_tokenizer(str(file))
+        return
+    assert load_tokenizer(str(file)).encode("A photo", add_special_tokens=False) == model.encode("A photo")
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

@@ -195,6 +195,18 @@ def test_a_slow_tokenizer(made: Callable[[str], Path]) -> None:
     assert made(VICUNA).is_dir()
 
 
+def test_a_sentence_piece_model_that_no_class_reads(made: Callable[[str], Path]) -> None:
+    """XGLM's class reads none without a tokenizer.json."""
+
+    def mend(folder: Path) -> None:
+        (folder / "tokenizer.model").rename(folder / "sentencepiece.bpe.model")
+        edit(folder / "tokenizer_config.json", tokenizer_class="XGLMTokenizer")
+
+    refused(made, VICUNA, mend, "no words, as transformers reads its sentencepiece.bpe.model; .* add a tokenizer.json")
+    _follow_tokenizer_advice()
+    assert made(VICUNA).is_dir()
+
+
 def _follow_tokenizer_advice() -> None:
     shutil.copy(write_form(Path("other"), MISTRAL) / "tokenizer.json", VICUNA)
     edit(Path(VICUNA, "tokenizer_config.json"), tokenizer_class="PreTrainedTokenizerFast")

@@ -12,6 +12,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from tests.support.conversations_json import Pairs, load, record, written
+from tests.support.initialised import edit
 from tests.support.sentence_piece import CODE, Slow, sentence_piece, vicuna_like
 from tests.support.tiny_models import CHATML
 from tests.support.tiny_tokenizers import byte_level
@@ -89,10 +90,14 @@ def test_merges_in_another_order_are_mended(folder: Path, model: Any, tmp_path: 
     {"user_defined_symbols": ["<b>", "\n\n", "\u2581\u2581\u2581\u2581"]},
     {"model_type": "unigram", "vocab_size": 330, "hard_vocab_limit": False},
     {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+    {"name": "spiece.model", "tokenizer_class": "T5Tokenizer"},
 ])  # fmt: skip
 def test_what_cannot_be_mended_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    name, kind = options.pop("name", "tokenizer.model"), options.pop("tokenizer_class", "LlamaTokenizer")
     vicuna_like(tmp_path / "llm", **options)
-    with pytest.raises(UserError, match=r"tokenizer\.model gives \[") as error:
+    (tmp_path / "llm" / "tokenizer.model").rename(tmp_path / "llm" / name)
+    edit(tmp_path / "llm" / "tokenizer_config.json", tokenizer_class=kind)
+    with pytest.raises(UserError, match=rf"{name} gives \[.* remove {name}$") as error:
         load_tokenizer(str(tmp_path / "llm"))
     assert "\n" not in str(error.value)
 
