@@ -75,16 +75,15 @@ async def _fetched(fs: Any, url: str, start: int, length: int) -> bytes | None: 
 
     fsspec's own `cat_file` takes a whole file for the part that was asked for.
     """
-    import yarl
-
     session = await fs.set_session()
     headers = {
         **fs.kwargs.get("headers", {}),
         "Range": f"bytes={start}-{start + length - 1}",
         "Accept-Encoding": "identity",
     }
-    # aiohttp would write a query otherwise, and so break its signature.
-    address = yarl.URL(url, encoded=True) if "?" in url else fs.encode_url(url)
+    address = fs.encode_url(url)
+    if "?" in url:  # aiohttp would write a query otherwise, and so break its signature
+        address = type(address)(url, encoded=True)
     async with session.get(address, **{**fs.kwargs, "headers": headers}) as answer:
         if answer.status == 404:
             raise FileNotFoundError(url)

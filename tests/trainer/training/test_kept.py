@@ -160,7 +160,7 @@ def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped
     for step in (0, 2, 3):
         exported(stopped, tmp_path / f"{step}", checkpoint=step)
     shutil.rmtree(of(stopped, 3).parent)
-    with refused(match=r"is not finished; go on .* or name one of the steps 0, 1, 2 with --checkpoint"):
+    with refused(match=r"is not finished; run .* or name one of the steps 0, 1, 2 with --checkpoint"):
         exported(stopped, tmp_path / "x")
     with refused(match=r"--checkpoint 3: .* has no checkpoint of this step; expected one of 0, 1, 2; keep_checkpoints"):
         exported(stopped, tmp_path / "x", checkpoint=3)
