@@ -186,10 +186,7 @@ def test_a_tokenizer_of_code(made: Callable[[str], Path]) -> None:
 
 
 def test_a_slow_tokenizer(made: Callable[[str], Path]) -> None:
-    def mend(folder: Path) -> None:
-        (folder / "tokenizer.model").rename(folder / "spiece.model")
-        edit(folder / "tokenizer_config.json", tokenizer_class="GPTSw3Tokenizer")
-
+    mend = _with_pieces("spiece.model", "GPTSw3Tokenizer")
     refused(made, VICUNA, mend, "its tokenizer GPTSw3Tokenizer is not a fast one.*add a tokenizer.json")
     _follow_tokenizer_advice()
     assert made(VICUNA).is_dir()
@@ -197,14 +194,20 @@ def test_a_slow_tokenizer(made: Callable[[str], Path]) -> None:
 
 def test_a_sentence_piece_model_that_no_class_reads(made: Callable[[str], Path]) -> None:
     """XGLM's class reads none without a tokenizer.json."""
-
-    def mend(folder: Path) -> None:
-        (folder / "tokenizer.model").rename(folder / "sentencepiece.bpe.model")
-        edit(folder / "tokenizer_config.json", tokenizer_class="XGLMTokenizer")
-
+    mend = _with_pieces("sentencepiece.bpe.model", "XGLMTokenizer")
     refused(made, VICUNA, mend, "no words, as transformers reads its sentencepiece.bpe.model; .* add a tokenizer.json")
     _follow_tokenizer_advice()
     assert made(VICUNA).is_dir()
+
+
+def _with_pieces(name: str, kind: str) -> Mend:
+    """Gives a folder's SentencePiece model another name, and its tokenizer another class."""
+
+    def change(folder: Path) -> None:
+        (folder / "tokenizer.model").rename(folder / name)
+        edit(folder / "tokenizer_config.json", tokenizer_class=kind)
+
+    return change
 
 
 def _follow_tokenizer_advice() -> None:
