@@ -141,6 +141,8 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     if not -states <= layer < states:
         raise UserError(f"feature_layer = {layer}: expected {-states} to {states - 1}, the hidden states of {spec}")
     classes = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+    if part.model_type == "siglip_vision_model":
+        part.vision_use_head = False  # no patch goes through its pool, and mlx-vlm has no place for those weights
     tower = load_weights(classes.get(config.model_type, AutoModel), spec, part, dtype)
     whole = VisionPart(tower, _image_processor(spec, part), layer, _CLS[part.model_type])
     registers = getattr(part, "num_register_tokens", 0)

@@ -109,6 +109,7 @@ def test_visual_tokens_are_the_towers_own_patches(name: str, hub: Path, towers: 
     torch.testing.assert_close(found, wanted, atol=1e-7, rtol=1e-7)
     assert wanted.std() > 0.05
     stock, processor = load(towers[name])
+    assert not [key for key in stock.state_dict() if "vision_tower.head." in key], "SigLIP's pool"
     given = processor(images=noise, text=processor.apply_chat_template(LIST), return_tensors="pt")
     assert int((given["input_ids"] == stock.config.image_token_id).sum()) == 16
     visual = stock(**given).image_hidden_states
