@@ -13,19 +13,22 @@ from trainer.measures.blind_control import Mean, standard_error
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
+_PUNCTUATION = r';/[]"{}()=+\_-><@`,?!'
+"""What VQA v2 removes from an answer; if no space stands beside the sign, it becomes one."""
 
 
 def normalised(answer: str) -> str:
     """Normalise an answer as VQA v2 compares it.
 
-    That is lower case, no punctuation or articles, and small numbers as digits. Apostrophes are removed from both
-    answers; VQA has a list of contractions that lack one instead. An answer of articles alone keeps them, because it
-    names the choice A.
+    That is lower case, no punctuation or articles, and small numbers as digits. Signs such as `%`, `$` and `:` stay, as
+    does a point before a digit. Apostrophes are removed from both answers; VQA has a list of contractions that lack one
+    instead. An answer of articles alone keeps them, because it names the choice A.
     """
-    text = re.sub(r"(?<=\d),(?=\d)", "", answer.strip().lower())
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|['\u2019`]", "", text)
-    text = re.sub(r"[^\w\s.]|_", " ", text)
-    words = text.split()
+    said = text = re.sub(r"['\u2019]", "", " ".join(answer.lower().split()))
+    for sign in _PUNCTUATION:
+        alone = f"{sign} " in said or f" {sign}" in said or re.search(r"\d,\d", said)
+        text = text.replace(sign, "" if alone else " ")
+    words = re.sub(r"\.(?!\d)", "", text).split()
     return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES) or " ".join(words)
 
 
@@ -33,7 +36,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """Compute VQA v2's accuracy of an answer, 0..1.
 
     It is the mean over people of min(1, matches among the other people / 3). With fewer than four people it is 1 if
-    anyone gave the answer. An answer without a letter or digit is never right.
+    anyone gave the answer. An answer of nothing but punctuation is never right.
     """
     return _accuracy(normalised(answer), [normalised(one) for one in answers])
 

@@ -284,7 +284,8 @@ class Recipe(Strict):
     """The number of steps between two evaluations on held-out samples. The start and the end are always evaluated."""
     keep_checkpoints: tuple[Step, ...] = ()
     """The steps whose weights are kept for good in `kept/`, for `export --checkpoint`. They hold what the model folder
-    would hold, without the optimizer, so no run goes on from them. The model folder has those of the last step."""
+    would hold (with LoRA in float32, before adapters are merged), without the optimizer, so no run goes on from them.
+    The model folder has those of the last step."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in

@@ -1,6 +1,8 @@
 """Files of questions as people have them, what is told of entries that are no questions, and scores of answers."""
 
 import json
+import runpy
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,22 @@ def test_what_asks_nothing_is_one_line(content: str, tmp_path: Path) -> None:
 def test_answers_that_are_the_same(answer: str, same: str) -> None:
     assert normalised(answer) == normalised(same)
     assert normalised("a dog") != normalised("a cat")
+
+
+@pytest.mark.parametrize(
+    ("answer", "other"),
+    [
+        (".5", "5"), ("50%", "50"), ("$5", "5"), ("#1", "1"), ("10:30", "10 30"), ("red & white", "red white"),
+        ("left-hand", "lefthand"), ("v.2", "v2"), ("5*", "5"), ("a~b", "ab"),
+    ],
+)  # fmt: skip
+def test_answers_that_vqa_tells_apart(answer: str, other: str) -> None:
+    """By the code that lmms-eval took from VQA, too."""
+    path = Path(sys.prefix, "harness/lmms_eval/tasks/_task_utils/vqa_eval_metric.py")
+    theirs = runpy.run_path(str(path))["EvalAIAnswerProcessor"]()
+    assert theirs(answer) != theirs(other)
+    assert normalised(answer) != normalised(other)
+    assert vqa_accuracy(answer, [answer] * 10) == 1
 
 
 def test_ten_people() -> None:
