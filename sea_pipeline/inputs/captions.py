@@ -2,9 +2,10 @@
 
 The rules are few and for English; other languages' function words count as content.
 
-- A word is a run of letters with their marks (vowel signs, accents), with hyphens, an apostrophe or joiners of a script
-  inside, in lower case and Unicode form NFC; `'s` is cut off.
+- A word is a run of letters with their marks (vowel signs, accents), with hyphens, apostrophes or joiners of a script
+  inside (`jack-o'-lantern`), in lower case and Unicode form NFC; `'s` is cut off.
 - A content word is a word of two letters or more that is not in `FUNCTION_WORDS` and no contraction (`don't`).
+- An entry of a list is read by the same rules: `Bird's nest` is named where a caption says `bird's nest`.
 - A phrase is two or three adjacent words with nothing but space between them, of which the first and the last are
   content words: `glass of wine`.
 - A plural in -s, -es, -ies or -men stands for its singular if the list has only the singular: `dogs` names `dog`, and
@@ -84,6 +85,8 @@ IGNORABLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
     *range(0xE0100, 0xE01F0),
 }
 """Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
+_CONTRACTIONS = ("n't", "'d", "'ll", "'m", "'re", "'ve")
+"""Ends of words that stand for `not`, `would` and other auxiliaries."""
 _VIRAMA = 9
 """The combining class of the mark that removes a letter's vowel."""
 
@@ -97,7 +100,7 @@ def _token(text: str) -> re.Pattern[str]:
     return _ASCII if text.isascii() else _any_script()
 
 
-_ASCII = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+_ASCII = re.compile(r"\w+(?:(?:-'?|'-?)\w+)*|[^\w\s]")
 """The same as `_any_script` in ASCII, and seven times as fast."""
 
 
@@ -109,7 +112,7 @@ def _any_script() -> re.Pattern[str]:
     """
     marks = "".join(filter(_is_mark, map(chr, range(0x300, 0x1F000))))
     letters = rf"\w[\w{marks}]*(?:[{JOINERS}]+[\w{marks}]+)*(?:(?<=[{marks}])[{JOINERS}])?"
-    return re.compile(rf"{letters}(?:['’-]{letters})*|[^\w\s]")  # noqa: RUF001 - both apostrophes are written
+    return re.compile(rf"{letters}(?:(?:-['’]?|['’]-?){letters})*|[^\w\s]")  # noqa: RUF001 - both apostrophes are written
 
 
 def gpt_turns(row: Mapping[str, Any]) -> list[str]:
@@ -128,13 +131,17 @@ def gpt_turns(row: Mapping[str, Any]) -> list[str]:
 def word_runs(caption: str) -> list[list[str]]:
     """Split a caption into runs of words, with a new run if anything but space stands between two words."""
     runs: list[list[str]] = [[]]
-    text = unicodedata.normalize("NFC", caption.lower())
-    for token in _token(text).findall(text):
+    for token in _tokens(caption):
         if (word := _word(token)) is not None:
             runs[-1].append(word)
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
+
+
+def _tokens(caption: str) -> list[str]:
+    text = unicodedata.normalize("NFC", caption.lower())
+    return _token(text).findall(text)
 
 
 def content_spans(caption: str) -> list[tuple[int, int]]:
@@ -170,7 +177,7 @@ def is_needed(word: str, position: int) -> bool:
 
 def is_content(word: str) -> bool:
     """Tell whether a word of `word_runs` is a content word."""
-    return len(word) > 1 and "'" not in word and word not in FUNCTION_WORDS
+    return len(word) > 1 and word not in FUNCTION_WORDS and not ("'" in word and word.endswith(_CONTRACTIONS))
 
 
 def is_entry(words: Sequence[str]) -> bool:
@@ -200,6 +207,24 @@ def windows(run: Sequence[str], length: int) -> Iterator[Sequence[str]]:
     return (run[start : start + length] for start in range(len(run) - length + 1))
 
 
+def as_said(entry: str) -> str:
+    """Spell an entry of a word list as `word_runs` spells it in a caption.
+
+    An entry with other characters than words and space has no such spelling, and is in lower case only.
+    """
+    words = list(map(_word, _tokens(entry.strip("'’"))))  # noqa: RUF001
+    return entry.lower() if None in words else " ".join(filter(None, words))
+
+
+def ids_as_said(words: Sequence[str]) -> dict[str, int]:
+    """Give the position of an entry in a word list to each word or phrase of captions that names it.
+
+    `bird` names the entry `bird` if the list has `bird's`, too. Of several alike, such as `Bird`, it names the first.
+    """
+    numbered = list(enumerate(words))[::-1]
+    return {as_said(word): number for number, word in numbered} | {word.lower(): number for number, word in numbered}
+
+
 def in_list(entry: str, words: Collection[str]) -> str | None:
     """Find a word or phrase in `words`, as it is or as its singular, or None if neither is there."""
     return entry if entry in words else singular(entry, words)
@@ -223,10 +248,10 @@ def _singulars(word: str) -> Iterator[str]:
 
 
 class Forms:
-    """The words of a list in all their forms, by the rules above; case does not matter."""
+    """The words of a list in all their forms, by the rules above."""
 
     def __init__(self, words: Collection[str]) -> None:
-        self._words = {word.lower() for word in words}
+        self._words = set(map(as_said, words))
         self._bases = {base for word in self._words for base in bases(word)}
 
     def has(self, word: str) -> bool:

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.captions import LONGEST_PHRASE, gpt_turns, is_content, is_entry, singular, windows, word_runs
+from sea_pipeline.inputs.captions import (
+    LONGEST_PHRASE,
+    gpt_turns,
+    ids_as_said,
+    is_content,
+    is_entry,
+    singular,
+    windows,
+    word_runs,
+)
 from sea_pipeline.inputs.llava_json import readable_records
 
 LEAST_SHARE = 1e-5
@@ -52,7 +61,7 @@ def mine(path: Path, general: Sequence[str], most: int) -> tuple[str, ...]:
             "any; give a file with captions"
         )
     # Captions are in lower case; an entry takes the general list's spelling, and a plural the name of its singular.
-    spelled = {word.lower(): word for word in reversed(general)}
+    spelled = {name: general[number] for name, number in ids_as_said(general).items()}
     known = spelled.keys() | words.keys() | phrases.keys()
     found: Counter[str] = Counter()
     for entry, count in (words | phrases).items():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sea_pipeline.inputs.captions import Forms, content_words, gpt_turns, in_list, phrases
+from sea_pipeline.inputs.captions import Forms, content_words, gpt_turns, ids_as_said, in_list, phrases
 from sea_pipeline.inputs.llava_json import readable_records
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
@@ -73,7 +73,7 @@ def named_entries(captions: Sequence[Sequence[str]], words: WordList) -> Caption
 
     It follows the rules of `captions.py`.
     """
-    ids = {word.lower(): number for number, word in reversed(list(enumerate(words.words)))}
+    ids = ids_as_said(words.words)
     found: list[set[int]] = []
     for texts in captions:
         single = {word for text in texts for word in content_words(text)}

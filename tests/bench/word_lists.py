@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sea_pipeline import open_labels
-from sea_pipeline.inputs.captions import content_words, in_list
+from sea_pipeline.inputs.captions import content_words, ids_as_said, in_list
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.caption_lift import Coverage, Flags, HitRateGain, hit_rate_gain
@@ -86,7 +86,7 @@ def row(store: LabelStore, images: Sequence[str], captions: Sequence[Sequence[st
 
 def _naming(listed: Sequence[str], words: Sequence[str], phrases: bool) -> list[set[int]]:
     """Which entries of a list name each word: itself or its singular, as for `probe`, and phrases that hold it."""
-    ids = {word.lower(): number for number, word in reversed(list(enumerate(listed)))}
+    ids = ids_as_said(listed)
     holding: dict[str, set[int]] = defaultdict(set)
     for entry, number in ids.items():
         for name in {entry, *(entry.split() if phrases else ())}:

@@ -1,5 +1,6 @@
 """Words, phrases and forms of words in captions."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sea_pipeline.inputs.captions import (
     Forms,
     content_words,
     gpt_turns,
+    ids_as_said,
     in_list,
     phrases,
     singular,
@@ -23,6 +25,8 @@ from sea_pipeline.inputs.wordlists import load_wordlist
         ("A red circle, and a Blue square.", [["a", "red", "circle"], ["and", "a", "blue", "square"]]),
         ("the dog's ball; dogs' balls", [["the", "dog", "ball"], ["dogs"], ["balls"]]),
         ("The man\N{RIGHT SINGLE QUOTATION MARK}s t-shirt isn't red", [["the", "man", "t-shirt", "isn't", "red"]]),
+        ("A bird's-eye--jack-o'-lantern's 'dog'", [["a", "bird's-eye"], ["jack-o'-lantern"], ["dog"]]),
+        ("Rock-\u2019n\u2019-roll at Noë\u2019s -- café", [["rock-'n'-roll", "at", "noë"], ["café"]]),
         ("a Boeing 747 lands\nat 9am", [["a", "boeing"], ["lands", "at"]]),
         ("cafe\N{COMBINING ACUTE ACCENT} na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve", [["café", "naïve"]]),
         ("a great_white <unk> - shark -- 3D", [["a"], ["unk"], ["shark"]]),
@@ -36,6 +40,8 @@ def test_runs_of_words(caption: str, runs: list[list[str]]) -> None:
 def test_content_words_and_phrases_do_not_begin_or_end_with_function_words() -> None:
     caption = "a glass of red wine is on the table, it isn't x full"
     assert content_words(caption) == ["glass", "red", "wine", "table", "full"]
+    caught = "I don't, you're, they'd've; it'd, we'll, I'm; ma'am, o'clock, rock'n'roll"
+    assert content_words(caught) == ["ma'am", "o'clock", "rock'n'roll"]
     assert phrases(caption) == ["red wine", "glass of red"]
     assert phrases("a cup of tea and cake") == ["cup of tea", "tea and cake"]
     assert phrases("black cat") == ["black cat"]
@@ -65,6 +71,31 @@ def english() -> frozenset[str]:
 )  # fmt: skip
 def test_plurals_in_2of12(plural: str, single: str | None, english: frozenset[str]) -> None:
     assert in_list(plural, english) == single
+
+
+@pytest.mark.slow
+def test_captions_name_the_words_of_2of12_as_they_are_spelled() -> None:
+    words = load_wordlist("2of12").words
+    ids = ids_as_said(words)
+    spelled = {word for word in words if "'" in word}
+    named = {word for word in spelled if words.index(word) in {ids.get(said) for said in content_words(word)}}
+    left = {word for word in spelled - named if not re.search("(n't|'d|'ll|'m|'re|'ve)$", word)}
+    function_words = {
+        "he's",
+        "here's",
+        "how's",
+        "it's",
+        "let's",
+        "she's",
+        "that's",
+        "there's",
+        "what's",
+        "where's",
+        "who's",
+    }
+    also_without_apostrophe = {"'bout", "'cause", "'em", "'neath", "'twill", "'twixt", "master's"}
+    assert left == function_words | also_without_apostrophe | {"'n'", "o'", "tho'"}
+    assert not any(word.endswith("n't") for word in named)
 
 
 def test_only_the_list_makes_a_singular() -> None:

@@ -43,6 +43,7 @@ SCRIPTS = {
     "Malayalam, ZWJ at an end": "അവന്\u200d വന്നു",
     "Tamil": "நாய் ஓடுகிறது",
     "Vietnamese": "con chó đang chạy",
+    "Ukrainian with an apostrophe": "хлопчик кидає м'яч",
     "an accent that NFC does not join": "xo\u030bz m\u0331ar",
 }
 """Captions whose words stand between spaces."""
@@ -74,13 +75,15 @@ def test_by_hand(tmp_path: Path) -> None:
         row("two dogs, and the glasses of a man", "a dog"),
         row("men without hats", image=["a.png", "b.png"]),
         row("an Okapi with a zzyzx"),
+        row("a jack-o'-lantern beside the pj's"),
         row("unicorns talk", image=None),
     ]
-    general = ["a", "dog", "glass", "glasses", "man", "Okapi", "table", "teddy"]
+    general = ["a", "dog", "glass", "glasses", "man", "Okapi", "pj's", "table", "teddy"]
     words = mine(write(tmp_path / "x.json", rows), general, MAX_WORDS)
     # dog: 3 and 1 in the plural and 1; the phrase is as frequent as its words; men is the plural of man.
     assert words == (
-        "dog", "bear", "teddy", "teddy bear", "man", "Okapi", "glasses", "hats", "zzyzx", "a", "glass", "table"
+        "dog", "bear", "teddy", "teddy bear", "man", "Okapi", "glasses", "hats", "jack-o'-lantern", "pj's", "zzyzx",
+        "a", "glass", "table"
     )  # fmt: skip
     assert mine(tmp_path / "x.json", general, 5) == words[:5]
 

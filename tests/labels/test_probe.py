@@ -117,14 +117,22 @@ def test_figures_are_those_of_the_labels_that_label_writes(
 
 
 def test_words_of_captions() -> None:
-    words = WordList.of("x", ("English", "dog", "dogs", "teddy bear", "bear", "of", "glass of wine", "box"))
+    listed = "English,dog's,dog,dogs,teddy bear,bear,of,glass of wine,box,Bird\u2019s nest,jack-o'-lantern,pj's,9 pens"
+    words = WordList.of("x", tuple(listed.split(",")))
     named = named_entries(
-        [["English dogs", "a teddy bear; boxes"], ["the unicorn of unicorns"], ["glass of wine"]], words
+        [
+            ["English dogs", "a teddy bear; boxes"],
+            ["the unicorn of unicorns"],
+            ["glass of wine"],
+            ["a Dog\u2019s PJ\u2019s", "jack-o\u2019-lanterns and pens", "a bird's nest"],
+        ],
+        words,
     )
     assert [[words.words[named.word_ids[at]] for at in np.flatnonzero(row)] for row in named.flags] == [
         ["English", "dogs", "teddy bear", "bear", "box"],
         [],
         ["glass of wine"],
+        ["dog", "Bird\u2019s nest", "jack-o'-lantern", "pj's"],
     ]
 
 
@@ -136,7 +144,7 @@ PLANTED = [["Two dogs, a Dog and dogs' balls", "the dog runs"], ["English boys a
     [
         (("dog", "ball", "run", "play", "boy"), (2, 6, 2), (3, 7, 2),
          "dogs balls boys playing ran runs", "english frisbee"),
-        (("dogs", "running", "PLAYED", "frisbee"), (2, 4, 4), (3, 5, 4),
+        (("dogs", "running", "PLAYED", "Frisbee's"), (2, 4, 4), (3, 5, 4),
          "dog playing ran runs", "balls boy boys english"),
         (("dog dogs", "unicorn"), (0, 0, 10), (0, 0, 12),
          "", "dog dogs balls boy boys english frisbee playing ran runs"),

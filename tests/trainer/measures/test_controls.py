@@ -211,6 +211,6 @@ def test_tokens_of_content_words(kind: str, text: str, tokenizers: dict[str, Pre
 def test_content_spans_are_the_content_words() -> None:
     text = "The old man\u2019s dogs don't sit; 3 well-known ones, and O'Neill, do (a cat)."
     assert [text[start:stop].lower() for start, stop in content_spans(text)] == [
-        "old", "man\u2019s", "dogs", "sit", "well-known", "ones", "cat",
+        "old", "man\u2019s", "dogs", "sit", "well-known", "ones", "o'neill", "cat",
     ]  # fmt: skip
-    assert content_words(text) == ["old", "man", "dogs", "sit", "well-known", "ones", "cat"]
+    assert content_words(text) == ["old", "man", "dogs", "sit", "well-known", "ones", "o'neill", "cat"]
