@@ -158,7 +158,6 @@ class Attached:
             self.terms["sea"] = self._sea(kept, ids, step, [step] * len(ids) if draws is None else draws)
         if self._basic and kept.visual is not None:
             self.terms |= self._of_basic(kept, ids)
-        kept.made = kept.apart = None
         total = sum((self.weights[name] * value for name, value in self.terms.items()), torch.zeros(()))
         return torch.as_tensor(total)
 

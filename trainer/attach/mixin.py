@@ -1,4 +1,4 @@
-"""Add the terms of an attached model to transformers' Trainer, and to trainers built on it such as TRL's."""
+"""Add the terms of an attached model to transformers' Trainer, and to TRL's SFTTrainer."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,10 +36,12 @@ class AttachMixin(_Base):
         attached: the result of `attach` on the trainer's model.
 
     Raises:
-        UserError: the trainer has several GPUs in one process, or offloads activations that BASIC needs.
+        UserError: the trainer is another of TRL's, has several GPUs in one process, or offloads activations that BASIC
+            needs.
     """
 
     def __init__(self, *given: Any, attached: Attached, **named: Any) -> None:  # noqa: ANN401 - the trainer's
+        _check_trainer(type(self))
         self.attached = attached
         self._ids: Any = ()
         self._sums: dict[str, list[float | torch.Tensor]] = defaultdict(list)
@@ -192,6 +194,17 @@ class AttachMixin(_Base):
             if "sea" in self.attached.weights:
                 logs["sea_scale"] = self.attached.scale
         super().log(logs, *given, **named)
+
+
+def _check_trainer(kind: type) -> None:
+    """Refuse TRL's trainers whose first forward of a batch may hold its images twice, or have no gradients."""
+    of_trl = [base.__name__ for base in kind.__mro__ if base.__module__.split(".")[0] == "trl"]
+    public = [name for name in of_trl if not name.startswith("_")]
+    if public and "SFTTrainer" not in public:
+        raise UserError(
+            f"AttachMixin: expected transformers' Trainer or TRL's SFTTrainer; found TRL's {public[0]}, which may run "
+            "a batch's images twice or without gradients; use one of those, or a loop of your own"
+        )
 
 
 def has_images(batch: Mapping[str, Any]) -> bool:

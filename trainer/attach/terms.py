@@ -51,7 +51,8 @@ def basic_terms(
             "model.train() before the forward"
         )
     at, weights = _shares(kept, laid, equal=settings.basic.degree == "equal")
-    visual = kept.visual if kept.apart is None else kept.visual.detach().requires_grad_()
+    ends = kept.apart is not None and torch.is_grad_enabled()
+    visual = kept.visual.detach().requires_grad_() if ends else kept.visual
     chosen, refined = visual[at], kept.recorder.refined.to(visual.device)[at]
     found = {}
     if "das" in names:
@@ -62,7 +63,7 @@ def basic_terms(
         options: dict[str, Any] = {"temperature": settings.sds.temperature, "scale": scale}
         options |= {"matmul_dtype": torch.bfloat16} if half else {}
         found["sds"] = losses.sds(chosen, refined, weights, embeddings, **options)
-    if kept.apart is not None:
+    if ends:
         return {name: _ending_at_projector(value, visual, kept) for name, value in found.items()}
     return found
 

@@ -15,6 +15,7 @@ from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS
 from tests.trainer.attach.trained import Collate, attached_to, logged, own_trainer, rows, sft_trainer
 from tests.trainer.attach.worlds import Pictures
+from trainer.attach import AttachMixin
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # peft's and TRL's use of transformers
@@ -216,6 +217,15 @@ def test_offloaded_activations_are_refused_with_basic(pictures: Pictures, tmp_pa
     made, one = attached_to("llava", pictures, **BASIC)
     with pytest.raises(UserError, match="set activation_offloading=False"):
         sft_trainer(made, pictures, tmp_path, one, activation_offloading=True)
+
+
+@pytest.mark.parametrize("kind", ["DPOTrainer", "KTOTrainer", "GRPOTrainer"])
+def test_other_trainers_of_trl_are_refused(kind: str, pictures: Pictures) -> None:
+    """DPO's forward holds each image twice, KTO's first one has no gradients, and GRPO's batches are lists."""
+    trl = pytest.importorskip("trl")
+    made, one = attached_to("llava", pictures, sea={})
+    with pytest.raises(UserError, match=f"or TRL's SFTTrainer; found TRL's {kind}, which may"):
+        type("Attaching", (AttachMixin, getattr(trl, kind)), {})(made.model, attached=one)
 
 
 def test_rows_without_names_are_refused(pictures: Pictures, tmp_path: Path) -> None:
