@@ -65,6 +65,8 @@ def _unwritten(problem: OSError) -> int:
     """Report a file or a pipe that cannot be read or written, and return the exit code."""
     if streams.is_closed(problem):
         return streams.CLOSED
+    if streams.is_of_printing(problem):
+        return streams.given_up(sys.stdout, problem)
     said = problem.strerror or one_line(problem)
     return _told(MENDABLE, f"{problem.filename}: {said}" if problem.filename else said, problem)
 

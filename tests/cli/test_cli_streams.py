@@ -17,10 +17,11 @@ from sea_pipeline.cli import app
 from sea_pipeline.cli.talk import LOG
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
+from tests.support.entries import MODULE
 from tests.support.world import draw_folder
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
-MODULE = [sys.executable, "-m", "sea_pipeline"]
+PROGRAM: Any = typer.main.get_command(app.app)
+COMMANDS: dict[str, Any] = PROGRAM.commands
 LINES = ["recipes", "recipes --json", "--help", "--version"]
 
 
@@ -56,12 +57,16 @@ def test_messages_that_nobody_reads(unread: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
-def test_a_full_disk_under_the_output_is_one_line() -> None:
-    for line in ("recipes", "--version"):
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run([*MODULE, line], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert "No space left on device" in done.stderr
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", LINES)
+def test_a_full_disk_under_the_output_is_one_line(line: str, unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*MODULE, *line.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    said = "error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.slow
