@@ -105,11 +105,14 @@ def labelling(words: Path, tmp_path: Path) -> list[object]:
     return ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
 
 
-@pytest.mark.parametrize("place", [0, None], ids=["before", "behind"])
-def test_quiet_leaves_results_warnings_and_errors(command: Any, labelling: list[object], place: int | None) -> None:
-    given = [*labelling]
-    given.insert(len(given) if place is None else place, "--quiet")
-    code, stdout, stderr = command(*given)
+@pytest.mark.parametrize("place", ["before", "behind", "variable"])
+def test_quiet_leaves_results_warnings_and_errors(
+    command: Any, labelling: list[object], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "variable":
+        monkeypatch.setenv("SEA_PIPELINE_QUIET", "1")
+    before, behind = (["--quiet"] if place == each else [] for each in ("before", "behind"))
+    code, stdout, stderr = command(*before, *labelling, *behind)
     assert (code, stderr) == (0, "")
     assert "3 labelled, 0 bad" in stdout
     assert command("status", "nowhere", "--quiet")[2].startswith("error: nowhere: ")
@@ -171,10 +174,11 @@ def test_a_variable_of_the_environment_stands_for_an_option(
 
 
 def test_every_option_has_a_variable_of_its_own() -> None:
-    names = [
-        option.envvar for each in COMMANDS.values() for option in each.params if option.param_type_name == "option"
-    ]
-    assert None not in names
+    every = [each for command in (PROGRAM, *COMMANDS.values()) for each in command.params]
+    options = [(each.opts[0], each.envvar) for each in every if each.param_type_name == "option"]
+    without = {option for option, name in options if not name}
+    assert without == {"--version", "--install-completion", "--show-completion"}, "as --help says"
+    names = [name for _, name in options if name]
     assert len(names) == len(set(names))
     assert "SEA_PIPELINE_CACHE" not in names
     assert {"SEA_PIPELINE_TRAIN_SET", "SEA_PIPELINE_EXPORT_FORMAT", "SEA_PIPELINE_EVAL_COMMANDS_GPUS"} <= set(names)
