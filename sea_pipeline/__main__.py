@@ -1,9 +1,35 @@
-"""`python -m sea_pipeline` is `sea-pipeline`."""
+"""`python -m sea_pipeline` and the command `sea-pipeline` begin here, so that Ctrl-C is heeded during the imports."""
 
 from sea_pipeline.core.own_trainer import leave_working_folder
 
-leave_working_folder()  # before anything else is imported: a user's datasets.py would be, too
+if __name__ == "__main__":
+    leave_working_folder()  # before anything else is imported: a user's datasets.py would be, too
 
-from sea_pipeline.cli import main  # noqa: E402
+import os
+import signal
+from contextlib import suppress
 
-main()
+
+def main() -> None:
+    """Run the command line, see `cli.main`, and end in one line if Ctrl-C comes while it is imported.
+
+    A process that ignores Ctrl-C, such as a job in the background, goes on to do so.
+    """
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, _stop)
+    from sea_pipeline import cli
+
+    if heeded:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+
+
+def _stop(*_: object) -> None:
+    with suppress(OSError):
+        os.write(2, b"error: stopped; nothing is left half done\n")
+    os._exit(130)  # an exception could be caught by whatever is imported
+
+
+if __name__ == "__main__":
+    main()

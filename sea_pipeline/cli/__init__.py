@@ -12,6 +12,7 @@ import typer
 from sea_pipeline.cli import app, streams, talk
 from sea_pipeline.cli.app import INTERRUPTED, MENDABLE, MISUSED
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.own_trainer import working_folder
 
 _STOPPED = {
     "label": "finished shards are kept; run the same command again to go on",
@@ -39,6 +40,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command, report what went wrong, and return the exit code."""
     try:
+        working_folder()  # refused if it is gone, whatever the command
         _refuse_arguments_that_are_not_utf8()
         with talk.interruptions_told(_stopping()):
             code = app.app(prog_name="sea-pipeline", standalone_mode=False) or 0
@@ -51,7 +53,7 @@ def _run() -> int:
         if not isinstance(end.__context__, BrokenPipeError):
             raise
         return _unwritten(end.__context__)  # typer and rich exit like this, whichever pipe broke
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
         if not hasattr(mistake, "format_message"):  # typer's errors, such as an unknown option, have it
@@ -63,6 +65,8 @@ def _unwritten(problem: OSError) -> int:
     """Report a file or a pipe that cannot be read or written, and return the exit code."""
     if streams.is_closed(problem):
         return streams.CLOSED
+    if streams.is_of_printing(problem):
+        return streams.given_up(sys.stdout, problem)
     said = problem.strerror or one_line(problem)
     return _told(MENDABLE, f"{problem.filename}: {said}" if problem.filename else said, problem)
 

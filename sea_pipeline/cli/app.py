@@ -15,7 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Label image patches with words (SEA), and train projectors that bring visual tokens close to an LLM's words.",
-    epilog="Every option can also be set by an environment variable: SEA_PIPELINE_LABEL_TOP_N=5 means label --top-n 5. "
+    epilog="Every option but --help, --version and the two of completion can also be set by an environment variable: "
+    "SEA_PIPELINE_LABEL_TOP_N=5 means label --top-n 5, and SEA_PIPELINE_QUIET=1 --quiet of any command. "
     "Exit codes: 0 done; 1 a problem that you can mend, said in one line; 2 a command line that cannot be read; "
     "3 finished, but shards failed; 130 interrupted.",
 )

@@ -29,23 +29,38 @@ def flushed(code: int) -> int:
 
     Otherwise Python would notice a write error when it ends, and report it in its own way.
     """
-    from sea_pipeline.core.errors import one_line
-
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError as problem:
-            closed = is_closed(problem)
-            _throw_away(stream)
-            if not closed and stream is sys.stdout:
-                with suppress(OSError):
-                    sys.stderr.write(
-                        f"error: standard output cannot be written: {problem.strerror or one_line(problem)}\n"
-                    )
-            code = code or (CLOSED if closed else 1)
+            code = code or given_up(stream, problem)
         except ValueError:  # somebody has closed the stream
             pass
     return code
+
+
+def given_up(stream: TextIO, problem: OSError) -> int:
+    """Report that a stream cannot be written, throw away what it holds, and return the exit code."""
+    from sea_pipeline.core.errors import one_line
+
+    closed = is_closed(problem)
+    _throw_away(stream)
+    if not closed and stream is sys.stdout:
+        with suppress(OSError):
+            sys.stderr.write(f"error: standard output cannot be written: {problem.strerror or one_line(problem)}\n")
+    return CLOSED if closed else 1
+
+
+def is_of_printing(problem: OSError) -> bool:
+    """Tell whether printing failed: the error names no file, and the last frame, which called the write, prints."""
+    trace = problem.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    writer = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return problem.filename is None and writer.startswith(_PRINTERS)
+
+
+_PRINTERS = ("rich.", "typer.", "click.", "sea_pipeline.cli.")
 
 
 def is_closed(problem: OSError) -> bool:

@@ -10,8 +10,21 @@ import typer
 
 LOG = logging.getLogger("sea_pipeline")
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and errors to stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Print more to stderr, and the traceback of an error.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", envvar="SEA_PIPELINE_QUIET", show_envvar=False, help="Print only warnings and errors to stderr."
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        envvar="SEA_PIPELINE_VERBOSE",
+        show_envvar=False,
+        help="Print more to stderr, and the traceback of an error.",
+    ),
+]
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:

@@ -5,6 +5,7 @@ first that it finds on its path, and `python -m` puts the working folder first.
 """
 
 import sys
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +19,26 @@ _MARK = "sea-pipeline"
 """Text in the first file of our package that no other package of this name has."""
 
 
+def working_folder() -> Path:
+    """Return the working folder.
+
+    Raises:
+        UserError: it was deleted. Programs fail in their own ways then: MKL does not find torch's libraries.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder no longer exists; change into one that does") from None
+
+
 def leave_working_folder() -> None:
     """Remove the working folder that `python -m` put first on Python's path.
 
-    It stays if this package lies in it.
+    It stays if this package lies in it. One that was deleted is not on the path.
     """
-    if not sys.flags.safe_path and Path(sys.path[0]).resolve() == Path.cwd() != _HERE:
-        del sys.path[0]
+    with suppress(UserError):
+        if not sys.flags.safe_path and working_folder() == Path(sys.path[0]).resolve() != _HERE:
+            del sys.path[0]
 
 
 def take_own_trainer() -> None:
@@ -35,6 +49,7 @@ def take_own_trainer() -> None:
 
     Raises:
         UserError: another `trainer` is loaded already, comes first on the path, or has overwritten ours; names which.
+            Or see `working_folder`.
     """
     first = _HERE / _NAME / "__init__.py"
     if not first.is_file() or _MARK not in first.read_text("utf-8", "replace"):
@@ -44,8 +59,9 @@ def take_own_trainer() -> None:
             raise UserError(f"{_named(folder)}: was loaded in place of sea-pipeline's package `trainer`; {_ADVICE}")
         return
     while (folder := _folder_of(find_spec(_NAME))) not in (None, _HERE):
+        here = working_folder()
         others = [entry for entry in sys.path if Path(entry).resolve() != folder]
-        if folder != Path.cwd() or len(others) == len(sys.path):
+        if folder != here or len(others) == len(sys.path):
             raise UserError(f"{_named(folder)}: hides sea-pipeline's package `trainer`, in {_HERE}; {_ADVICE}")
         sys.path[:] = others
 

@@ -160,6 +160,14 @@ def test_ctrl_c_says_how_to_go_on(
     assert (code, stdout, stderr.strip()) == (130, "", f"error: stopped; {said}")
 
 
+def test_ctrl_c_before_the_line_is_parsed(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(typer.main, "get_command", stopped)
+    assert command("status", "x") == (130, "", "error: stopped; nothing is left half done\n")
+
+
 IN_A_CALL = """
 import ctypes, signal, sys
 from pathlib import Path

@@ -17,10 +17,11 @@ from sea_pipeline.cli import app
 from sea_pipeline.cli.talk import LOG
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
+from tests.support.entries import MODULE
 from tests.support.world import draw_folder
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
-MODULE = [sys.executable, "-m", "sea_pipeline"]
+PROGRAM: Any = typer.main.get_command(app.app)
+COMMANDS: dict[str, Any] = PROGRAM.commands
 LINES = ["recipes", "recipes --json", "--help", "--version"]
 
 
@@ -56,12 +57,16 @@ def test_messages_that_nobody_reads(unread: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
-def test_a_full_disk_under_the_output_is_one_line() -> None:
-    for line in ("recipes", "--version"):
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run([*MODULE, line], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert "No space left on device" in done.stderr
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("line", LINES)
+def test_a_full_disk_under_the_output_is_one_line(line: str, unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*MODULE, *line.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    said = "error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.slow
@@ -100,11 +105,14 @@ def labelling(words: Path, tmp_path: Path) -> list[object]:
     return ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
 
 
-@pytest.mark.parametrize("place", [0, None], ids=["before", "behind"])
-def test_quiet_leaves_results_warnings_and_errors(command: Any, labelling: list[object], place: int | None) -> None:
-    given = [*labelling]
-    given.insert(len(given) if place is None else place, "--quiet")
-    code, stdout, stderr = command(*given)
+@pytest.mark.parametrize("place", ["before", "behind", "variable"])
+def test_quiet_leaves_results_warnings_and_errors(
+    command: Any, labelling: list[object], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "variable":
+        monkeypatch.setenv("SEA_PIPELINE_QUIET", "1")
+    before, behind = (["--quiet"] if place == each else [] for each in ("before", "behind"))
+    code, stdout, stderr = command(*before, *labelling, *behind)
     assert (code, stderr) == (0, "")
     assert "3 labelled, 0 bad" in stdout
     assert command("status", "nowhere", "--quiet")[2].startswith("error: nowhere: ")
@@ -166,10 +174,11 @@ def test_a_variable_of_the_environment_stands_for_an_option(
 
 
 def test_every_option_has_a_variable_of_its_own() -> None:
-    names = [
-        option.envvar for each in COMMANDS.values() for option in each.params if option.param_type_name == "option"
-    ]
-    assert None not in names
+    every = [each for command in (PROGRAM, *COMMANDS.values()) for each in command.params]
+    options = [(each.opts[0], each.envvar) for each in every if each.param_type_name == "option"]
+    without = {option for option, name in options if not name}
+    assert without == {"--version", "--install-completion", "--show-completion"}, "as --help says"
+    names = [name for _, name in options if name]
     assert len(names) == len(set(names))
     assert "SEA_PIPELINE_CACHE" not in names
     assert {"SEA_PIPELINE_TRAIN_SET", "SEA_PIPELINE_EXPORT_FORMAT", "SEA_PIPELINE_EVAL_COMMANDS_GPUS"} <= set(names)

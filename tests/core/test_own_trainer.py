@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline.execution.worker import StagePlugin
+from tests.support.entries import MODULE, SCRIPT
 from tests.support.paths import ROOT
 from tests.support.worker_world import planted_ledger
 from trainer.teacher.run import TeachJob, TeachSettings
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = [sys.executable, "-P", "-c", "from sea_pipeline.cli import main; main()"]
-"""The command `sea-pipeline`: a script of pip's does not have the working folder on its path, either."""
-MODULE = [sys.executable, "-m", "sea_pipeline"]
 LAUNCHER = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "--no-python"]
 TORCHRUN = [*LAUNCHER, *MODULE]
 
@@ -108,6 +106,14 @@ def test_one_elsewhere_on_the_path_is_named_in_a_line(installed: Path, tmp_path:
     )
     done = run([*MODULE, "status", "x"], tmp_path, tmp_path / "elsewhere", installed)
     assert "expected a folder that sea-pipeline wrote" in done.stderr
+
+
+def test_a_working_folder_that_is_gone_is_named(installed: Path, tmp_path: Path) -> None:
+    plant(tmp_path / "elsewhere", "file")
+    (tmp_path / "work").mkdir()
+    program = "import os; os.rmdir(os.getcwd()); from sea_pipeline.core.own_trainer import take_own_trainer as take"
+    done = run([sys.executable, "-c", f"{program}; take()"], tmp_path / "work", tmp_path / "elsewhere", installed)
+    assert done.stderr.endswith("UserError: the working folder no longer exists; change into one that does\n")
 
 
 def coqui(site: Path) -> None:

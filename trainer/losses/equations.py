@@ -41,6 +41,8 @@ def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> tor
             raise ValueError(f"word {index} has no token; expected at least one for each word")
         if not 0 <= min(ids) <= max(ids) < len(embeddings):
             raise ValueError(f"word {index}: expected tokens from 0 to {len(embeddings) - 1}; found {list(ids)}")
+    if not tokens:
+        return embeddings.new_empty(0, embeddings.shape[1])
     lengths = torch.tensor([len(ids) for ids in tokens])
     flat = torch.tensor([token for ids in tokens for token in ids], device=embeddings.device)
     offsets = (lengths.cumsum(0) - lengths).to(embeddings.device)

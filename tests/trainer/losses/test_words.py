@@ -161,6 +161,8 @@ def test_the_word_table_is_the_mean_over_tokens_and_forms(prefix: str, dtype: to
             mean += sum(embeddings.detach()[id_].double() for id_ in ids) / len(ids) / len(texts)
         close = 1e-6 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(row.double(), mean, atol=close, rtol=close)
+    none = llm_word_table(embeddings, tokenizer, [], prefix)
+    assert (none.shape, none.dtype, none.requires_grad) == ((0, 6), dtype, False)
     assert found.dtype == dtype
     assert not found.requires_grad
 
