@@ -138,7 +138,7 @@ class ExistingViews:
                 model(**batch)
                 names = [name for name, *_ in batch["images"]]
                 tiles = model.tiles(names)[names.index(image_id)]
-                tile, visual = max(tiles, key=lambda one: _area(one[0].box))
+                tile, visual = max(tiles, key=lambda one: round(_area(one[0].box), 1))  # the whole view, of several
                 near = metrics.nearest(visual, embeddings if table is None else table, measure="cosine")
                 check_finite(near.values, "views")
                 labels = model.labels_on(image_id, tile)
