@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sea_pipeline.inputs.crops import CropBox, inside
 from tests.support.world import COLOURS
 from tests.trainer.attach.families import Tiny
 from tests.trainer.attach.worlds import Pictures, labelled
@@ -58,7 +59,7 @@ def painted(size: Size, box: Sequence[float] = (0, 0, 0, 0)) -> Image.Image:
     return Image.fromarray(values)
 
 
-def cell_boxes(laid: ImageTokens) -> Iterator[tuple[int, int, list[float]]]:
+def cell_boxes(laid: ImageTokens) -> Iterator[tuple[int, int, CropBox]]:
     """The tile, the cell and the box of every cell that lies in the image for its larger part."""
     for number, tile in enumerate(laid.tiles):
         x0, y0, x1, y1 = tile.box
@@ -68,7 +69,7 @@ def cell_boxes(laid: ImageTokens) -> Iterator[tuple[int, int, list[float]]]:
             row, column = divmod(cell, tile.grid[1])
             x, y = across[column] - width / 2, down[row] - height / 2
             if min(x + width, 1) - max(x, 0) > 0.6 * width and min(y + height, 1) - max(y, 0) > 0.6 * height:
-                yield number, cell, [x, y, x + width, y + height]
+                yield number, cell, (x, y, x + width, y + height)
 
 
 class Cell(NamedTuple):
@@ -109,14 +110,12 @@ def missed_cells(made: Tiny, shapes: Sequence[Size], root: Path, every: int = 1)
     return missed, sum(len(cells) for cells in places.values())
 
 
-def missed_corners(made: Tiny, size: Size) -> tuple[list[Cell], int]:
-    """Paints the lower right corner of each cell, which a box that is too large puts into the next cell."""
+def missed_corners(made: Tiny, size: Size, least: float = 0.7) -> tuple[list[Cell], int]:
+    """Paints each cell from `least` to its lower right corner, which too large a box puts into the next cell."""
     planted = Planted(made)
     blank, (laid,) = planted.tokens([painted(size)])
     cells = list(cell_boxes(laid))
-    corners = []
-    for _, _, (x0, y0, x1, y1) in cells:
-        corners.append([x0 + 0.65 * (x1 - x0), y0 + 0.65 * (y1 - y0), x0 + 0.95 * (x1 - x0), y0 + 0.95 * (y1 - y0)])
+    corners = [inside((least, least, 0.95, 0.95), box) for *_, box in cells]
     visual, _ = planted.tokens([painted(size, corner) for corner in corners])
     planted.attached.detach()
     missed = []

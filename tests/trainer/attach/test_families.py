@@ -63,19 +63,19 @@ def test_onevision_thins_out_large_grids(tmp_path: Path) -> None:
 
 
 def cut_llava() -> Tiny:
-    tower = CLIPVisionConfig(**vision_settings(image_size=38, num_hidden_layers=3))
-    return llava(tower=tower, size={"shortest_edge": 38}, crop_size=square(38))
+    tower = CLIPVisionConfig(**vision_settings(image_size=39, num_hidden_layers=3))
+    return llava(tower=tower, size={"shortest_edge": 39}, crop_size=square(39))
 
 
 CUT: dict[str, Callable[[], Tiny]] = {
     "llava": cut_llava,
     "thinned": partial(llava_onevision, 1, side=38),
     **{
-        make.__name__: partial(make, side=38)
+        make.__name__: partial(make, side=39)
         for make in (llava_next, llava_onevision, idefics3, gemma3, paligemma, internvl, llama4)
     },
 }
-"""Towers of 38 pixels, which hold 4 patches of 8: none sees the last 6 pixels of an image, a view or a tile."""
+"""Towers of 39 or 38 pixels, which hold 4 patches of 8: none sees the last pixels of an image, a view or a tile."""
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ CUT: dict[str, Callable[[], Tiny]] = {
 def test_pixels_that_make_no_patch_move_no_place(name: str, tmp_path: Path) -> None:
     made = CUT[name]()
     for size in SHAPES[::2]:
-        missed, cells = missed_corners(made, size)
+        missed, cells = missed_corners(made, size, 0.65 if name == "thinned" else 0.7)
         assert missed == []
         assert cells >= 4
     if name in ("llava", "llava_next", "thinned"):
