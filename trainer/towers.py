@@ -20,6 +20,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.encoders.packaged import frozen_features
 from sea_pipeline.encoders.spec import S2_SCALES
+from sea_pipeline.inputs.crops import Reach, patch_reach, scales_reach
 
 
 class _Tower(PreTrainedModel):
@@ -328,6 +329,15 @@ def tower_grid(config: LlavaConfig) -> tuple[int, int]:
             "make the folder with sea-pipeline init"
         )
     return side, side
+
+
+def tower_reach(vision: Any, size: tuple[int, int]) -> Reach:  # noqa: ANN401 - a tower's configuration
+    """Compute how far a tower's patches reach in its input of `size`, (height, width) in pixels."""
+    if isinstance(vision, S2TowerConfig):
+        return scales_reach(tower_reach(vision.base, (vision.tile_size,) * 2), vision.scales)  # type: ignore[arg-type]
+    given = vision.patch_size
+    patch = (given, given) if isinstance(given, int) else tuple(given)
+    return patch_reach((size[0] // patch[0], size[1] // patch[1]), patch, size)
 
 
 OURS = (PackagedTowerConfig.model_type, S2TowerConfig.model_type, PatchTowerConfig.model_type)

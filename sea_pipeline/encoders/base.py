@@ -13,7 +13,7 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
-from sea_pipeline.inputs.crops import WHOLE, CropBox
+from sea_pipeline.inputs.crops import FULL, WHOLE, CropBox, Reach, reached
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ class Pixels(NamedTuple):
     values: npt.NDArray[np.uint8]
     """(S, S, 3), RGB."""
     crop_box: CropBox
+    """The part of the image that the patches cover."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,21 @@ class Preprocess:
     """The centre square; the whole image, squashed; or the whole image, padded with grey level `fill`."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     fill: int = 0
+    reach: Reach = FULL
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Make the encoder's input from an upright RGB image of any size.
 
         It runs in decoding threads.
         """
+        values, box = self._shown(image)
+        return Pixels(values, reached(box, self.reach))
+
+    def _shown(self, image: Image.Image) -> tuple[npt.NDArray[np.uint8], CropBox]:
         resample = Image.Resampling[self.interpolation.upper()]
         width, height = image.size
         if self.mode == "squash":
-            return Pixels(np.asarray(image.resize((self.size, self.size), resample)), WHOLE)
+            return np.asarray(image.resize((self.size, self.size), resample)), WHOLE
         if self.mode == "longest":
             ratio = max(width, height) / self.size
             inner = (max(1, round(width / ratio)), max(1, round(height / ratio)))
@@ -56,19 +62,17 @@ class Preprocess:
             padded = Image.new("RGB", (self.size, self.size), (self.fill,) * 3)
             padded.paste(image.resize(inner, resample), (left, top))
             x0, y0 = -left / inner[0], -top / inner[1]
-            return Pixels(np.asarray(padded), (x0, y0, x0 + self.size / inner[0], y0 + self.size / inner[1]))
+            return np.asarray(padded), (x0, y0, x0 + self.size / inner[0], y0 + self.size / inner[1])
         side = min(image.size)
         left, top = (width - side) // 2, (height - side) // 2
         resized = image.resize((self.size, self.size), resample, (left, top, left + side, top + side))
-        return Pixels(
-            np.asarray(resized),
-            (left / width, top / height, (left + side) / width, (top + side) / height),
-        )
+        return np.asarray(resized), (left / width, top / height, (left + side) / width, (top + side) / height)
 
     def fields(self) -> dict[str, Any]:
-        """Return the settings that decide the pixels, for the fingerprint."""
+        """Return the settings that decide the pixels and their box, for the fingerprint."""
         crop = {"shortest": "centre square", "squash": "none", "longest": f"none, padded with {self.fill}"}
-        return {"crop": crop[self.mode], "resize": self.interpolation, "size": self.size}
+        reach = {} if self.reach == FULL else {"reach": list(self.reach)}
+        return {"crop": crop[self.mode], "resize": self.interpolation, "size": self.size} | reach
 
 
 class Encoder(Protocol):

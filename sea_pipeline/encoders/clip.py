@@ -17,6 +17,7 @@ from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.patch_paths import Tower, tower_of
 from sea_pipeline.encoders.spec import SIGNS, EncoderOptions, EncoderSpec
 from sea_pipeline.encoders.text_tower import TextTower
+from sea_pipeline.inputs.crops import patch_reach
 
 _CPU_TOKENS = 1024
 """Patches at once on a CPU, so that one image's activations stay in the cache and small images go several at a time."""
@@ -47,13 +48,16 @@ class ClipEncoder:
         self.sign = spec.sign or SIGNS[self.path]
         self.grid = layout.grid
         self.width = int(self._source.config["embed_dim"])
-        self.preprocess = self._source.preprocess
+        shown = self._source.preprocess
+        self.preprocess = replace(shown, reach=patch_reach(layout.grid, layout.patch, (shown.size, shown.size)))
         overridden = None if self.sign == SIGNS[self.path] else self.sign
         self.spec = str(EncoderSpec(self._source.model, self.path, overridden))
 
     def fields(self) -> Mapping[str, Any]:
         """See `Encoder.fields`."""
-        return self._source.fields() | {
+        fields = self._source.fields()
+        return fields | {
+            "preprocess": fields["preprocess"] | self.preprocess.fields(),
             "name": "open_clip",
             "path": self.path,
             "precision": self._options.precision,

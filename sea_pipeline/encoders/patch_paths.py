@@ -35,6 +35,8 @@ class Tower(Protocol):
     """An image tower with patch tokens. It may be on the meta device, if only its shapes are needed."""
 
     grid: tuple[int, int]
+    patch: tuple[int, int]
+    """(height, width) of a patch in pixels."""
     paths: list[str]
     """The names of its paths; the first is the default."""
 
@@ -74,6 +76,7 @@ class _BlockTower:
     """Computes `value` and `vv` for towers of pre-norm blocks."""
 
     grid: tuple[int, int]
+    patch: tuple[int, int]
     paths: list[str]
     _blocks: Any
     _prefix = 1
@@ -129,7 +132,7 @@ class _OpenClipTower(_BlockTower):
     def __init__(self, visual: Any) -> None:  # noqa: ANN401 - an untyped package's model
         self._visual = visual
         self._blocks = visual.transformer.resblocks
-        self.grid = tuple(visual.grid_size)
+        self.grid, self.patch = tuple(visual.grid_size), tuple(visual.patch_size)
         plain = type(self._blocks[0]).__name__ == "ResidualAttentionBlock"  # others scale or normalise the attention
         self.paths = ["final", "value", "vv"] if plain else ["final"]
 
@@ -160,7 +163,8 @@ class _TimmTower(_BlockTower):
         self._visual, self._trunk = visual, visual.trunk
         self._blocks = self._trunk.blocks
         self._prefix = self._trunk.num_prefix_tokens
-        self.grid = tuple(self._trunk.patch_embed.grid_size)
+        embed = self._trunk.patch_embed
+        self.grid, self.patch = tuple(embed.grid_size), tuple(embed.feat_ratio(as_scalar=False))
         block, pool = self._blocks[0], self._trunk.attn_pool
         plain = (
             type(block).__name__ == "Block"

@@ -14,6 +14,7 @@ from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Encoder
 from sea_pipeline.encoders.spec import EncoderSpec
+from sea_pipeline.inputs.crops import scales_reach
 
 
 class S2Encoder:
@@ -35,7 +36,8 @@ class S2Encoder:
         self.grid, self.width, self.sign, self.device = base.grid, base.width, base.sign, base.device
         self._scales_text = EncoderSpec(None, scales=self._scales).scales_text()
         self.spec = self._scales_text + base.spec
-        self.preprocess = replace(base.preprocess, size=base.preprocess.size * max(scales))
+        reach = scales_reach(base.preprocess.reach, scales)
+        self.preprocess = replace(base.preprocess, size=base.preprocess.size * max(scales), reach=reach)
 
     def fields(self) -> Mapping[str, Any]:
         """See `Encoder.fields`."""

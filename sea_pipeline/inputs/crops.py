@@ -4,6 +4,7 @@ Boxes are (x0, y0, x1, y1) in the upright image, 0..1. If an image is padded to 
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,12 @@ CropBox = tuple[float, float, float, float]
 """x0, y0, x1, y1 as shares (0..1) of the upright image's width and height."""
 
 WHOLE: CropBox = (0.0, 0.0, 1.0, 1.0)
+Reach = tuple[float, float]
+"""How far whole patches reach down and across an input, as shares of its height and width.
+
+Pixels at the bottom and at the right that make no whole patch are seen by none.
+"""
+FULL: Reach = (1.0, 1.0)
 LEAST_AREA = 0.25
 """The smallest area of a labelled crop, as a share of the image's largest square."""
 MARK = "#crop"
@@ -59,3 +66,26 @@ def inside(box: CropBox, crop: CropBox) -> CropBox:
     x0, y0, x1, y1 = crop
     width, height = x1 - x0, y1 - y0
     return (x0 + box[0] * width, y0 + box[1] * height, x0 + box[2] * width, y0 + box[3] * height)
+
+
+def patch_reach(grid: tuple[int, int], patch: tuple[int, int], size: tuple[int, int]) -> Reach:
+    """Compute how far a grid of patches reaches in an input.
+
+    All are (rows, columns) or (height, width), the latter two in pixels.
+    """
+    return grid[0] * patch[0] / size[0], grid[1] * patch[1] / size[1]
+
+
+def scales_reach(reach: Reach, scales: Sequence[int]) -> Reach:
+    """Compute how far the cells of S2 reach, given the reach in one tile.
+
+    At scale s only the last of s tiles ends the cells, with 1 / s of a tile's loss. The mean over the scales is taken.
+    """
+    loss = sum(1 / scale for scale in scales) / len(scales)
+    return 1 - (1 - reach[0]) * loss, 1 - (1 - reach[1]) * loss
+
+
+def reached(box: CropBox, reach: Reach) -> CropBox:
+    """Cut off the bottom and the right of an input's box, which patches do not reach."""
+    x0, y0, x1, y1 = box
+    return (x0, y0, x1 - (1 - reach[1]) * (x1 - x0), y1 - (1 - reach[0]) * (y1 - y0))

@@ -7,7 +7,7 @@ are positions in `words.txt`, which is next to the folder of shards. Columns:
     uri           string                  where it was, relative to the image root
     image_sha256  binary[32]              of the file's bytes
     height, width int32                   of the upright image, pixels
-    crop_box      float32[4]              x0, y0, x1, y1: the part that the encoder saw, 0..1 of the upright image,
+    crop_box      float32[4]              x0, y0, x1, y1: the part that the grid covers, 0..1 of the upright image,
                                           beyond 0 and 1 if it was padded with bars
     words         uint16[rows·columns·n]  word ids, patch by patch (row-major), best first; 65,535: no label
     scores        float32[same]           similarity s >= 0 of each (SEA Eq. 6), 0 if there is no label; rounded to

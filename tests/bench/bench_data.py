@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import CLIPImageProcessor
 
+from sea_pipeline.inputs.crops import FULL
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import open_labels
@@ -44,7 +45,7 @@ def figures() -> list[Figure]:
         images = sorted({record["image"] for record in json.loads(file.read_text()) if "image" in record})
         row: dict[str, Any] = {"input_ids": [2, IMAGE, *range(3, 90)], "trained": [False] * 30 + [True] * 59}
         rows = Dataset.from_list([row | {"id": name, "images": [name]} for name in images])
-        data = TrainingData(rows, locate, _Processor(), GRID, labels=TrainingLabels(cache, Sea(), True, None))
+        data = TrainingData(rows, locate, _Processor(), GRID, FULL, labels=TrainingLabels(cache, Sea(), True, None))
         return [_figure(data, Collator(data, 0, 0))]
 
 

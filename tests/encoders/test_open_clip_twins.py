@@ -1,5 +1,6 @@
 """open_clip's towers against slow twins: paths through an image tower, words, pixels; what precision does to both."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,41 @@ def test_the_crop_box_says_where_a_pixel_comes_from(mode: Any, size: tuple[int, 
         assert (pixels.values[0, 0] == 0).all()
     if mode == "squash":
         assert pixels.crop_box == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("side", [32, 38])
+def test_the_crop_box_ends_where_the_last_patch_does(side: int, tmp_path: Path) -> None:
+    """By the gradient of the last patch's first vector in the pixels; 38 pixels hold 4 patches of 8."""
+    config = changed(CLIP, {"image_size": side})
+    encoder = load_encoder(f"open_clip:{save_model(tmp_path / 'model', random_model(config), config)}", "cpu")
+    pixels = torch.zeros(1, 3, side, side, requires_grad=True)
+    tower: Any = encoder._towers[0]
+    last = tower._embedded(pixels)[0, -1]
+    seen = torch.autograd.grad(last @ torch.randn(len(last)), pixels)[0].abs().sum((0, 1)).nonzero()
+    assert (seen.min(0).values.tolist(), seen.max(0).values.tolist()) == ([24, 24], [31, 31])
+    for mode in ("squash", "shortest", "longest"):
+        shown = replace(encoder.preprocess, mode=mode)  # type: ignore[arg-type]
+        assert shown(Image.new("RGB", (50, 50))).crop_box == pytest.approx((0, 0, 32 / side, 32 / side), abs=1e-12)
+    fields = encoder.fields()["preprocess"]
+    assert ("reach" in fields) is (side == 38), "folders of other encoders stay as they are"
+    scaled = load_encoder(f"s2@1,2:{encoder.spec}", "cpu")
+    assert scaled.fields()["preprocess"].get("reach", [1, 1]) == list(scaled.preprocess.reach)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [
+        ("ViT-SO400M-14-SigLIP-384/webli", 378 / 384),
+        ("ViT-SO400M-16-SigLIP2-384/webli", 1),
+        ("ViT-L-14-336/openai", 1),
+        ("MobileCLIP-B/datacompdr", 1),
+        ("ViTamin-S/datacomp1b", 1),
+    ],
+)
+def test_what_published_models_cover(model: str, share: float) -> None:
+    """The last two have convolutions before their patches."""
+    assert load_encoder(f"open_clip:{model}", "cpu").preprocess.reach == (share, share)
 
 
 @pytest.mark.parametrize(("mode", "height"), [("shortest", 1), ("squash", 1), ("longest", 40)])

@@ -7,11 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import SiglipVisionConfig
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import LEAST_AREA, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.crops import (
+    LEAST_AREA,
+    crop_id,
+    image_and_crop,
+    inside,
+    labelled_crop,
+    patch_reach,
+    random_square,
+    scales_reach,
+)
 from tests.support.world import COLOURS, ColourEncoder, draw, draw_folder
+from trainer.towers import S2TowerConfig, tower_reach
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -88,3 +99,19 @@ def test_crops_are_part_of_what_a_folder_is(label: Callable[..., Any], tmp_path:
     draw(folder / "x#crop1.png", [[next(iter(COLOURS))]])
     with pytest.raises(UserError, match="names crops; rename"):
         label(images=str(folder), crops=2, out=tmp_path / "other")
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2), (2,), (1, 2, 3)])
+def test_cells_of_s2_lie_in_their_reach(scales: tuple[int, ...]) -> None:
+    """SigLIP SO400M's 27 patches of 14 leave out 6 of 384 pixels of each tile, at all scales."""
+    places = []
+    for scale in scales:
+        joined = np.concatenate([tile + (np.arange(27) + 0.5) * 14 / 384 for tile in range(scale)]) / scale
+        places.append(joined.reshape(27, scale).mean(1))
+    middles, reach = np.mean(places, 0), patch_reach((27, 27), (14, 14), (384, 384))
+    found = (np.arange(27) + 0.5) / 27 * scales_reach(reach, scales)[1]
+    assert np.abs(found - middles).max() * 27 < (1e-9 if scales == (1,) else 0.12)
+    assert np.abs(found - middles)[-1] * 27 < 0.02
+    assert scales_reach((1.0, 1.0), scales) == (1.0, 1.0)
+    tower = S2TowerConfig(base=SiglipVisionConfig(image_size=384, patch_size=14), scales=list(scales))
+    assert tower_reach(tower, (384 * max(scales),) * 2) == scales_reach(reach, scales)

@@ -312,7 +312,8 @@ class Attached:
 
     def labels_on(self, name: str, tile: Tile) -> Any:  # noqa: ANN401 - sea_pipeline's Labels
         """Return an image's labels on one of its grids."""
-        return placed(self.cache[name], tile.grid, tile.box, transfer=True, image_id=name)
+        labels = self.cache[name]
+        return placed(labels, tile.grid, tile.box, transfer=True, image_id=name, middles=tile.middles)
 
     # The terms
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import FULL, Reach
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.publish import publish_folder, remove_folder
 from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
@@ -23,6 +24,7 @@ from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.model.tokenise import without_limits
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
+from trainer.towers import tower_reach
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
 
@@ -42,6 +44,15 @@ class ExistingFolder:
     def projector(self) -> str:
         """Return a part of the names that the projector's tensors have in files."""
         return f"{FAMILIES[self.config.model_type].projector}."
+
+    @property
+    def reach(self) -> Reach:
+        """Return how far the tower's patches reach in an image of its own size; towers of any size fill it."""
+        tower = self.config.vision_config
+        side = getattr(tower, "image_size", None)
+        if side is None:
+            return FULL
+        return tower_reach(tower, (side, side) if isinstance(side, int) else tuple(side))
 
 
 def open_existing_folder(path: Path) -> ExistingFolder:

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import WHOLE, CropBox
+from sea_pipeline.inputs.crops import WHOLE, CropBox, patch_reach
 from trainer.attach.tiles import Call, ImageTokens, Size, known_size, views
 
 
 def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     """Lay out the whole image squeezed to a square, then the crops of pan and scan if it is on, for Gemma 3."""
-    side = math.isqrt(call.inner.config.mm_tokens_per_image)
+    side, tower = math.isqrt(call.inner.config.mm_tokens_per_image), call.inner.config.vision_config
+    pooled = tower.image_size // tower.patch_size // side * tower.patch_size
+    reach = patch_reach((side, side), (pooled, pooled), (tower.image_size, tower.image_size))
     if call.total == len(sizes) * side * side:
-        return [views((side, side), [WHOLE]) for _ in sizes]
-    laid = [views((side, side), [WHOLE, *_scans(call, known_size(call, size))]) for size in sizes]
+        return [views((side, side), [WHOLE], reach) for _ in sizes]
+    laid = [views((side, side), [WHOLE, *_scans(call, known_size(call, size))], reach) for size in sizes]
     if (tokens := sum(one.tokens for one in laid)) != call.total:
         raise UserError(
             f"{call.family}: expected {tokens} visual tokens of {len(sizes)} images; found {call.total}; give the "

@@ -22,8 +22,9 @@ from transformers.models.llama4.image_processing_llama4 import (
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import WHOLE, CropBox
-from trainer.data.geometry import processor_box
+from sea_pipeline.inputs.crops import WHOLE, CropBox, Reach, reached
+from trainer.data.geometry import Middles, processor_box
+from trainer.towers import tower_reach
 
 Size = tuple[int, int]
 """(width, height) of an upright image in pixels."""
@@ -41,6 +42,8 @@ class Tile(NamedTuple):
     box: CropBox
     cells: npt.NDArray[np.int64]
     """(rows * columns,): index of each cell, row by row, among the image's visual tokens."""
+    middles: Middles | None = None
+    """Where the middles of the cells lie; None: evenly in the box."""
 
 
 class ImageTokens(NamedTuple):
@@ -109,7 +112,7 @@ def fixed(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     The image is squeezed, cropped or padded to a square.
     """
     pixels = call.given["pixel_values"]
-    grid = _patches(call, pixels)
+    grid = _patches(call)
     tokens = call.total // len(pixels)
     leading = tokens - grid[0] * grid[1]
     tower = call.inner.config.vision_config
@@ -121,7 +124,8 @@ def fixed(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             "another grid; choose a model with such a tower as 'clip_vision_model' or 'siglip_vision_model'"
         )
     boxes = [processor_box(call.processor.image_processor, *size) if size else WHOLE for size in sizes]
-    return [ImageTokens(tokens, [Tile(grid, box, cells(grid, leading))]) for box in boxes]
+    reach = reach_of(call)
+    return [ImageTokens(tokens, [Tile(grid, reached(box, reach), cells(grid, leading))]) for box in boxes]
 
 
 def merged(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
@@ -130,7 +134,9 @@ def merged(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     laid = []
     for (frames, height, width), size in zip(call.given["image_grid_thw"].tolist(), sizes, strict=True):
         if frames != 1:
-            raise _video(call.family)
+            raise UserError(
+                f"{call.family}: expected images; found a video, of which nothing is labelled; leave its rows out"
+            )
         grid = (height // merge, width // merge)
         if size is not None:
             _check_shape(call, grid, size)
@@ -153,34 +159,38 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             raise call.unlike(f"an image of the shape of {size[0]} x {size[1]} pixels", f"{width} x {height}")
         side = call.inner.config.vision_config
         base = (side.image_size // side.patch_size,) * 2
-        whole = Tile(base, WHOLE, cells(base))
+        reach = tower_reach(side, (side.image_size, side.image_size))
+        whole = Tile(base, reached(WHOLE, reach), cells(base))
         if alone is not None and not alone[number]:
             box = _square_box(width, height)
-            laid.append(ImageTokens(base[0] * base[1] + 1, [whole._replace(box=box)]))
+            laid.append(ImageTokens(base[0] * base[1] + 1, [whole._replace(box=reached(box, reach))]))
             continue
-        grid, box = _unpadded(call, base, (height, width))
-        start = base[0] * base[1]
-        parts = [Tile(grid, box, cells(grid, start, grid[1] + 1))] if min(grid) else []  # of a thin image none is left
-        laid.append(ImageTokens(start + grid[0] * (grid[1] + 1), [whole, *parts]))
+        joined = _unpadded(call, base, (height, width))
+        rows, columns = joined.grid
+        parts = [joined] if rows and columns else []  # of a thin image none is left
+        laid.append(ImageTokens(base[0] * base[1] + rows * (columns + 1), [whole, *parts]))
     return laid
 
 
-def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], CropBox]:
-    """Compute the grid of all tiles after the bars' cells are cut off, and the part of the image that it covers."""
-    config, (height, width) = call.inner.config, size
+def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> Tile:
+    """Lay out the grid of all tiles without the bars' cells.
+
+    If patches leave out the last pixels of each tile, there are gaps between the cells of two tiles.
+    """
+    config, side, (height, width) = call.inner.config, call.inner.config.vision_config, size
     canvas = select_best_resolution(size, config.image_grid_pinpoints)
-    rows, columns = (base[0] * side // config.vision_config.image_size for side in canvas)
+    rows, columns = (base[0] * length // side.image_size for length in canvas)
     kept = unpad_image(torch.arange(rows * columns).view(1, rows, columns), (height, width))[0]
     if not kept.numel():
-        return (kept.shape[0], kept.shape[1]), WHOLE
+        return Tile((kept.shape[0], kept.shape[1]), WHOLE, cells((0, 0)))
     top, left = divmod(int(kept[0, 0]), columns)
     scale_y, scale_x = canvas[0] / height, canvas[1] / width
     if scale_x < scale_y:
         inner = (min(math.ceil(height * scale_x), canvas[0]), canvas[1])
     else:
         inner = (canvas[0], min(math.ceil(width * scale_y), canvas[1]))
-    box_y = _along(top, kept.shape[0], canvas[0] / rows, (canvas[0] - inner[0]) // 2, inner[0])
-    box_x = _along(left, kept.shape[1], canvas[1] / columns, (canvas[1] - inner[1]) // 2, inner[1])
+    y0, y1, middles_y = _along(side, top, kept.shape[0], (canvas[0] - inner[0]) // 2, inner[0])
+    x0, x1, middles_x = _along(side, left, kept.shape[1], (canvas[1] - inner[1]) // 2, inner[1])
     grid = (kept.shape[0], kept.shape[1])
     # OneVision interpolates a grid of more than `most` tiles down to about that many, anyres_max_9 for example.
     if (kind := getattr(config, "vision_aspect_ratio", None)) is not None:
@@ -188,12 +198,22 @@ def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> tuple
         ratio = math.sqrt(grid[0] * grid[1] / (most * base[0] ** 2))
         if ratio > 1.1:
             grid = (int(grid[0] // ratio), int(grid[1] // ratio))
-    return grid, (box_x[0], box_y[0], box_x[1], box_y[1])
+    even = side.image_size % side.patch_size == 0
+    middles = None if even else (_thinned(middles_y, grid[0]), _thinned(middles_x, grid[1]))
+    return Tile(grid, (x0, y0, x1, y1), cells(grid, base[0] * base[1], grid[1] + 1), middles)
 
 
-def _along(first: int, count: int, cell: float, bar: int, inner: int) -> tuple[float, float]:
-    """Compute along one side which part of the image `count` cells from `first` on cover, in shares of it."""
-    return (first * cell - bar) / inner, ((first + count) * cell - bar) / inner
+def _along(side: Any, first: int, count: int, bar: int, inner: int) -> tuple[float, float, npt.NDArray[np.float64]]:  # noqa: ANN401
+    """Compute along one side where `count` cells from `first` on begin, end and have their middles, in shares of it."""
+    tile, place = np.divmod(np.arange(first, first + count), side.image_size // side.patch_size)
+    starts = tile * side.image_size + place * side.patch_size - bar
+    return int(starts[0]) / inner, (int(starts[-1]) + side.patch_size) / inner, (starts + side.patch_size / 2) / inner
+
+
+def _thinned(middles: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Compute the middles of `count` cells that are interpolated from others."""
+    places = (np.arange(count) + 0.5) * len(middles) / count - 0.5
+    return np.interp(places, np.arange(len(middles)), middles)
 
 
 def split(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
@@ -201,10 +221,8 @@ def split(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
 
     The image is squeezed to whole tiles.
     """
-    height, width = call.given["pixel_values"].shape[-2:]
-    patch, scale = call.inner.config.vision_config.patch_size, call.inner.config.scale_factor
-    grid = (height // patch // scale, width // patch // scale)
-    return _tiled(call, grid, sizes, split_tiles)
+    (rows, columns), scale = _patches(call), call.inner.config.scale_factor
+    return _tiled(call, (rows // scale, columns // scale), sizes, split_tiles)
 
 
 def split_tiles(given: Any, size: Size) -> tuple[int, int]:  # noqa: ANN401 - transformers' processor
@@ -248,11 +266,8 @@ def canvas(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
 
     The image is squeezed to a canvas of tiles.
     """
-    height, width = call.given["pixel_values"].shape[-2:]
-    patch, ratio = call.inner.config.vision_config.patch_size, call.inner.config.downsample_ratio
-    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
-    grid = (int(height // patch_height * ratio), int(width // patch_width * ratio))
-    return _tiled(call, grid, sizes, canvas_tiles)
+    (rows, columns), ratio = _patches(call), call.inner.config.downsample_ratio
+    return _tiled(call, (int(rows * ratio), int(columns * ratio)), sizes, canvas_tiles)
 
 
 def canvas_tiles(given: Any, size: Size) -> tuple[int, int]:  # noqa: ANN401 - transformers' processor
@@ -280,22 +295,21 @@ def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tile
     wanted = [(1, 1)] * len(sizes)
     if call.total != len(sizes) * tokens:  # tiling is not off, which it may be for this call only
         wanted = [tiles_of(call.processor, known_size(call, size)) for size in sizes]
-    laid = []
+    laid, reach = [], reach_of(call)
     for rows, columns in wanted:
         boxes = [
             (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
             for row, column in product(range(rows), range(columns))
         ]
-        laid.append(views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+        laid.append(views(grid, boxes if len(boxes) == 1 else [*boxes, WHOLE], reach))
     return laid
 
 
-def views(grid: tuple[int, int], boxes: Sequence[CropBox]) -> ImageTokens:
+def views(grid: tuple[int, int], boxes: Sequence[CropBox], reach: Reach) -> ImageTokens:
     """Lay out an image's views one after the other, all with the same grid."""
     tokens = grid[0] * grid[1]
-    return ImageTokens(
-        tokens * len(boxes), [Tile(grid, box, cells(grid, number * tokens)) for number, box in enumerate(boxes)]
-    )
+    tiles = [Tile(grid, reached(box, reach), cells(grid, number * tokens)) for number, box in enumerate(boxes)]
+    return ImageTokens(tokens * len(boxes), tiles)
 
 
 def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
@@ -322,7 +336,7 @@ def padded(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
             (column * x, row * y, (column + 1) * x, (row + 1) * y)
             for row, column in product(range(rows), range(columns))
         ]
-        laid.append(views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE]))
+        laid.append(views((side, side), boxes if len(boxes) == 1 else [*boxes, WHOLE], reach_of(call)))
     return laid
 
 
@@ -341,8 +355,14 @@ def known_size(call: Call, size: Size | None) -> Size:
     return size
 
 
-def _patches(call: Call, pixels: torch.Tensor) -> tuple[int, int]:
-    patch = call.inner.config.vision_config.patch_size
+def reach_of(call: Call) -> Reach:
+    """Compute how far the tower's patches reach in an image, a view or a tile."""
+    height, width = call.given["pixel_values"].shape[-2:]
+    return tower_reach(call.inner.config.vision_config, (height, width))
+
+
+def _patches(call: Call) -> tuple[int, int]:
+    patch, pixels = call.inner.config.vision_config.patch_size, call.given["pixel_values"]
     height, width = (patch, patch) if isinstance(patch, int) else patch
     return pixels.shape[-2] // height, pixels.shape[-1] // width
 
@@ -378,7 +398,3 @@ def _same_shape(grid: tuple[int, int], size: Size) -> bool:
 def _ratios(rows: int, columns: int) -> tuple[float, float]:
     """Compute the least and the largest ratio of sides that are one more or less; a thin image is one cell wide."""
     return (rows - 1) / (columns + 1), (rows + 1) / (columns - 1) if columns > 1 else math.inf
-
-
-def _video(family: str) -> UserError:
-    return UserError(f"{family}: expected images; found a video, of which nothing is labelled; leave its rows out")

@@ -15,7 +15,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import WHOLE, CropBox, crop_id, image_and_crop, inside, labelled_crop, random_square
+from sea_pipeline.inputs.crops import (
+    WHOLE,
+    CropBox,
+    Reach,
+    crop_id,
+    image_and_crop,
+    inside,
+    labelled_crop,
+    random_square,
+    reached,
+)
 from sea_pipeline.inputs.pixels import BadImageError, DecodedImage, read_image
 from sea_pipeline.label_cache import LabelCache
 from trainer.data import geometry
@@ -51,7 +61,7 @@ class TrainingSample(TypedDict):
 
 
 class TowerInput(NamedTuple):
-    """An image as the model takes it (pixels or the tower's output), and the part of the image that it shows."""
+    """An image as the model takes it (pixels or the tower's output), and the part of it that the grid covers."""
 
     values: torch.Tensor
     box: CropBox
@@ -86,6 +96,7 @@ class TrainingData(Dataset[TrainingSample]):
         locate: returns the file of an image id.
         processor: the model folder's processor; its image processor makes the tower's input.
         grid: (rows, columns) of an image's visual tokens, so m = rows * columns.
+        reach: how far the tower's patches reach in its input.
         labels: None if no loss term needs words.
         targets: a teacher's targets of all images; None if no loss term needs them.
         crops: number of labelled crops of each image; one of them or the whole image is drawn.
@@ -101,6 +112,7 @@ class TrainingData(Dataset[TrainingSample]):
         locate: Callable[[str], Path],
         processor: Any,  # noqa: ANN401 - transformers'
         grid: tuple[int, int],
+        reach: Reach,
         *,
         labels: TrainingLabels | None = None,
         targets: TargetStore | None = None,
@@ -111,6 +123,7 @@ class TrainingData(Dataset[TrainingSample]):
         self.rows = rows
         self.processor = processor
         self.grid = grid
+        self._reach = reach
         self.labels = labels
         self.kept: dict[str, TowerInput] | None = None
         """The tower's output for each view, see `tower_features`; used in place of pixels if it is set."""
@@ -164,7 +177,7 @@ class TrainingData(Dataset[TrainingSample]):
         return Collator(self, pad, seed)
 
     def image(self, view: str, sample: str, random: np.random.Generator | None = None) -> tuple[Image.Image, CropBox]:
-        """Read an upright image or its crop, with the part of it that the tower will see.
+        """Read an upright image or its crop, with the part of it that the tower's grid will cover.
 
         A random crop is taken only if `random` is given.
         """
@@ -180,7 +193,7 @@ class TrainingData(Dataset[TrainingSample]):
         elif self._random_crop is not None and random is not None:
             image, crop = random_square(image, self._random_crop, random)
         box = geometry.processor_box(self.processor.image_processor, *image.size)
-        return image, inside(box, crop)
+        return image, inside(reached(box, self._reach), crop)
 
     def views(self, image_id: str) -> list[str]:
         """List the view names of an image, which are the image itself and its labelled crops."""

@@ -7,12 +7,15 @@ reaches beyond 0..1.
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.labels.store import Labels
 from trainer.model.aspect_ratio import pads
 
+Middles = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Where the middles of a grid's rows and columns lie in an image, as shares of its height and width."""
 _TOLERANCE = 0.25
 """In grid cells: two boxes whose edges differ by at most this are one crop, rounded in two ways."""
 
@@ -65,7 +68,7 @@ def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:
     return all(abs(ours - theirs) <= _TOLERANCE * side / cell for ours, theirs, side, cell in pairs)
 
 
-def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
+def carried(labels: Labels, grid: tuple[int, int], box: CropBox, middles: Middles | None = None) -> Labels:
     """Transfer labels to another grid over another part of the same image.
 
     A target cell takes the labels of the source cell that contains its centre. A cell whose centre lies outside the
@@ -75,10 +78,11 @@ def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
         labels: labels as read from shards.
         grid: (rows, columns) of the target.
         box: the part of the image that the target's grid covers.
+        middles: of the target's cells; None: even in the box.
     """
-    rows, columns = grid
-    y, inside_y = _cells(labels.crop_box[1], labels.crop_box[3], labels.grid[0], box[1], box[3], rows)
-    x, inside_x = _cells(labels.crop_box[0], labels.crop_box[2], labels.grid[1], box[0], box[2], columns)
+    centres = middles or even_middles(grid, box)
+    y, inside_y = _cells(labels.crop_box[1], labels.crop_box[3], labels.grid[0], centres[0])
+    x, inside_x = _cells(labels.crop_box[0], labels.crop_box[2], labels.grid[1], centres[1])
     source = (y[:, None] * labels.grid[1] + x[None]).ravel()
     there = (inside_y[:, None] & inside_x[None]).ravel()[:, None]
     word_ids = np.where(there, labels.word_ids[source], np.int32(-1))
@@ -86,23 +90,37 @@ def carried(labels: Labels, grid: tuple[int, int], box: CropBox) -> Labels:
     return Labels(word_ids, scores, grid, box)
 
 
+def even_middles(grid: tuple[int, int], box: CropBox) -> Middles:
+    """Compute where the middles of a box's cells lie."""
+    (x0, y0, x1, y1), (rows, columns) = box, grid
+    return y0 + (np.arange(rows) + 0.5) / rows * (y1 - y0), x0 + (np.arange(columns) + 0.5) / columns * (x1 - x0)
+
+
 def _cells(
-    start: float, end: float, count: int, target_start: float, target_end: float, target_count: int
+    start: float, end: float, count: int, centres: npt.NDArray[np.float64]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Find the source cell of each target cell's centre along one side, and whether it exists."""
-    # Centre of target cell i in shares of the image, then its place on the source grid in cells.
-    centres = target_start + (np.arange(target_count) + 0.5) / target_count * (target_end - target_start)
+    """Find the source cell of each centre along one side, and whether it exists."""
     position = (centres - start) / (end - start) * count
     return np.clip(np.floor(position), 0, count - 1).astype(np.int64), (position >= 0) & (position < count)
 
 
-def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: bool, image_id: str) -> Labels:
+def placed(
+    labels: Labels,
+    grid: tuple[int, int],
+    box: CropBox,
+    *,
+    transfer: bool,
+    image_id: str,
+    middles: Middles | None = None,
+) -> Labels:
     """Return labels for the tower's grid and crop, transferred if they differ and `transfer` allows it.
+
+    For `middles` see `carried`. Labels are always transferred to them.
 
     Raises:
         UserError: grid or crop differ and `transfer` is False.
     """
-    if same_place(labels, grid, box):
+    if middles is None and same_place(labels, grid, box):
         return without_bars(labels)
     if not transfer:
         raise UserError(
@@ -110,16 +128,15 @@ def placed(labels: Labels, grid: tuple[int, int], box: CropBox, *, transfer: boo
             f"{_rounded(box)}, found {tuple(labels.grid)} and {_rounded(labels.crop_box)}; label with the tower's "
             "own crop, or carry them over: labels.transfer: true in a recipe, --transfer of evaluate"
         )
-    return without_bars(carried(labels, grid, box))
+    return without_bars(carried(labels, grid, box, middles), middles)
 
 
-def without_bars(labels: Labels) -> Labels:
+def without_bars(labels: Labels, middles: Middles | None = None) -> Labels:
     """Remove the labels of cells whose centre lies outside the image.
 
     Those cells show the bars of a padded image, to which an encoder may have given words.
     """
-    (x0, y0, x1, y1), (rows, columns) = labels.crop_box, labels.grid
-    y, x = y0 + (np.arange(rows) + 0.5) / rows * (y1 - y0), x0 + (np.arange(columns) + 0.5) / columns * (x1 - x0)
+    y, x = middles or even_middles(labels.grid, labels.crop_box)
     # Centres outside 0..1 lie in bars.
     there = (((y >= 0) & (y < 1))[:, None] & ((x >= 0) & (x < 1))[None]).ravel()[:, None]
     if there.all():

@@ -104,7 +104,7 @@ def _evaluator(
     say_what_is_cut(conversations, own, reporter)
     if store is not None:
         check_measured_labels(store, conversations, reporter)
-    samples = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid)
+    samples = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid, folder.reach)
     samples.advice = MEND
     evaluator = Evaluator(
         samples,

@@ -9,12 +9,14 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, LlavaConfig
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import Reach
 from sea_pipeline.storage.json_files import read_json
 from trainer.model.borders import border
 from trainer.model.chat_template import IMAGE_TOKEN, both_forms, default_template
 from trainer.model.config_check import check_plain
 from trainer.model.llava_folder import read_config
 from trainer.model.tokenise import without_limits
+from trainer.towers import tower_reach
 
 
 class LlavaFolder(NamedTuple):
@@ -25,6 +27,8 @@ class LlavaFolder(NamedTuple):
     """The processor, with the settings that older versions of transformers did not write, see `_complete`."""
     visual_tokens: int
     """The number of visual tokens of one image."""
+    reach: Reach
+    """How far the tower's patches reach in its input."""
 
 
 def check_model_folder(folder: Path) -> LlavaFolder:
@@ -59,7 +63,7 @@ def check_model_folder(folder: Path) -> LlavaFolder:
             "equal numbers: correct vision_feature_select_strategy, patch_size and num_additional_image_tokens in "
             'config.json and processor_config.json ("default" drops a first token, which SigLIP does not have)'
         )
-    return LlavaFolder(config, processor, features)
+    return LlavaFolder(config, processor, features, tower_reach(config.vision_config, (shape[-2], shape[-1])))
 
 
 def _read(folder: Path) -> tuple[LlavaConfig, Any]:

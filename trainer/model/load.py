@@ -10,6 +10,7 @@ from transformers import AutoConfig, LlavaConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import Reach
 from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.aspect_ratio import with_aspect_ratio
 from trainer.model.borders import border
@@ -32,6 +33,8 @@ class ModelFolder:
     processor: Any
     grid: tuple[int, int]
     """(rows, columns) of an image's visual tokens."""
+    reach: Reach
+    """How far the tower's patches reach in its input."""
     vocabulary: int
     """The number of the LLM's token ids that are real ones. Later rows only pad its matrix."""
     linear_projector: bool
@@ -63,6 +66,7 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
         config,
         processor,
         tower_grid(config),
+        checked.reach,
         vocabulary,
         linear_projector=config.projector_hidden_act == "linear",
         other_pixels=processor.image_processor is not own,

@@ -128,7 +128,8 @@ class TeachJob(ShardedJob[TeachSettings]):
         model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
         term = basic_term(model, self.folder, self.recipe, ("das", "sds"))
         locate, codec = self.conversations.locate, self.settings.codec
-        data = TrainingData(self.conversations.train, locate, self.folder.processor, self.folder.grid)
+        folder = self.folder
+        data = TrainingData(self.conversations.train, locate, folder.processor, folder.grid, folder.reach)
         teacher, root = Teacher(model, term, data, self.settings.batch_size), self.conversations.image_root
         teacher.read_from(LastAttempt(open_source(ledger.image_root), _CALIBRATION[0]), root)
         return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec)

@@ -68,6 +68,7 @@ def _data(inputs: Inputs, labels: TrainingLabels | None) -> TrainingData:
         conversations.locate,
         folder.processor,
         folder.grid,
+        folder.reach,
         labels=labels,
         targets=inputs.targets,
         crops=recipe.labels.crops,
@@ -81,7 +82,7 @@ def _evaluator(inputs: Inputs, labels: TrainingLabels | None, batch_size: int, d
     if conversations.held_out is None:
         return None
     return Evaluator(
-        TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid),
+        TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid, folder.reach),
         labels,
         inputs.store,
         vocabulary=folder.vocabulary,

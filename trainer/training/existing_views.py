@@ -138,7 +138,7 @@ class ExistingViews:
                 model(**batch)
                 names = [name for name, *_ in batch["images"]]
                 tiles = model.tiles(names)[names.index(image_id)]
-                tile, visual = max(tiles, key=lambda one: _area(one[0].box))
+                tile, visual = max(tiles, key=lambda one: area(one[0].box))
                 near = metrics.nearest(visual, embeddings if table is None else table, measure="cosine")
                 check_finite(near.values, "views")
                 labels = model.labels_on(image_id, tile)
@@ -168,8 +168,13 @@ class ExistingViews:
         return {"nearest": nearest, "cosine": [round(cosine, 4) for cosine in found.cosine]}
 
 
-def _area(box: CropBox) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
+def area(box: CropBox) -> float:
+    """Compute a box's share of the image in tenths.
+
+    A view of the whole image covers less than tiles that are joined to one grid, by the pixels that make no patch. Its
+    cells are even, and theirs may not be.
+    """
+    return round((box[2] - box[0]) * (box[3] - box[1]), 1)
 
 
 def _none_made(_: object) -> Any:  # noqa: ANN401 - never returns

@@ -154,7 +154,7 @@ class _Views:
         recipe, folder, conversations = self.recipe, self._folder, self._conversations
         rows = conversations.train if conversations.held_out is None else conversations.held_out
         store, sea = self._store, recipe.loss.sea
-        samples = TrainingData(rows, conversations.locate, folder.processor, folder.grid)
+        samples = TrainingData(rows, conversations.locate, folder.processor, folder.grid, folder.reach)
         samples.advice = MEND
         return Evaluator(
             samples,

@@ -7,7 +7,7 @@ from sea_pipeline.core.settings import Settings
 from trainer.evaluation.token_replacement import NEW_TOKENS
 
 VIEWS = "views.json"
-VERSION = 4
+VERSION = 5
 """Increase it with each change of what the file holds, so that older files are computed again."""
 IMAGES = 8
 MEND = "mend it, or give --images 0, which shows earlier results alone"

@@ -95,8 +95,12 @@ def vision_settings(**more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
-_SQUARE = {"size": {"height": 32, "width": 32}}
+def square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+def pinpoints(side: int) -> list[list[int]]:
+    return [[side * rows, side * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))]
 
 
 MIXING = ("self_attn.out_proj", "self_attn.o_proj", "attn.proj", "attention.projection_layer")
@@ -135,17 +139,17 @@ def llava(llm: Any = None, tower: Any = None, **image: Any) -> Tiny:
     return made_of(hf.LlavaForConditionalGeneration, config, processor)
 
 
-def llava_next() -> Tiny:
+def llava_next(side: int = 32) -> Tiny:
     words = tokenizer()
     config = hf.LlavaNextConfig(
-        vision_config=hf.CLIPVisionConfig(**vision_settings(num_hidden_layers=3)),
+        vision_config=hf.CLIPVisionConfig(**vision_settings(image_size=side, num_hidden_layers=3)),
         text_config=hf.LlamaConfig(**text_settings()),
         image_token_id=words.image_token_id,
-        image_grid_pinpoints=PINPOINTS,
+        image_grid_pinpoints=pinpoints(side),
         image_seq_length=16,
     )
     images = hf.LlavaNextImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS
+        size={"shortest_edge": side}, crop_size=square(side), image_grid_pinpoints=pinpoints(side)
     )
     processor = hf.LlavaNextProcessor(
         images, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
@@ -153,19 +157,19 @@ def llava_next() -> Tiny:
     return made_of(hf.LlavaNextForConditionalGeneration, config, processor)
 
 
-def llava_onevision(most: int = 9) -> Tiny:
+def llava_onevision(most: int = 9, side: int = 32) -> Tiny:
     words = tokenizer()
     config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(**vision_settings()),
+        vision_config=hf.SiglipVisionConfig(**vision_settings(image_size=side)),
         text_config=hf.Qwen2Config(**text_settings()),
         image_token_id=words.image_token_id,
         video_token_id=words.video_token_id,
-        image_grid_pinpoints=PINPOINTS,
+        image_grid_pinpoints=pinpoints(side),
         vision_aspect_ratio=f"anyres_max_{most}",
     )
-    images = hf.LlavaOnevisionImageProcessor(**_SQUARE, image_grid_pinpoints=PINPOINTS)
+    images = hf.LlavaOnevisionImageProcessor(size=square(side), image_grid_pinpoints=pinpoints(side))
     processor = hf.LlavaOnevisionProcessor(
-        images, words, hf.LlavaOnevisionVideoProcessor(**_SQUARE), num_image_tokens=16,
+        images, words, hf.LlavaOnevisionVideoProcessor(size=square(side)), num_image_tokens=16,
         vision_feature_select_strategy="full", vision_aspect_ratio=f"anyres_max_{most}",
     )  # fmt: skip
     return made_of(hf.LlavaOnevisionForConditionalGeneration, config, processor)
@@ -214,16 +218,16 @@ def qwen3_vl() -> Tiny:
     return _qwen("3")
 
 
-def idefics3() -> Tiny:
+def idefics3(side: int = 32) -> Tiny:
     words = tokenizer()
     config = hf.Idefics3Config(
-        vision_config=vision_settings(),
+        vision_config=vision_settings(image_size=side),
         text_config=hf.LlamaConfig(**text_settings()),
         image_token_id=words.image_token_id,
         scale_factor=2,
         pad_token_id=3,
     )
-    images = hf.Idefics3ImageProcessor(size={"longest_edge": 96}, max_image_size={"longest_edge": 32})
+    images = hf.Idefics3ImageProcessor(size={"longest_edge": 3 * side}, max_image_size={"longest_edge": side})
     return made_of(hf.Idefics3ForConditionalGeneration, config, hf.Idefics3Processor(images, words, image_seq_len=4))
 
 
@@ -244,17 +248,17 @@ def smolvlm() -> Tiny:
     return made_of(hf.SmolVLMForConditionalGeneration, config, processor)
 
 
-def gemma3() -> Tiny:
+def gemma3(side: int = 32) -> Tiny:
     words = tokenizer()
     config = hf.Gemma3Config(
-        vision_config=hf.SiglipVisionConfig(**vision_settings()),
+        vision_config=hf.SiglipVisionConfig(**vision_settings(image_size=side)),
         text_config=hf.Gemma3TextConfig(**text_settings(sliding_window=64, query_pre_attn_scalar=8)),
         image_token_id=words.image_token_id,
         boi_token_index=words.boi_token_id,
         eoi_token_index=words.eoi_token_id,
         mm_tokens_per_image=4,
     )
-    processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(**_SQUARE), words, image_seq_length=4)
+    processor = hf.Gemma3Processor(hf.Gemma3ImageProcessor(size=square(side)), words, image_seq_length=4)
     return made_of(hf.Gemma3ForConditionalGeneration, config, processor, "<boi>")
 
 
@@ -265,12 +269,14 @@ SCAN = {
 """Pan and scan for small pictures."""
 
 
-def paligemma() -> Tiny:
+def paligemma(side: int = 32) -> Tiny:
     words = tokenizer()
-    images = hf.SiglipImageProcessor(**_SQUARE)
+    images = hf.SiglipImageProcessor(size=square(side))
     images.image_seq_length = 16
     config = hf.PaliGemmaConfig(
-        vision_config=hf.SiglipVisionConfig(**vision_settings(projection_dim=WIDTH, vision_use_head=False)),
+        vision_config=hf.SiglipVisionConfig(
+            **vision_settings(image_size=side, projection_dim=WIDTH, vision_use_head=False)
+        ),
         text_config=hf.GemmaConfig(**text_settings(vocab_size=2048)),
         image_token_id=words.image_token_id,
         projection_dim=WIDTH,
@@ -278,20 +284,20 @@ def paligemma() -> Tiny:
     return made_of(hf.PaliGemmaForConditionalGeneration, config, hf.PaliGemmaProcessor(images, words))
 
 
-def internvl() -> Tiny:
+def internvl(side: int = 32) -> Tiny:
     words = tokenizer()
     config = hf.InternVLConfig(
-        vision_config=hf.InternVLVisionConfig(**vision_settings(image_size=[32, 32], patch_size=[8, 8])),
+        vision_config=hf.InternVLVisionConfig(**vision_settings(image_size=[side, side], patch_size=[8, 8])),
         text_config=hf.Qwen2Config(**text_settings()),
         image_token_id=words.image_token_id,
         image_seq_length=4,
     )
-    images = hf.GotOcr2ImageProcessor(**_SQUARE, crop_to_patches=True, max_patches=6)
-    processor = hf.InternVLProcessor(images, words, hf.InternVLVideoProcessor(**_SQUARE), image_seq_length=4)
+    images = hf.GotOcr2ImageProcessor(size=square(side), crop_to_patches=True, max_patches=6)
+    processor = hf.InternVLProcessor(images, words, hf.InternVLVideoProcessor(size=square(side)), image_seq_length=4)
     return made_of(hf.InternVLForConditionalGeneration, config, processor)
 
 
-def llama4() -> Tiny:
+def llama4(side: int = 32) -> Tiny:
     words = tokenizer()
     words.add_special_tokens({
         "additional_special_tokens": [
@@ -302,13 +308,13 @@ def llama4() -> Tiny:
     text = text_settings(intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=2048)
     config = hf.Llama4Config(
         vision_config=hf.Llama4VisionConfig(
-            **vision_settings(vision_output_dim=16, projector_input_dim=16, projector_output_dim=16,
+            **vision_settings(image_size=side, vision_output_dim=16, projector_input_dim=16, projector_output_dim=16,
                               intermediate_size=64, pixel_shuffle_ratio=0.5)
         ),
         text_config=hf.Llama4TextConfig(**text),
         image_token_index=words.convert_tokens_to_ids("<|patch|>"),
     )  # fmt: skip
-    images = hf.Llama4ImageProcessor(**_SQUARE, max_patches=6)
+    images = hf.Llama4ImageProcessor(size=square(side), max_patches=6)
     processor = hf.Llama4Processor(images, words, patch_size=8)
     return made_of(hf.Llama4ForConditionalGeneration, config, processor, "<|image|>")
 

@@ -27,7 +27,7 @@ from trainer.evaluation.existing_questions import ExistingAsker
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.llm_probe import probe_llm
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
-from trainer.training.existing_views import ExistingViews
+from trainer.training.existing_views import ExistingViews, area
 from trainer.training.report_views import ViewSettings, run_views
 from trainer.training.run import train
 
@@ -230,3 +230,10 @@ def test_a_run_is_shown_in_the_report(world: ExistingWorld, tmp_path: Path, monk
     shutil.copy(broken / "model.safetensors", run.out / "model")
     with pytest.raises(UserError, match="views: expected numbers as visual tokens; found some that are not finite"):
         run_views(run.out, ViewSettings(images=2, device="cpu"))
+
+
+def test_the_whole_view_is_shown_before_its_tiles() -> None:
+    """OneVision's, of 378 of 384 pixels, and its tiles as one grid, of which each loses as much."""
+    whole, joined, tile = (0, 0, 378 / 384, 378 / 384), (0, 0, 762 / 768, 762 / 768), (0.5, 0, 1, 0.5)
+    assert max((whole, joined, tile), key=area) == whole
+    assert max((tile, whole), key=area) == whole

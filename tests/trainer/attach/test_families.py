@@ -1,6 +1,7 @@
 """Where each family's visual tokens lie: planted colours, through the family's own processor and code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    CLIPVisionConfig,
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
     Gemma3ImageProcessor,
@@ -24,13 +26,19 @@ from tests.trainer.attach.families import (
     SCAN,
     Tiny,
     gemma3,
+    idefics3,
+    internvl,
+    llama4,
     llava,
+    llava_next,
     llava_onevision,
+    paligemma,
+    square,
     text_settings,
     tiny,
     vision_settings,
 )
-from tests.trainer.attach.planted import SHAPES, forward, missed_cells, painted
+from tests.trainer.attach.planted import SHAPES, forward, missed_cells, missed_corners, painted
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import FAMILIES, attach
 from trainer.attach.tiles import Size
@@ -52,6 +60,34 @@ def test_a_colour_in_a_cell_is_that_tokens_label(name: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_onevision_thins_out_large_grids(tmp_path: Path) -> None:
     all_hit(llava_onevision(most=1), SHAPES[:2], tmp_path)
+
+
+def cut_llava() -> Tiny:
+    tower = CLIPVisionConfig(**vision_settings(image_size=39, num_hidden_layers=3))
+    return llava(tower=tower, size={"shortest_edge": 39}, crop_size=square(39))
+
+
+CUT: dict[str, Callable[[], Tiny]] = {
+    "llava": cut_llava,
+    "thinned": partial(llava_onevision, 1, side=38),
+    **{
+        make.__name__: partial(make, side=39)
+        for make in (llava_next, llava_onevision, idefics3, gemma3, paligemma, internvl, llama4)
+    },
+}
+"""Towers of 39 or 38 pixels, which hold 4 patches of 8: none sees the last pixels of an image, a view or a tile."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUT)
+def test_pixels_that_make_no_patch_move_no_place(name: str, tmp_path: Path) -> None:
+    made = CUT[name]()
+    for size in SHAPES[::2]:
+        missed, cells = missed_corners(made, size, 0.65 if name == "thinned" else 0.7)
+        assert missed == []
+        assert cells >= 4
+    if name in ("llava", "llava_next", "thinned"):
+        all_hit(made, SHAPES[:1], tmp_path, every=3)
 
 
 @pytest.mark.slow

@@ -43,12 +43,17 @@ class View(NamedTuple):
     grid: tuple[int, int]
     processor: Any
     shown: str
+    share: float = 1
+    """Of either side of what is shown, what the grid covers."""
 
 
 CROP: dict[str, Any] = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, **PLAIN}
 VIEWS = {
     "clip": View((24, 24), CLIPImageProcessor(**CROP), "centre"),
     "siglip": View((27, 27), SiglipImageProcessor(size=SQUARE, **PLAIN), "whole"),
+    "siglip of 384": View(
+        (27, 27), SiglipImageProcessor(size={"height": 384, "width": 384}, **PLAIN), "whole", 378 / 384
+    ),
     "padded": View((24, 24), LlavaImageProcessor(do_pad=True, image_mean=[0, 0, 0], **CROP), "padded"),
 }
 
@@ -121,7 +126,8 @@ def planted(source: View, target: View, photo: Path) -> Iterator[tuple[int, int]
     image = Image.open(photo)
     names = colour_names(image)
     (left, top, width, height), (rows, columns) = rectangle(source.shown, image.size), source.grid
-    to_left, to_top, to_width, to_height = rectangle(target.shown, image.size)
+    to_left, to_top, *sides = rectangle(target.shown, image.size)
+    to_width, to_height = (side * target.share for side in sides)
     for patch in range(target.grid[0] * target.grid[1]):
         y, x = divmod(patch, target.grid[1])
         from_column = (to_left + to_width * (x + 0.5) / target.grid[1] - left) / (width / columns)
@@ -141,6 +147,7 @@ def planted(source: View, target: View, photo: Path) -> Iterator[tuple[int, int]
 
 
 PAIRS = [("clip", "siglip"), ("clip", "padded"), ("siglip", "clip"), ("siglip", "padded"), ("padded", "siglip")]
+PAIRS += [("clip", "siglip of 384"), ("padded", "siglip of 384")]
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -156,6 +163,7 @@ def test_a_training_batch_has_the_words_of_what_the_tower_sees(
         partial(Path.joinpath, photos),
         SimpleNamespace(image_processor=view.processor, image_token_id=7),
         view.grid,
+        (view.share, view.share),
         labels=TrainingLabels(label_cache(store), Sea(window=1), True, None),
     )
     samples = [data[number] for number in range(len(rows))]

@@ -27,7 +27,7 @@ from tests.support.initialised import LIST, check_export, edit, load
 from tests.support.tiny_models import tiny_llm
 from tests.support.tiny_runs import World, logged, tiny_recipe
 from trainer.data.conversations import conversation_rows
-from trainer.data.geometry import processor_box
+from trainer.data.dataset import TrainingData
 from trainer.model.assemble import init_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import load_vision, quiet
@@ -35,6 +35,8 @@ from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
 
 SIGLIP2, DINOV2, DINOV3, PE = NEWER_TOWERS
+SIGLIP = "google/siglip-so400m-patch14-384"
+"""36 pixels, which hold 4 patches of 8; none sees the last 4."""
 LLAMA, QWEN, GEMMA, SMOLLM = NEWER_LLMS
 
 
@@ -60,7 +62,7 @@ def towers(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 OWN: dict[str, tuple[Any, int]] = {
     "openai/clip-vit-large-patch14-336": (CLIPVisionModel, 1),
-    "google/siglip-so400m-patch14-384": (SiglipVisionModel, 0),
+    SIGLIP: (SiglipVisionModel, 0),
     "facebook/dinov2-large": (Dinov2Model, 1),
     "clip-tower": (CLIPVisionModel, 1),
     "clip-tower-with-projection": (CLIPVisionModel, 1),
@@ -128,10 +130,12 @@ def test_pixels_are_prepared_as_the_folder_says(name: str, hub: Path, towers: di
     np.testing.assert_allclose(pixels[0].permute(1, 2, 0), np.broadcast_to(colour, (side, side, 3)), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NEWER_TOWERS)
+@pytest.mark.parametrize("name", [*NEWER_TOWERS, SIGLIP])
 @pytest.mark.parametrize("size", [(96, 48), (40, 80)])
-def test_a_painted_cell_is_that_token(name: str, size: tuple[int, int], towers: dict[str, Path]) -> None:
-    """In an image that is not square, the token of the cell changes most; its place is the one that labels get."""
+def test_a_painted_cell_is_that_token(
+    name: str, size: tuple[int, int], towers: dict[str, Path], tmp_path: Path
+) -> None:
+    """In an image that is not square, the token of the cell's corner changes most; its place is that of labels."""
     folder = open_model_folder(towers[name])
     model = load_model(folder, Recipe(model=towers[name])).eval()
     mixing = (".out_proj", ".o_proj", "attention.output.dense", "attn.proj")
@@ -140,8 +144,11 @@ def test_a_painted_cell_is_that_token(name: str, size: tuple[int, int], towers: 
             module.weight.data *= 0.05
     processor = folder.processor.image_processor
     width, height = size
-    x0, y0, x1, y1 = processor_box(processor, width, height)
     plain = np.full((height, width, 3), 120, np.uint8)
+    Image.fromarray(plain).save(tmp_path / "plain.png")
+    rows: Any = []
+    data = TrainingData(rows, tmp_path.joinpath, folder.processor, folder.grid, folder.reach)
+    _, (x0, y0, x1, y1) = data.image("plain.png", "a row")
 
     def tokens(image: np.ndarray) -> torch.Tensor:
         pixels = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
@@ -149,10 +156,10 @@ def test_a_painted_cell_is_that_token(name: str, size: tuple[int, int], towers: 
             return model.tower_output(pixels)[0]
 
     before = tokens(plain)
-    for row, column in ((0, 0), (1, 2), (3, 1)):
+    for row, column in ((0, 0), (1, 2), (3, 1), (2, 2)):
         painted = plain.copy()
-        left, right = (x0 + (column + place) / 4 * (x1 - x0) for place in (0, 1))
-        top, bottom = (y0 + (row + place) / 4 * (y1 - y0) for place in (0, 1))
+        left, right = (x0 + (column + place) / 4 * (x1 - x0) for place in (0.6, 0.95))
+        top, bottom = (y0 + (row + place) / 4 * (y1 - y0) for place in (0.6, 0.95))
         cell = (slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width)))
         painted[cell] = np.random.default_rng(1).integers(0, 256, painted[cell].shape, np.uint8)
         moved = (tokens(painted) - before).norm(dim=-1)

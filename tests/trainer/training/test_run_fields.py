@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.storage.locks import claimed_for_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
@@ -23,6 +25,7 @@ from trainer.recipes.recipe import Parts, Recipe
 from trainer.training import run as train_run
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.run import TrainRun, train, train_stages
+from trainer.training.run_folder import run_fields
 
 
 def changed(folder: Path, name: str, copy: Path) -> Path:
@@ -55,6 +58,19 @@ def test_another_recipe(changes: dict[str, Any], field: str, tiny: World, finish
     with pytest.raises(UserError, match=f": holds another run: {field}.*; choose another --out") as refused:
         train(short_recipe(tiny, **changes), finished(short_recipe(tiny)))
     assert str(refused.value).count(";") == 1, "only what differs is named"
+
+
+@pytest.mark.slow
+def test_pixels_that_the_tower_leaves_out_are_a_field_with_labels(tiny: World, finished: FinishedRuns) -> None:
+    """Its labels lie elsewhere than before this was known. Runs of other towers keep their fields."""
+    recipe = short_recipe(tiny)
+    finished(recipe)  # and so are its labels
+    inputs: Any = train_run._inputs(recipe, SILENT)
+    fields = run_fields(inputs, 1)
+    assert "reach" not in fields
+    cut = replace(inputs, folder=replace(inputs.folder, reach=(1.0, 0.9)))
+    assert run_fields(cut, 1) == fields | {"reach": [1.0, 0.9]}
+    assert "reach" not in run_fields(replace(cut, store=None), 1)
 
 
 ASIDE = {
