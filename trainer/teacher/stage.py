@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
@@ -134,9 +135,12 @@ class Teacher:
         batch: dict[str, Any] = dict(self._collate([image.encoded for image in images]))
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         columns = batch["input_ids"] == model.config.image_token_id
+        visual = model.projected(model.tower_output(batch["pixel_values"]))
+        encoded = BaseModelOutputWithPooling(pooler_output=list(visual))  # type: ignore[arg-type]
         with self._term.watching(batch, columns, model.get_input_embeddings()) as recorder:
             # No attention mask, as in training: pads are on the right, where causal attention does not see them.
-            model.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False)
+            # And V as in training: the projector is float32, whatever the tower and the LLM are.
+            model.model(input_ids=batch["input_ids"], mm_encoder_outputs={"image": encoded}, use_cache=False)
         tokens = self.data.grid[0] * self.data.grid[1]
         refined = recorder.refined.float().view(-1, tokens, recorder.refined.shape[-1]).cpu().numpy()
         attention = self._term.degrees(recorder.attention.view(-1, tokens)).float().cpu().numpy()
