@@ -152,11 +152,14 @@ class Teacher:
 class TeachStage(Stage):
     """Write a shard of targets."""
 
-    def __init__(self, teacher: Teacher, codec: Codec, image_root: Path, name: str) -> None:
+    def __init__(
+        self, teacher: Teacher, codec: Codec, image_root: Path, name: str, samples: dict[str, list[float]]
+    ) -> None:
         self._teacher = teacher
         self._codec = codec
         self._image_root = image_root
         self._name = name
+        self._said = {"codec_sha256": codec_sha256(codec), "teacher": samples}
 
     def describe(self) -> dict[str, str]:
         """Return the device and the codec."""
@@ -186,7 +189,7 @@ class TeachStage(Stage):
                 first, rows = first or sha256.hex(), rows + 1
                 seconds["write"] += time.perf_counter() - begun
                 begun = time.perf_counter()
-            writer.set_footer({**footer, "codec_sha256": codec_sha256(self._codec)})
+            writer.set_footer({**footer, **self._said})
         return ShardResult(rows, bad, dict(seconds), first)
 
     def finish(self, ledger: Ledger) -> list[Place]:
