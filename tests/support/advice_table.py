@@ -189,6 +189,9 @@ FOLLOWED: dict[str, list[str]] = {
             "leave their rows out with data.bad_rows: leave_out"
         ),
     ],
+    "tests/trainer/teacher/test_same_teacher.py::test_targets_of_others_are_refused": [
+        "{}: expected targets of the {} that {} has; found those of another; run sea-pipeline teacher with --model {}",
+    ],
     "tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows": [
         "{} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out",
     ],

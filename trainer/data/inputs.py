@@ -18,6 +18,7 @@ from trainer.data.bad_rows import image_names, rows_with
 from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
 from trainer.data.run_rows import Conversations, without_bad
+from trainer.data.same_teacher import refuse_another_teacher
 from trainer.model.aspect_ratio import pads
 from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
@@ -185,8 +186,8 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
     """Open the teacher's targets that a recipe names, if a loss term needs them.
 
     Raises:
-        UserError: the folder holds no targets, has another grid, width, aspect ratio or setting of the supervision,
-            or lacks an image of the data whose rows are not to be left out.
+        UserError: the folder holds no targets, has another grid, width, aspect ratio, image processing, LLM or setting
+            of the supervision, or lacks an image of the data whose rows are not to be left out.
     """
     if recipe.teacher is None or not recipe.loss.basic_terms():
         return None
@@ -204,6 +205,7 @@ def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversatio
             f"{recipe.teacher}: expected targets of images as the stage sees them, data.image_aspect_ratio: {ratio}; "
             f"found {seen}; run sea-pipeline teacher with --image-aspect-ratio {ratio}, or set the key to {seen}"
         )
+    refuse_another_teacher(store, folder)
     asked, made = recipe.loss.basic, store.manifest["fields"]["basic"]
     for name in sorted(asked.model_fields_set - {"lens"}):  # a recipe with a teacher cannot have a lens
         value = getattr(asked, name)

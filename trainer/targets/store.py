@@ -13,11 +13,13 @@ The folder also has `codec.safetensors`, which decodes the codes; see `codecs.py
 [rows, columns] with rows * columns = m; `width`, d; and `codec`, the codec's name.
 
 The footer holds, under `sea_pipeline`, a JSON object with the fingerprint, its fields, and the `codec_sha256` of the
-codec that wrote the codes. Shards of older versions lack it. A row group holds about 1 MiB of codes, so that reading
-one image reads few others.
+codec that wrote the codes. `teacher` there holds `pixels` and `embeddings`, values of the image processing and of the
+LLM, see `trainer/data/same_teacher.py`. Shards of older versions lack both. A row group holds about 1 MiB of codes, so
+that reading one image reads few others.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Manifest
 from sea_pipeline.output.row_store import RowStore, open_finished
-from sea_pipeline.storage.parquet import RowGroupWriter
+from sea_pipeline.storage.parquet import RowGroupWriter, shard_footer
 from sea_pipeline.storage.paths import Place
 from trainer.targets.codecs import Codec, CodecName, bytes_per_vector, load_codec
 
@@ -137,6 +139,14 @@ class TargetStore(RowStore):
         self.width = codec.width
         """d."""
         self.codec = codec
+
+    @cached_property
+    def teacher(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return what the last shard's footer says of the teacher; nothing if an older version wrote it."""
+        last = self._shards[-1]
+        with self._ledger.reading(last):
+            said = shard_footer(self.path / last.path).get("teacher", {})
+            return {name: np.array(values, np.float64) for name, values in said.items()}
 
     def __getitem__(self, image_id: str) -> Targets:
         """Return the targets of one image.

@@ -31,6 +31,7 @@ from sea_pipeline.storage.publish import publish_bytes
 from sea_pipeline.storage.retry import StoreError
 from trainer.data.dataset import TrainingData
 from trainer.data.run_rows import Conversations, check_prompts, open_conversations
+from trainer.data.same_teacher import teacher_samples
 from trainer.losses.attention_tap import FAMILIES
 from trainer.model.aspect_ratio import pads
 from trainer.model.digests import processing_digests
@@ -132,7 +133,7 @@ class TeachJob(ShardedJob[TeachSettings]):
         data = TrainingData(self.conversations.train, locate, folder.processor, folder.grid, folder.reach)
         teacher, root = Teacher(model, term, data, self.settings.batch_size), self.conversations.image_root
         teacher.read_from(LastAttempt(open_source(ledger.image_root), _CALIBRATION[0]), root)
-        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec)
+        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec, teacher_samples(self.folder))
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.errors import UserError
@@ -134,9 +135,12 @@ class Teacher:
         batch: dict[str, Any] = dict(self._collate([image.encoded for image in images]))
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         columns = batch["input_ids"] == model.config.image_token_id
+        visual = model.projected(model.tower_output(batch["pixel_values"]))
+        encoded = BaseModelOutputWithPooling(pooler_output=list(visual))  # type: ignore[arg-type]
         with self._term.watching(batch, columns, model.get_input_embeddings()) as recorder:
             # No attention mask, as in training: pads are on the right, where causal attention does not see them.
-            model.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], use_cache=False)
+            # And V as in training: the projector is float32, whatever the tower and the LLM are.
+            model.model(input_ids=batch["input_ids"], mm_encoder_outputs={"image": encoded}, use_cache=False)
         tokens = self.data.grid[0] * self.data.grid[1]
         refined = recorder.refined.float().view(-1, tokens, recorder.refined.shape[-1]).cpu().numpy()
         attention = self._term.degrees(recorder.attention.view(-1, tokens)).float().cpu().numpy()
@@ -148,11 +152,14 @@ class Teacher:
 class TeachStage(Stage):
     """Write a shard of targets."""
 
-    def __init__(self, teacher: Teacher, codec: Codec, image_root: Path, name: str) -> None:
+    def __init__(
+        self, teacher: Teacher, codec: Codec, image_root: Path, name: str, samples: dict[str, list[float]]
+    ) -> None:
         self._teacher = teacher
         self._codec = codec
         self._image_root = image_root
         self._name = name
+        self._said = {"codec_sha256": codec_sha256(codec), "teacher": samples}
 
     def describe(self) -> dict[str, str]:
         """Return the device and the codec."""
@@ -182,7 +189,7 @@ class TeachStage(Stage):
                 first, rows = first or sha256.hex(), rows + 1
                 seconds["write"] += time.perf_counter() - begun
                 begun = time.perf_counter()
-            writer.set_footer({**footer, "codec_sha256": codec_sha256(self._codec)})
+            writer.set_footer({**footer, **self._said})
         return ShardResult(rows, bad, dict(seconds), first)
 
     def finish(self, ledger: Ledger) -> list[Place]:

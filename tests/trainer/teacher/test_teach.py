@@ -66,15 +66,19 @@ def test_the_targets_are_what_the_model_computes(world: World, targets: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("codec", "tolerance"), [("float16", 1e-4), ("int8", 1e-3)])
+@pytest.mark.parametrize(
+    ("codec", "dtype", "tolerance"),
+    [("float16", "float32", 1e-4), ("int8", "float32", 1e-3), ("float16", "bfloat16", 1e-3)],
+)
 def test_training_from_the_cache_begins_as_online(
-    world: World, targets: Path, finished: FinishedRuns, tmp_path: Path, codec: str, tolerance: float
+    world: World, targets: Path, finished: FinishedRuns, tmp_path: Path, codec: str, dtype: str, tolerance: float
 ) -> None:
-    if codec != "float16":
+    if (codec, dtype) != ("float16", "float32"):
         targets = tmp_path / "targets"
-        teach_images(settings(world, targets, codec=codec))
-    train(tiny_recipe(world, loss=DAS, teacher=str(targets)), tmp_path / "cached")
-    online, cached = logged(finished(tiny_recipe(world, loss=DAS))), logged(tmp_path / "cached")
+        teach_images(settings(world, targets, codec=codec, dtype=dtype))
+    train(tiny_recipe(world, loss=DAS, teacher=str(targets), frozen_dtype=dtype), tmp_path / "cached")
+    online = logged(finished(tiny_recipe(world, loss=DAS, frozen_dtype=dtype)))
+    cached = logged(tmp_path / "cached")
     for name in ("loss_lm", "loss_das", "loss_sds", "loss"):
         assert cached[0][name] == pytest.approx(online[0][name], rel=tolerance)
     assert cached[-1]["loss_das"] != online[-1]["loss_das"]  # the teacher online has moved on
