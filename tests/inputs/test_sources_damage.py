@@ -1,6 +1,11 @@
 """Tars, tables, lists and datasets that are damaged or odd: what that costs, and where ids come from."""
 
+import base64
+import csv
 import itertools
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -16,7 +21,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples
 from tests.support.contents import read_all
-from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
+from tests.support.photo_forms import jpeg, photos_in, write_dataset, write_list, write_parquet, write_tar
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
@@ -182,6 +187,43 @@ def test_a_quote_swallows_no_rows(tmp_path: Path, name: str, rows: list[str]) ->
 def test_a_field_in_quotes_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text('path\tcaption\na.png\t"two\nlines, ""Jaws"""\nb.png\tit\'s "fine"\n')
     assert [sample.image_id for sample in list_samples(str(tmp_path / "x.tsv")).samples] == ["a.png", "b.png"]
+
+
+def test_a_field_may_have_any_width_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    limit, paths = csv.field_size_limit(), [tmp_path / f"{number}.csv" for number in range(4)]
+    for path in paths:
+        path.write_text('path,text\na.png,short\nb.png,"' + "word " * 30_000 + '"\nc.png,' + "x" * 150_000 + "\n")
+    with ThreadPoolExecutor(4) as pool:
+        for listing in pool.map(list_samples, map(str, paths)):
+            assert [sample.image_id for sample in listing.samples] == ["a.png", "b.png", "c.png"]
+    with pytest.raises(UserError, match=r"columns\.csv: expected a column"):
+        list_samples(str(write_list(tmp_path / "columns.csv", [{"a": "b"}])))
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("name", ["mm.tsv", "mm.csv", "mm.txt", "mm.parquet", "url.csv"])
+def test_pictures_as_text_are_named_and_are_read_when_decoded(tmp_path: Path, name: str) -> None:
+    """MMBench's tables hold them, with the index of another row in place of a picture that is there already."""
+    photo, path = jpeg(), tmp_path / name
+    column = "path" if path.suffix == ".txt" else "image"
+    text = ("data:image/jpeg;base64," if name == "url.csv" else "") + base64.b64encode(photo).decode()
+    cells = ["1", text]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"image": cells}), path)
+    elif path.suffix == ".txt":
+        path.write_text("\n".join(cells))
+    else:
+        write_list(path, [{"index": str(number), "image": cell} for number, cell in enumerate(cells)])
+    said = f"{name}: expected paths in the column '{column}'; found a picture as base64 text in row 2; decode"
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        list_samples(str(path))
+    assert len(str(error.value)) < 400
+    pq.write_table(pa.table({"image": [photo]}), tmp_path / "decoded.parquet")
+    assert list(read_all(list_samples(str(tmp_path / "decoded.parquet"))).values()) == [photo]
+    (tmp_path / "x.json").write_text(json.dumps([{"image": text, "conversations": []}]))
+    (bad,) = list_samples(str(tmp_path / "x.json")).samples
+    assert "found a picture as base64 text" in (bad.problem or "")
+    assert len(bad.image_id) < 100
 
 
 def test_the_ids_and_splits_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
