@@ -20,6 +20,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources.columns import PATHS_ALONE
 from tests.support.contents import read_all
 from tests.support.photo_forms import jpeg, photos_in, write_dataset, write_list, write_parquet, write_tar
 from tests.support.refused import refused
@@ -97,17 +98,18 @@ def test_a_file_of_several_that_is_no_parquet_costs_itself(tmp_path: Path) -> No
 def test_rows_without_bytes_and_a_table_that_shrank(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array(
-        [{"bytes": b"A", "path": "a"}, {"bytes": None, "path": "/etc/passwd"}, None, {"bytes": b"B"}], kind
+        [{"bytes": b"A", "path": "a"}, {"bytes": None, "path": "/etc/passwd"}, None, {"bytes": b"B"}, {}], kind
     )
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": cells}), path)
     listing = list_samples(str(path))
-    missing = "expected the image's bytes; found none"
+    missing = "x.parquet, row {}: expected the image's bytes; found {}"
+    alone, none = missing.format(1, f"its path alone; {PATHS_ALONE}"), missing.format(4, "none")
     assert listing.notes == {"rows without an image": 1}
-    assert list(read_all(listing).values()) == [b"A", f"x.parquet, row 1: {missing}", b"B"]
+    assert list(read_all(listing).values()) == [b"A", alone, b"B", none]
     pq.write_table(pa.table({"image": cells[:1]}), path)
     assert list(read_all(listing).values())[1:] == [
-        f"x.parquet, row {row}: there are not so many rows any more" for row in (1, 3)
+        f"x.parquet, row {row}: there are not so many rows any more" for row in (1, 3, 4)
     ]
     path.write_bytes(b"")
     assert "x.parquet: " in str(next(iter(read_all(listing).values())))
@@ -152,6 +154,27 @@ def test_an_id_that_is_missing_costs_that_image(tmp_path: Path) -> None:
     listed = write_list(tmp_path / "l.csv", [{"path": "a.png", "sku": "s"}, {"path": "b.png", "sku": ""}])
     problems = [sample.problem for sample in list_samples(str(listed), id_column="sku").samples]
     assert sorted(filter(None, problems)) == ["expected an id; found none"]
+
+
+@pytest.mark.slow
+def test_paths_without_bytes_are_told_and_what_is_advised_works(tmp_path: Path) -> None:
+    """`to_parquet` of a dataset of files keeps their paths alone."""
+    import datasets
+
+    photos = photos_in(draw_folder(tmp_path / "photos", 3))
+    paths = [str(tmp_path / "photos" / name) for name in photos]
+    rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "x" / "train.parquet")
+    folder = tmp_path / "x"
+    for images, found in ((folder, "found its path alone"), (f"hf:{folder}", "a file outside the dataset's folder")):
+        for problem in read_all(list_samples(str(images))).values():
+            assert found in str(problem)
+            assert str(problem).endswith(PATHS_ALONE)
+    write_list(tmp_path / "list.csv", [{"path": path} for path in paths])
+    listing = list_samples(str(tmp_path / "list.csv"), tmp_path / "photos")
+    assert list(read_all(listing).values()) == list(photos.values())
+    rows.save_to_disk(tmp_path / "saved")
+    assert set(read_all(list_samples(f"hf:{tmp_path}/saved")).values()) == set(photos.values())
 
 
 def test_lists_with_odd_rows(tmp_path: Path) -> None:
