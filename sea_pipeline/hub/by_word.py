@@ -1,6 +1,7 @@
 """Write labels by word, for people who look for the images that have a word.
 
-There is one row for each word and image. Each file covers a range of images and is sorted by word, so a reader that
+There is one row for each word and image. Labelled crops have no rows, because their cells are not those of the image.
+Each file covers a range of images and is sorted by word, so a reader that
 uses Parquet's statistics reads little more than the rows of the word that is asked for. Columns:
 
     word          string        the word itself; sorted as UTF-8 bytes
@@ -104,10 +105,11 @@ def write_by_word(
                 advance(len(table))
             continue
         with publish(path, folder) as scratch, _SortedRuns(folder, len(words)) as runs:
-            for block in _blocks(pieces, store, ranks, labels_per_block // per_image, advance):
+            names = ids[number * per_file : (number + 1) * per_file]
+            whole = np.array([not store.is_crop(name) for name in names])
+            for block in _blocks(pieces, store, ranks, whole, labels_per_block // per_image, advance):
                 runs.add(block)
-            names = pa.array(ids[number * per_file : (number + 1) * per_file], pa.string())
-            _write(scratch, runs.merged(labels_per_block), words, names, store.grid[1])
+            _write(scratch, runs.merged(labels_per_block), words, pa.array(names, pa.string()), store.grid[1])
     return paths
 
 
@@ -198,6 +200,7 @@ def _blocks(
     pieces: Iterable[tuple[int, int, pa.Table]],
     store: LabelStore,
     ranks: npt.NDArray[np.uint16],
+    whole: npt.NDArray[np.bool_],
     images: int,
     advance: Callable[[int], None],
 ) -> Iterator[_LabelColumns]:
@@ -207,6 +210,7 @@ def _blocks(
         pieces: the rows of one file, see `_pieces`.
         store: the labels.
         ranks: the rank of each word, by its id.
+        whole: for each row of the file, whether it is of an image, and not of a crop.
         images: the number of images at which a block ends.
         advance: called with the number of images that have passed.
     """
@@ -214,7 +218,8 @@ def _blocks(
     held = 0
     for _, first, table in pieces:
         word_ids, scores = label_arrays(table, store.top_n)
-        image, patch, _ = there = np.nonzero(word_ids >= 0)
+        is_wanted = whole[first : first + len(table), np.newaxis, np.newaxis]
+        image, patch, _ = there = np.nonzero((word_ids >= 0) & is_wanted)
         words = ranks[word_ids[there]]
         parts.append(_LabelColumns(words, (first + image).astype(np.uint32), patch.astype(np.uint16), scores[there]))
         held += len(table)

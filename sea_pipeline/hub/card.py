@@ -121,9 +121,9 @@ def _what(ledger: Ledger, manifest: Manifest) -> str:
     grid = " x ".join(map(str, fields["grid"]))
     if ledger.dataset.kind == LABELS:
         return (
-            f"Words for the patches of {rows} images: for each of {grid} patches the {fields['top_n']} most similar "
-            f"words of a list of {fields['wordlist']['words']:,}, with their similarities, as SEA (arXiv 2408.11813) "
-            f"labels them. Made with sea-pipeline {__version__}. The images are not in it."
+            f"Words for the patches of {rows} {_images(fields)}: for each of {grid} patches the {fields['top_n']} most "
+            f"similar words of a list of {fields['wordlist']['words']:,}, with their similarities, as SEA "
+            f"(arXiv 2408.11813) labels them. Made with sea-pipeline {__version__}. The images are not in it."
         )
     return (
         f"A teacher's targets for {rows} images, as BASIC describes them: for each of {grid} patches a refined "
@@ -132,10 +132,14 @@ def _what(ledger: Ledger, manifest: Manifest) -> str:
     )
 
 
+def _images(fields: Mapping[str, Any]) -> str:
+    return "images and crops of them" if "crops" in fields else "images"
+
+
 def _facts(ledger: Ledger, manifest: Manifest, stats: Statistics | None) -> list[tuple[str, str]]:
     fields, dataset = manifest.fields, ledger.dataset
     size = sum(file.bytes for file in [*manifest.shards, *manifest.other_files])
-    facts = [("images", f"{manifest.rows:,}"), ("images that could not be read", f"{manifest.bad:,}")]
+    facts = [(_images(fields), f"{manifest.rows:,}"), ("images that could not be read", f"{manifest.bad:,}")]
     facts += [("patches of an image", " x ".join(map(str, fields["grid"]))), ("size", decimal(size))]
     if stats is not None:
         encoder = fields["encoder"]

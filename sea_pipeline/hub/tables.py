@@ -39,7 +39,8 @@ def tables_of(ledger: Ledger) -> list[Table]:
     found = []
     if shard is not None:
         columns = _LABELS if kind == LABELS else _TARGETS
-        found.append(Table(kind, f"{kind}/*.parquet", f"The {kind}, one row an image.", shard, columns))
+        crops = " or crop of one; a crop's id ends in #crop and its number" if "crops" in manifest.fields else ""
+        found.append(Table(kind, f"{kind}/*.parquet", f"The {kind}, one row an image{crops}.", shard, columns))
     if kind == LABELS:
         means = open_parquet(ledger.root / MEANS).schema_arrow
         found.append(Table("word_list", MEANS, "The word list, in its order.", means, _WORD_LIST))

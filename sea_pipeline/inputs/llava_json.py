@@ -6,7 +6,6 @@ import json
 import mmap
 import os
 import posixpath
-import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import ijson
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.json_array import array_values
+from sea_pipeline.inputs.media_keys import media_keys
 from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.paths import is_url
 
@@ -141,22 +141,30 @@ def images_of(row: dict[str, Any]) -> list[Any]:
     """Return the images of a record as the file has them, or none if it has text only.
 
     They are read from `image`, a path or a list of paths, or from `images` in its place. An empty path is
-    none if the record's turns show no image.
+    none if the record has turns.
 
     Raises:
-        UserError: a key names media that are not read, such as `video` or `image_path`; or `image` and `images` differ.
+        UserError: a key names media that are not read, such as `video` or `image_path`; `image` and `images` differ;
+            or the turns mark the place of an image, and there is none.
     """
-    empty: tuple[object, ...] = (None, [], "") if _is_text_alone(row) else (None, [])
+    turns = row.get("conversations")
+    empty: tuple[object, ...] = (None, [], "") if isinstance(turns, list) and turns else (None, [])
     keys = [key for key in ("image", "images") if row.get(key) not in empty]
     found = [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
     if len(found) == 2 and found[0] != found[1]:
         raise UserError("expected 'image' or 'images'; found both, with other contents; remove one of them")
-    if unread := _media_keys(row):
+    images = found[0] if found else []
+    if unread := media_keys(row, images):
         raise UserError(
             f"expected images under 'image' alone, not under {', '.join(map(shown, unread))}; found media there, which "
             "would not be read; name them in the record's 'image', a path or a list of paths, or remove the key"
         )
-    return found[0] if found else []
+    if not images and _shows_image(turns):
+        raise UserError(
+            f"expected an image, because the turns have {_PLACE}; found none, and the record names no image; name it "
+            f"in 'image', or take {_PLACE} out of the turns"
+        )
+    return images
 
 
 def turns_of(row: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever a data file holds
@@ -174,75 +182,14 @@ def turns_of(row: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever a data file
     return row.get("conversations")
 
 
-def _is_text_alone(row: dict[str, Any]) -> bool:
-    """Tell whether a record has turns, and none of them marks the place of an image."""
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        return False
-    return not any(_PLACE in str(turn.get("value")) for turn in turns if isinstance(turn, dict))
-
-
-def _media_keys(row: dict[str, Any]) -> list[str]:
-    """List the keys of a record and its turns that hold media and are neither `image` nor `images`.
-
-    In a record without an image, a key of any name counts if its value is the name of a picture, a film or a sound.
-    """
-    turns = row.get("conversations")
-    inner = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    pairs = [(key, value) for key, value in row.items() if key not in ("id", "image", "images", "conversations")]
-    pairs += [(key, value) for turn in inner for key, value in turn.items() if key not in ("from", "value")]
-    alone = not row.get("image") and not row.get("images")
-    found = [
-        key
-        for key, value in pairs
-        if (_names_media(key) and value not in (None, "", [], {}) and not isinstance(value, bool))
-        or ((alone or _speaks_of_media(key)) and _is_media(value))
-    ]
-    return list(dict.fromkeys(found))
-
-
-def _words(key: str) -> list[str]:
-    return [word.lower().removesuffix("s") for word in _KEY_WORDS.findall(key)]
-
-
-def _speaks_of_media(key: str) -> bool:
-    return any(word in _MEDIA for word in _words(key))
-
-
-def _names_media(key: str) -> bool:
-    """Tell whether a key is named like media, such as `video`, `image_path`, `imageUrls` or `imgfile`.
-
-    `image_id` and `image_size` are not, because they only describe an image.
-    """
-    words = _words(key)
-    if _COMPOUND.fullmatch(key):
-        return True
-    return _speaks_of_media(key) and all(word in _MEDIA or word in _REFERENCE for word in words)
-
-
-def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
-    """Tell whether a value is the name or the address of a media file, or a list of such."""
-    if isinstance(value, list):
-        return bool(value) and _is_media(value[0])
-    if isinstance(value, dict):
-        return any(_is_media(inner) for inner in value.values() if isinstance(inner, str))
-    return isinstance(value, str) and (_MEDIA_FILE.search(value) is not None or value.startswith("data:"))
+def _shows_image(turns: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
+    """Tell whether any of the turns marks the place of an image."""
+    return isinstance(turns, list) and any(_PLACE in str(turn.get("value")) for turn in turns if isinstance(turn, dict))
 
 
 _PLACE = "<image>"
-_KEY_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_MEDIA = {"image", "img", "picture", "pic", "photo", "video", "audio", "sound", "speech", "media", "frame", "clip"}
-_MEDIA |= {"pixel"}
-_REFERENCE = {"path", "file", "filename", "filepath", "name", "fn", "url", "uri", "link", "list", "byte", "data"}
-_REFERENCE |= {"src", "b", "content", "local", "ab", "rel", "absolute", "relative", "input", "query", "encoded"}
-_REFERENCE |= {"dir", "folder", "value", "tensor", "base", "pil"}
-_COMPOUND = re.compile(
-    r"(image|img|picture|photo|video|audio)s?(path|file|filename|url|uri|name|list|data)s?", re.IGNORECASE
-)
-_MEDIA_FILE = re.compile(
-    r"^(\S+|[^\n]*/[^\n]*)\.(jpe?g|png|gif|webp|bmp|tiff?|heic|avif|mp4|avi|mov|mkv|webm|wav|mp3|flac|ogg|m4a)$",
-    re.IGNORECASE,
-)
+LONGEST_PATH = 1 << 15
+"""Characters; no system has longer paths, and no server longer URLs."""
 
 
 def relative_path(image: Any, root: str | None = None) -> str:  # noqa: ANN401 - whatever a data file holds
@@ -300,6 +247,8 @@ def check_path(image: Any) -> None:  # noqa: ANN401 - whatever a data file holds
     """
     if not isinstance(image, str) or not image or "\0" in image:
         raise ValueError(f"expected 'image' to be a path; found {shown(image)}")
+    if len(image) > LONGEST_PATH:
+        raise ValueError(f"expected 'image' to be a path; found a text of {len(image):,} characters")
     try:
         image.encode("utf-8")
     except UnicodeEncodeError:

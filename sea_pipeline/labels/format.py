@@ -3,7 +3,7 @@
 A shard has one row for each good image, in plan order. Bad images have a row in the quarantine table instead. Word ids
 are positions in `words.txt`, which is next to the folder of shards. Columns:
 
-    image_id      string                  what training data calls the image
+    image_id      string                  what training data calls the image; `NAME#cropN` is its N-th labelled crop
     uri           string                  where it was, relative to the image root
     image_sha256  binary[32]              of the file's bytes
     height, width int32                   of the upright image, pixels

@@ -21,6 +21,8 @@ class Statistics:
     """The figures of a run's labels, as in SEA's Figure 6 and section 5.1."""
 
     images: int
+    """The number of images, with their labelled crops."""
+    crops: int
     patches: int
     labelled_patches: int
     """The number of patches with at least one label."""
@@ -54,6 +56,7 @@ class Statistics:
         frequent = np.argsort(-self.word_uses, kind="stable")[:most]
         return {
             "images": self.images,
+            "crops": self.crops,
             "patches": self.patches,
             "labelled_patches": self.labelled_patches,
             "labels": self.labels,
@@ -79,6 +82,7 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
 
     Calls `advance` with the number of images that have passed.
     """
+    crops = sum(map(store.is_crop, store.ids)) if store.has_crops else 0
     patches = labelled = 0
     uses = np.zeros(len(store.words), np.int64)
     best_uses = np.zeros(len(store.words), np.int64)
@@ -95,7 +99,8 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
         steps = np.minimum(scores[there] / BIN_WIDTH, len(bins) - 1).astype(np.int64)
         bins += np.bincount(steps, minlength=len(bins))
         advance(len(table))
-    return Statistics(len(store), patches, labelled, int(uses.sum()), uses, best_uses, bins, store.mean_similarity())
+    counts = len(store), crops, patches, labelled, int(uses.sum())
+    return Statistics(*counts, uses, best_uses, bins, store.mean_similarity())
 
 
 def image_words(labels: Labels, most: int = 10) -> list[tuple[int, float]]:

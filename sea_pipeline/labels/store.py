@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sea_pipeline.inputs.crops import CropBox
+from sea_pipeline.inputs.crops import CropBox, image_and_crop
 from sea_pipeline.labels.format import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
@@ -39,6 +39,8 @@ class LabelStore(RowStore):
         self.encoder: str = ledger.dataset.encoder or manifest.fields["encoder"]["name"]
         """The spec of the encoder that made the labels."""
         self.top_n: int = manifest.fields["top_n"]
+        self.has_crops = "crops" in manifest.fields
+        """Whether crops of the images are labelled, too."""
 
     def __getitem__(self, image_id: str) -> Labels:
         """Return the labels of one image.
@@ -50,6 +52,10 @@ class LabelStore(RowStore):
 
     def _made_by(self) -> str:
         return f", encoder {self.encoder!r}"
+
+    def is_crop(self, image_id: str) -> bool:
+        """Tell whether a row is of a labelled crop of an image, and not of the image itself."""
+        return self.has_crops and image_and_crop(image_id)[1] > 0
 
     def mean_similarity(self) -> npt.NDArray[np.float32]:
         """Read the mean of s over all patches of the run, (words,) in the order of the list (SEA Fig. 6b)."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance, Reporter
-from sea_pipeline.inputs.crops import WHOLE, CropBox, image_and_crop
+from sea_pipeline.inputs.crops import WHOLE, CropBox
 from sea_pipeline.inputs.pixels import decode_image
 from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.labels.format import label_arrays
@@ -95,15 +95,12 @@ def _best(
 
 def _count(store: LabelStore) -> int:
     """Count the photos without their crops."""
-    if not store.manifest["fields"].get("crops"):
-        return len(store)
-    return sum(not image_and_crop(name)[1] for name in store.ids)
+    return sum(not store.is_crop(name) for name in store.ids) if store.has_crops else len(store)
 
 
 def _rows(
     store: LabelStore, limit: int | None, most: int
 ) -> tuple[list[_Photo], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    crops = bool(store.manifest["fields"].get("crops"))
     photos: list[_Photo] = []
     shape = (0, store.grid[0] * store.grid[1], most)
     words: list[npt.NDArray[np.int32]] = [np.zeros(shape, np.int32)]
@@ -111,7 +108,7 @@ def _rows(
     for table in store.tables():
         ids = table["image_id"].to_pylist()
         left = len(ids) if limit is None else limit - len(photos)
-        wanted = [row for row, name in enumerate(ids) if not (crops and image_and_crop(name)[1])][: max(0, left)]
+        wanted = [row for row, name in enumerate(ids) if not store.is_crop(name)][: max(0, left)]
         table_words, table_scores = label_arrays(table, store.top_n)
         words.append(table_words[wanted, :, :most])
         scores.append(table_scores[wanted, :, :most])

@@ -30,6 +30,7 @@ from sea_pipeline.storage.parquet import open_parquet
 from tests.hub.helpers import NAME, URL, clients_own
 from tests.hub.stand_in import Hub
 from tests.support.kills import killed_around
+from tests.support.paths import ROOT
 from tests.support.planted_targets import teach
 from tests.support.table_readers import _plain
 from tests.support.world import COLOURS, Label, draw_folder
@@ -114,6 +115,27 @@ def test_labels_by_word_are_those_of_the_patches(labels: Path, tmp_path: Path, p
         ]
         assert keys == sorted(keys)
     assert not list((tmp_path / "x" / ".tmp").iterdir())
+
+
+@pytest.mark.slow
+def test_crops_are_told_from_images(label: Label, hub: Hub, command: Any, tmp_path: Path) -> None:
+    label(images=str(draw_folder(tmp_path / "photos", 3)), crops=2)
+    folder, store = tmp_path / "labels", open_labels(tmp_path / "labels")
+    whole = [name for name in store if "#" not in name]
+    (path,) = write_by_word(store, tmp_path / "x")
+    wanted = {key: held for key, held in by_hand(store).items() if key[1] in whole}
+    assert in_tables(open_parquet(path).read().to_pylist()) == wanted
+    (sql,) = re.findall(r"SELECT \* .*;", (ROOT / "docs" / "label-format.md").read_text())
+    rows = duckdb.sql(sql.replace("runs/labels/mine", str(folder))).fetchall()
+    assert [row[0] for row in rows] == whole
+    assert "of 9 planned (photos, and up to 2 crops of each)" in command("status", folder)[1]
+    assert "9 (3 photos, 6 crops of them)" in command("inspect", folder)[1]
+    assert json.loads(command("inspect", folder, "--json")[1])["crops"] == 6
+    push(folder, NAME)
+    card = hub.tree(NAME)["README.md"].decode()
+    for said in ("of 9 images and crops of them: for", "| images and crops of them | 9 |", "whose ids end in `#crop`"):
+        assert said in card
+    assert "one row an image or crop of one" in hub.tree(NAME)["croissant.json"].decode()
 
 
 def test_a_word_is_found_in_its_row_groups_alone(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

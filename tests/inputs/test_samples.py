@@ -128,14 +128,16 @@ def test_llava_rows_are_joined_to_the_image_root(tmp_path: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize(
-    "image", ["../up.jpg", "/etc/passwd", "a/../../up.jpg", "s3://b/x", "http://h/x", "a\0b.jpg", "\ud800.jpg", 7, ""]
-)
+    "image",
+    ["../up.jpg", "/etc/passwd", "a/../../up.jpg", "s3://b/x", "http://h/x", "a\0b.jpg", "\ud800.jpg", 7, "",
+     "x" * 40_000],
+)  # fmt: skip
 def test_a_path_that_leaves_the_root_or_is_none_costs_that_picture(tmp_path: Path, image: Any) -> None:
     first, second = list_samples(str(llava(tmp_path / "data.jsonl", "zzz.jpg", image))).samples
     bad, good = (second, first) if first.problem is None else (first, second)
     assert bad.problem
     assert good == Sample("zzz.jpg", "zzz.jpg")
-    bad.image_id.encode("utf-8")
+    assert len(bad.image_id.encode("utf-8")) < 100
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,6 @@ def bad_inputs(folder: Path) -> dict[str, str]:
     for name in ("empty.csv", "empty.parquet", "empty.txt", "x.zip", "x.tar.gz"):
         (folder / name).write_bytes(b"")
     (folder / "columns.csv").write_text("a,b\n1,2\n")
-    (folder / "huge.csv").write_text("path\n" + "x" * 200_000)
     (folder / "no.parquet").write_text("no")
     (folder / "mixed").mkdir()
     (folder / "mixed" / "a.tar").touch()
@@ -287,7 +288,6 @@ def bad_inputs(folder: Path) -> dict[str, str]:
         "none.parquet": "expected images, found none",
         "none.tar": "expected images, found none (left out: files without an image's suffix: 1)",
         "columns.csv": "found a, b",
-        "huge.csv": "huge.csv: line 2: expected CSV; field larger than field limit",
         "x.zip": "expected a folder, a .json",
         "x.tar.gz": "expected a folder, a .json",
         "mixed": "holds .parquet and .tar files; give one kind",
@@ -368,7 +368,7 @@ def test_a_dataset_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
         if not streaming:
             assert listing.notes == {"rows without an image": 1}
             found.insert(2, "found neither")
-        assert found[0] == "the row names a file outside the dataset's folder"
+        assert str(found[0]).startswith("the row names a file outside the dataset's folder; ")
         assert found[1] == b"inside"
         assert "found neither" in str(found[2])
         assert found[3:] == [b"linked", found[0]]

@@ -1,6 +1,11 @@
 """Tars, tables, lists and datasets that are damaged or odd: what that costs, and where ids come from."""
 
+import base64
+import csv
 import itertools
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -15,8 +20,9 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources.columns import PATHS_ALONE
 from tests.support.contents import read_all
-from tests.support.photo_forms import photos_in, write_dataset, write_list, write_parquet, write_tar
+from tests.support.photo_forms import jpeg, photos_in, write_dataset, write_list, write_parquet, write_tar
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
@@ -92,17 +98,18 @@ def test_a_file_of_several_that_is_no_parquet_costs_itself(tmp_path: Path) -> No
 def test_rows_without_bytes_and_a_table_that_shrank(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array(
-        [{"bytes": b"A", "path": "a"}, {"bytes": None, "path": "/etc/passwd"}, None, {"bytes": b"B"}], kind
+        [{"bytes": b"A", "path": "a"}, {"bytes": None, "path": "/etc/passwd"}, None, {"bytes": b"B"}, {}], kind
     )
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": cells}), path)
     listing = list_samples(str(path))
-    missing = "expected the image's bytes; found none"
+    missing = "x.parquet, row {}: expected the image's bytes; found {}"
+    alone, none = missing.format(1, f"its path alone; {PATHS_ALONE}"), missing.format(4, "none")
     assert listing.notes == {"rows without an image": 1}
-    assert list(read_all(listing).values()) == [b"A", f"x.parquet, row 1: {missing}", b"B"]
+    assert list(read_all(listing).values()) == [b"A", alone, b"B", none]
     pq.write_table(pa.table({"image": cells[:1]}), path)
     assert list(read_all(listing).values())[1:] == [
-        f"x.parquet, row {row}: there are not so many rows any more" for row in (1, 3)
+        f"x.parquet, row {row}: there are not so many rows any more" for row in (1, 3, 4)
     ]
     path.write_bytes(b"")
     assert "x.parquet: " in str(next(iter(read_all(listing).values())))
@@ -149,6 +156,27 @@ def test_an_id_that_is_missing_costs_that_image(tmp_path: Path) -> None:
     assert sorted(filter(None, problems)) == ["expected an id; found none"]
 
 
+@pytest.mark.slow
+def test_paths_without_bytes_are_told_and_what_is_advised_works(tmp_path: Path) -> None:
+    """`to_parquet` of a dataset of files keeps their paths alone."""
+    import datasets
+
+    photos = photos_in(draw_folder(tmp_path / "photos", 3))
+    paths = [str(tmp_path / "photos" / name) for name in photos]
+    rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "x" / "train.parquet")
+    folder = tmp_path / "x"
+    for images, found in ((folder, "found its path alone"), (f"hf:{folder}", "a file outside the dataset's folder")):
+        for problem in read_all(list_samples(str(images))).values():
+            assert found in str(problem)
+            assert str(problem).endswith(PATHS_ALONE)
+    write_list(tmp_path / "list.csv", [{"path": path} for path in paths])
+    listing = list_samples(str(tmp_path / "list.csv"), tmp_path / "photos")
+    assert list(read_all(listing).values()) == list(photos.values())
+    rows.save_to_disk(tmp_path / "saved")
+    assert set(read_all(list_samples(f"hf:{tmp_path}/saved")).values()) == set(photos.values())
+
+
 def test_lists_with_odd_rows(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfn,path\r\n1,"a, b.png"\r\n2,\xe9.png\r\n3\r\n\r\n4,c::#?.png\r\n')
     samples = list_samples(str(tmp_path / "x.csv")).samples
@@ -182,6 +210,43 @@ def test_a_quote_swallows_no_rows(tmp_path: Path, name: str, rows: list[str]) ->
 def test_a_field_in_quotes_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text('path\tcaption\na.png\t"two\nlines, ""Jaws"""\nb.png\tit\'s "fine"\n')
     assert [sample.image_id for sample in list_samples(str(tmp_path / "x.tsv")).samples] == ["a.png", "b.png"]
+
+
+def test_a_field_may_have_any_width_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    limit, paths = csv.field_size_limit(), [tmp_path / f"{number}.csv" for number in range(4)]
+    for path in paths:
+        path.write_text('path,text\na.png,short\nb.png,"' + "word " * 30_000 + '"\nc.png,' + "x" * 150_000 + "\n")
+    with ThreadPoolExecutor(4) as pool:
+        for listing in pool.map(list_samples, map(str, paths)):
+            assert [sample.image_id for sample in listing.samples] == ["a.png", "b.png", "c.png"]
+    with pytest.raises(UserError, match=r"columns\.csv: expected a column"):
+        list_samples(str(write_list(tmp_path / "columns.csv", [{"a": "b"}])))
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("name", ["mm.tsv", "mm.csv", "mm.txt", "mm.parquet", "url.csv"])
+def test_pictures_as_text_are_named_and_are_read_when_decoded(tmp_path: Path, name: str) -> None:
+    """MMBench's tables hold them, with the index of another row in place of a picture that is there already."""
+    photo, path = jpeg(), tmp_path / name
+    column = "path" if path.suffix == ".txt" else "image"
+    text = ("data:image/jpeg;base64," if name == "url.csv" else "") + base64.b64encode(photo).decode()
+    cells = ["1", text]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"image": cells}), path)
+    elif path.suffix == ".txt":
+        path.write_text("\n".join(cells))
+    else:
+        write_list(path, [{"index": str(number), "image": cell} for number, cell in enumerate(cells)])
+    said = f"{name}: expected paths in the column '{column}'; found a picture as base64 text in row 2; decode"
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        list_samples(str(path))
+    assert len(str(error.value)) < 400
+    pq.write_table(pa.table({"image": [photo]}), tmp_path / "decoded.parquet")
+    assert list(read_all(list_samples(str(tmp_path / "decoded.parquet"))).values()) == [photo]
+    (tmp_path / "x.json").write_text(json.dumps([{"image": text, "conversations": []}]))
+    (bad,) = list_samples(str(tmp_path / "x.json")).samples
+    assert "found a picture as base64 text" in (bad.problem or "")
+    assert len(bad.image_id) < 100
 
 
 def test_the_ids_and_splits_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

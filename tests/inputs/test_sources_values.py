@@ -150,7 +150,7 @@ LISTS = [None if cell is None else list(cell) for cell in CELLS]
         pa.array(LISTS, pa.large_list(pa.int8())),
         pa.array([*LISTS[:2], [67] * 5], pa.list_(pa.uint8(), 5)),  # pyarrow 20 reads none with gaps
         pa.array(LISTS, pa.list_view(pa.uint8())),
-        pa.StructArray.from_arrays([pa.array(CELLS).dictionary_encode(), pa.array(list("abc"))], ["bytes", "path"]),
+        pa.StructArray.from_arrays([pa.array(CELLS).dictionary_encode(), pa.array([*"ab", None])], ["bytes", "path"]),
         pa.StructArray.from_arrays([pa.array(LISTS, pa.list_(pa.uint8()))], ["bytes"]),
         pa.array([None if cell is None else {"path": "p", "bytes": cell} for cell in CELLS]),
     ],

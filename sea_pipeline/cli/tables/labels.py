@@ -64,6 +64,7 @@ def status_tables(ledger: "Ledger") -> None:
     from sea_pipeline.output.folder import QUARANTINE
 
     done, planned = ledger.done(), ledger.dataset
+    crops = planned.fields.get("crops", {}).get("per_image")
     terminal.print_table(
         {
             "folder": str(ledger.root),
@@ -71,7 +72,8 @@ def status_tables(ledger: "Ledger") -> None:
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),
-            "images": f"{done.images:,} done, {done.bad:,} bad, of {planned.images:,} planned",
+            "images": f"{done.images:,} done, {done.bad:,} bad, of {planned.images:,} planned"
+            + (f" (photos, and up to {terminal.counted(crops, 'crop')} of each)" if crops else ""),
             "on disk": decimal(done.bytes),
         }
         | _pace_rows(ledger)
@@ -110,7 +112,8 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...], *, histograms
     labelled = stats.labelled_patches / max(1, stats.patches)
     terminal.print_table(
         {
-            "images": f"{stats.images:,}",
+            "images": f"{stats.images:,}"
+            + (f" ({stats.images - stats.crops:,} photos, {stats.crops:,} crops of them)" if stats.crops else ""),
             "patches": f"{stats.patches:,}, {labelled:.1%} of them with a label",
             "labels": f"{stats.labels:,}, {stats.labels / max(1, stats.patches):.2f} per patch",
             "words used": f"{stats.words_used:,} of {len(words):,}, {stats.share_used:.1%} of the list",

@@ -9,6 +9,12 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.sources.base import IMAGE_COLUMNS, PATH_COLUMNS, candidates, image_column
 from sea_pipeline.inputs.sources.values import IDS, IMAGES, described, is_bytes, is_id, is_plain_bytes, is_text
 
+PATHS_ALONE = (
+    "give a list of the paths, in a column 'path', with --image-root, the folder that they start in; or save the "
+    "dataset with save_to_disk, which keeps the bytes, and give it as hf:FOLDER"
+)
+"""What to do about a dataset that holds paths without the images' bytes, for messages."""
+
 
 class Leaf(NamedTuple):
     """A column, or a field of a column that holds structs."""

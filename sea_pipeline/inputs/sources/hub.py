@@ -19,7 +19,7 @@ from sea_pipeline.core.extras import require
 from sea_pipeline.core.parallel import prefetched_map
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.sources.base import NO_IMAGE, ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
-from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
+from sea_pipeline.inputs.sources.columns import PATHS_ALONE, Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.forward import Forward, out_of_order
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
@@ -370,5 +370,5 @@ def _file(path: str, name: str) -> bytes:
     if not written.is_relative_to(os.path.abspath(name)) and not any(  # noqa: PTH100
         full.is_relative_to(Path(root).resolve()) for root in (name, *caches)
     ):
-        raise BadImageError("read", "OutsideRoot", "the row names a file outside the dataset's folder")
+        raise BadImageError("read", "OutsideRoot", f"the row names a file outside the dataset's folder; {PATHS_ALONE}")
     return read_file(written)

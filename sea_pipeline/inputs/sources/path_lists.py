@@ -1,10 +1,13 @@
 """Read lists of images' paths from LLaVA's JSON and JSONL, CSV, TSV, plain text and Parquet."""
 
+import base64
 import csv
 import io
 import posixpath
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -14,6 +17,7 @@ import pyarrow.parquet as pq
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs import llava_json
 from sea_pipeline.inputs.encodings import refuse_wide
+from sea_pipeline.inputs.pixels import begun_format
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.base import PATH_COLUMNS, FoundImages, candidates, chosen_ids, escaped, named
 from sea_pipeline.inputs.sources.columns import id_columns
@@ -23,6 +27,11 @@ from sea_pipeline.storage.parquet import refuse_other_counts
 
 _Columns = tuple[list[str | None], dict[str, list[str | NoId]]]
 """The paths, and the possible ids by column."""
+_LONGEST_CELL = 1 << 26
+"""Characters; a longer cell of a CSV is taken for a quote that is never closed."""
+_CELLS = threading.Lock()
+_SHORT = 256
+"""Fewer characters are no picture. No name of a file is longer."""
 
 
 def list_paths(
@@ -92,24 +101,58 @@ def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - wh
     try:
         if image_id is None:
             raise ValueError("expected an id; found none")
+        if _is_picture(path):
+            raise ValueError("expected 'image' to be a path; found a picture as base64 text; decode it into a file")
         return named(image_id, llava_json.relative_path(path, root), "image")
     except ValueError as problem:
-        is_text = isinstance(image_id, str) and image_id and "\0" not in image_id
-        shown = escaped(image_id) if is_text else repr(image_id)
+        is_id = isinstance(image_id, str) and 0 < len(image_id) <= llava_json.LONGEST_PATH and "\0" not in image_id
+        shown = escaped(image_id) if is_id and not _is_picture(image_id) else llava_json.shown(image_id)
         return Sample(shown, shown, str(problem))
 
 
+def _is_picture(text: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
+    """Tell whether a text is a picture in base64, alone or as a `data:` URL."""
+    if not isinstance(text, str) or len(text) < _SHORT:
+        return False
+    begun = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return begun_format(base64.b64decode(begun[:24], validate=True)) is not None
+    except ValueError:
+        return False
+
+
+def _refuse_pictures(paths: Iterable[Any], column: str, shown: str) -> None:
+    if row := next((row for row, path in enumerate(paths, 1) if _is_picture(path)), None):
+        raise UserError(
+            f"{shown}: expected paths in the column {column!r}; found a picture as base64 text in row {row}; decode "
+            "the pictures into files, or into a binary column of a Parquet file"
+        )
+
+
 def _text(file: Any, shown: str, suffix: str, id_column: str | None) -> _Columns:  # noqa: ANN401 - any binary file
-    rows = _rows(file, shown, suffix)
-    names = next(rows)
-    path = next((column for column in PATH_COLUMNS if column in names), None)
-    if path is None:
-        raise UserError(_no_paths(shown, escaped(", ".join(names)[:200]) or "nothing"))
-    ids = candidates(names, id_column, shown)
-    positions = {column: names.index(column) for column in (path, *ids)}
-    table = [[row[position] if position < len(row) else None for position in positions.values()] for row in rows]
+    with _long_cells():
+        rows = _rows(file, shown, suffix)
+        names = next(rows)
+        path = next((column for column in PATH_COLUMNS if column in names), None)
+        if path is None:
+            raise UserError(_no_paths(shown, escaped(", ".join(names)[:200]) or "nothing"))
+        ids = candidates(names, id_column, shown)
+        positions = {column: names.index(column) for column in (path, *ids)}
+        table = [[row[position] if position < len(row) else None for position in positions.values()] for row in rows]
     columns = {column: [row[position] for row in table] for position, column in enumerate(positions)}
+    _refuse_pictures(columns[path], path, shown)
     return columns[path], {column: text_ids(columns[column]) for column in ids}
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let the module csv read cells of any width in the block. Its limit is one for all threads."""
+    with _CELLS:
+        before = csv.field_size_limit(_LONGEST_CELL)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def _rows(file: Any, shown: str, suffix: str) -> Iterator[list[str]]:  # noqa: ANN401
@@ -147,6 +190,7 @@ def _parquet(file: Any, shown: str, id_column: str | None) -> _Columns:  # noqa:
     except FAULTS as error:
         raise UserError(f"{shown}: expected a Parquet file; {one_line(error)}") from error
     paths = [None if isinstance(value, NoId) else value for value in columns[path]]
+    _refuse_pictures(paths, path, shown)
     return paths, {column: columns[column] for column in ids}
 
 

@@ -27,11 +27,11 @@ from sea_pipeline.inputs.sources.base import (
     row_place,
     row_sample,
 )
-from sea_pipeline.inputs.sources.columns import Leaf, id_columns, image_leaf, no_images, path_leaf
+from sea_pipeline.inputs.sources.columns import PATHS_ALONE, Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.inputs.sources.order import OPEN_FILES
-from sea_pipeline.inputs.sources.values import FAULTS, NoId, bytes_of, id_texts
+from sea_pipeline.inputs.sources.values import FAULTS, MISSING, NoId, bytes_of, id_texts
 from sea_pipeline.storage.parquet import refuse_other_counts
 
 PREFIX = "parquet:"
@@ -45,9 +45,10 @@ class _Damage(NamedTuple):
     """The reason why a row has no bytes."""
 
     reason: str
+    error: str = "DamagedTable"
 
 
-_Cell = bytes | _Damage | None
+_Cell = bytes | _Damage
 
 
 class TableSource:
@@ -69,9 +70,7 @@ class TableSource:
         except IndexError:
             cell = _Damage("there are not so many rows any more")
         if isinstance(cell, _Damage):
-            raise BadImageError("read", "DamagedTable", f"{name}, row {row}: {cell.reason}")
-        if cell is None:
-            raise BadImageError("read", "NoBytes", f"{name}, row {row}: expected the image's bytes; found none")
+            raise BadImageError("read", cell.error, f"{name}, row {row}: {cell.reason}")
         return cell
 
     def where(self, uri: str) -> tuple[str, int]:
@@ -120,14 +119,28 @@ def _cells(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> Iterat
     From a damaged place on, every row is the damage.
     """
     given = 0
+    lacks: list[_Damage] = []
     try:
         for values in _column(table, column, [group]):
             for cell in bytes_of(values):
-                yield cell
+                if cell is None:
+                    lacks = lacks or _lacks(table, column, group, rows)
+                yield lacks[given] if cell is None else cell
                 given += 1
     except FAULTS as error:
         _refuse_passing(error)
         yield from repeat(_Damage(f"row group {group} is damaged: {one_line(error)}"), rows - given)
+
+
+def _lacks(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> list[_Damage]:
+    """Say for each row of a row group what it has if it has no bytes."""
+    path = path_leaf(table.schema_arrow, column)
+    paths = id_texts(list(_column(table, path, [group]))) if path else [MISSING] * rows
+    said = "expected the image's bytes; found "
+    return [
+        _Damage(said + (f"its path alone; {PATHS_ALONE}" if isinstance(text, str) else "none"), "NoBytes")
+        for text in paths
+    ]
 
 
 def _size(cell: _Cell) -> int:

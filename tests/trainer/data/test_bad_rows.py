@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ GOOD: list[Row] = [
 ]  # fmt: skip
 MEDIA = [
     "video", "videos", "audio", "img", "image_path", "imagePath", "image-url", "image_urls", "picture", "photo_file",
-    "frames", "video_path", "image_bytes", "media", "images_list", "pics",
+    "frames", "video_path", "image_bytes", "media", "images_list", "pics", "clip", "image_name",
 ]  # fmt: skip
 TURNS: dict[str, Any] = {
     "no turns": [],
@@ -291,7 +292,10 @@ def test_urls_below_a_root_that_is_one() -> None:
 def test_media_that_would_not_be_read_are_named(key: str) -> None:
     with pytest.raises(UserError, match=f"not under '{key}'; found media there, which would not be read"):
         images_of({"conversations": [], key: ["x.jpg"]})
-    assert images_of({"conversations": [], key: [], "image": "a.jpg"}) == ["a.jpg"]
+    with pytest.raises(UserError, match=f"not under '{key}'"):
+        images_of({"conversations": [], key: "b.jpg", "image": "a.jpg"})
+    for nothing in ([], 1, 0.31, Decimal("0.31"), "a.jpg", ["a.jpg"]):
+        assert images_of({"conversations": [], key: nothing, "image": "a.jpg"}) == ["a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -299,6 +303,15 @@ def test_media_that_would_not_be_read_are_named(key: str) -> None:
 )
 def test_what_is_said_of_an_image_is_no_medium(key: str) -> None:
     assert images_of({"conversations": [], key: "x", "images": ["a.jpg", "b.jpg"]}) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("key", ["image_id", "imageId", "coco_image_id", "photo_ids"])
+def test_an_id_that_looks_like_a_file_is_no_medium_beside_an_image(key: str) -> None:
+    row = {"conversations": [], key: "COCO_0001.jpg"}
+    assert images_of(row | {"image": "a.jpg"}) == ["a.jpg"]
+    for other in (row, {"image": "a.jpg", "video_id": "b.mp4"}, {"image": "a.jpg", "left_image": "b.jpg"}):
+        with pytest.raises(UserError, match="found media there"):
+            images_of(other)
 
 
 @pytest.mark.parametrize("key", ["system", "tools"])
@@ -363,9 +376,13 @@ def test_an_empty_image_is_none(key: str, empty: object, tmp_path: Path) -> None
     ]
 
 
-def test_an_empty_image_whose_place_is_marked_is_missing(tmp_path: Path) -> None:
-    data = written(tmp_path, record([("<image>", "b")], ""), *GOOD)
-    (bad,) = read_conversations(data, byte_level(), template="own", image_tokens=5).bad
-    assert "expected 'image' to be a path; found ''" in bad.reason
-    (sample,) = (one for one in list_samples(str(data), tmp_path).samples if one.problem)
-    assert "expected 'image' to be a path" in (sample.problem or "")
+def test_a_missing_image_whose_place_is_marked_is_one_fault_to_all(tmp_path: Path) -> None:
+    nothing: list[Row] = [{}, {"image": None}, {"image": []}, {"image": ""}, {"images": []}]
+    rows = [record(turns) | none for turns in ([("<image>", "b")], [("What?", "b")]) for none in nothing]
+    data = written(tmp_path, *rows, *GOOD[:1])
+    listing = list_samples(str(data), tmp_path)
+    bad = [sample.problem for sample in listing.samples if sample.problem]
+    assert [row.reason for row in read_conversations(data, byte_level(), template="own", image_tokens=5).bad] == bad
+    assert len(bad) == len(nothing) == listing.notes["text-only entries"]
+    (said,) = set(bad)
+    assert said.startswith("expected an image, because the turns have <image>; found none, and the record names no")
