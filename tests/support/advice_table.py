@@ -334,7 +334,7 @@ OTHERS: dict[str, list[str]] = {
         "{}: names {}; there is no such file; copy the folder again",
         ("{}: its {} cannot be used ({}); correct it, or remove it to take what is usual for a tower of this type"),
         ", or remove adapter_config.json to use the weights beside it",
-        "{}: is missing, and the weights' index names it; copy it again",
+        "{}: is missing, and {}; copy it again",
         "{}: is damaged; copy it again",
         (
             "{}: is damaged, or a pickle that holds more than tensors, whose code is never run here; copy it "

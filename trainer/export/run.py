@@ -27,7 +27,7 @@ from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.llm_weights import stored_names, unread
 from trainer.model.parts import quiet
 from trainer.model.pretrained import some
-from trainer.model.tensor_files import LLM, PROJECTOR, Entry, write_weights
+from trainer.model.tensor_files import LLM, PROJECTOR, write_weights
 from trainer.towers import OURS
 
 
@@ -119,7 +119,7 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
     config.architectures = ["LlavaForConditionalGeneration"]
     config.text_config.architectures = [_causal_lm(llm)]
     config.save_pretrained(scratch)
-    weights = [entry for entry in source.weights if not (_tied(config) and _is_head(entry))]
+    weights = source.weights
     if settings.names != 5:
         weights = list(transformers4.renamed(weights, tower))
     if settings.rescale_projector:
@@ -164,7 +164,7 @@ def _write_llm(source: RunModel, settings: ExportSettings, scratch: Path) -> Exp
     entries = [
         entry._replace(name=_renamed(entry.name.removeprefix(LLM), body, head))
         for entry in source.weights
-        if entry.name.startswith(LLM) and not (_tied(folder.config) and _is_head(entry))
+        if entry.name.startswith(LLM)
     ]
     tensors, size = write_weights(entries, scratch)
     _check_read(AutoModelForCausalLM, scratch, settings)
@@ -187,6 +187,9 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
         layer, _, name = entry.name.removeprefix(PROJECTOR).partition(".")
         if entry.name.startswith(PROJECTOR) and layer in layers:
             stored[f"model.mm_projector.{layers[layer]}{name}"] = entry.read().clone()
+    for layer in layers.values():  # LLaVA's layers have biases, and it loads no fewer weights than it has
+        weight = stored[f"model.mm_projector.{layer}weight"]
+        stored.setdefault(f"model.mm_projector.{layer}bias", weight.new_zeros(len(weight)))
     if settings.format == "bin":
         torch.save(stored, scratch / "mm_projector.bin")
     else:
@@ -204,6 +207,11 @@ def _check_projector(source: RunModel, settings: ExportSettings) -> None:
         raise UserError(
             f"{settings.source}: expected projector_hidden_act gelu or linear, which LLaVA's own code has; found "
             f"{act!r}; export without --projector-only"
+        )
+    if not isinstance(chosen := config.vision_feature_layer, int) and len(chosen) != 1:
+        raise UserError(
+            f"{settings.source}: expected one vision_feature_layer, as LLaVA's own code has; found {chosen!r}; "
+            "export without --projector-only"
         )
     with torch.device("meta"):
         projector = LlavaMultiModalProjector(config)
@@ -239,11 +247,3 @@ def _reading(settings: ExportSettings) -> AbstractContextManager[None]:
 
 def _causal_lm(model_type: str) -> str:
     return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
-
-
-def _tied(config: Any) -> bool:  # noqa: ANN401 - a LlavaConfig
-    return bool(config.text_config.tie_word_embeddings)
-
-
-def _is_head(entry: Entry) -> bool:
-    return entry.name == f"{LLM}lm_head.weight"

@@ -10,10 +10,11 @@ from sea_pipeline.core.errors import UserError
 from trainer.export.checks import is_run
 from trainer.model import checkpoints
 from trainer.model.digests import begun_folder, weights_digest
+from trainer.model.llm_weights import other_head
 from trainer.model.load import ModelFolder, open_model_folder
 from trainer.model.lora import merged_weight
 from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
-from trainer.model.tensor_files import Entry, read_file, read_weights
+from trainer.model.tensor_files import LLM, Entry, read_file, read_weights
 from trainer.model.trained_template import set_template
 from trainer.recipes.recipe import Lora
 
@@ -62,7 +63,29 @@ def open_source(source: Path, checkpoint: int | None = None) -> RunModel:
 
 
 def _of_folder(path: Path) -> RunModel:
-    return RunModel(open_model_folder(path), read_weights(path))
+    folder = open_model_folder(path)
+    return RunModel(folder, _weights(folder))
+
+
+def _weights(folder: ModelFolder) -> list[Entry]:
+    """List a folder's tensors without a head that repeats the embeddings, and say in its config whether there is one.
+
+    transformers 5 ties a head if the config or its LLM's part says so, and transformers 4 and vLLM if the part does.
+
+    Raises:
+        UserError: a file is missing or damaged, or a head that the LLM's part ties differs from the embeddings.
+    """
+    config, weights = folder.config, read_weights(folder.path)
+    head = next((entry for entry in weights if entry.name == f"{LLM}lm_head.weight"), None)
+    if head is not None and config.tie_word_embeddings:  # either of both says it, see `LlavaConfig`
+        alike = [entry for entry in weights if entry.name.startswith(LLM) and entry.bytes == head.bytes]
+        if any(torch.equal(entry.read(), head.read()) for entry in alike if entry is not head):
+            weights = [entry for entry in weights if entry.name != head.name]
+            head = None
+        elif config.text_config.tie_word_embeddings:
+            raise other_head(str(folder.path), "text_config.")
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = config.tie_word_embeddings and head is None
+    return weights
 
 
 def _steps(run: Path) -> dict[int, Path | None]:
@@ -94,7 +117,7 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
         raise UserError(f"{run}: began with the model folder {path}, which has changed since; put back what it was")
     folder = open_model_folder(path, recipe.data.image_aspect_ratio)
     set_template(folder.processor, recipe.data.template)
-    weights = read_weights(path)
+    weights = _weights(folder)
     checkpoint = steps[step]
     if checkpoint is None:
         return RunModel(folder, weights, step, ("These are the weights that the run began with.",))

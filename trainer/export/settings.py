@@ -33,6 +33,6 @@ class ExportSettings(Settings):
     kind: Kind = "model"
     """The part to write: the whole LLaVA, its LLM as a causal LM, or its projector as LLaVA's own code stores it."""
     format: Literal["safetensors", "bin"] = "safetensors"
-    """With --projector-only: the format of the file. bin is PyTorch's."""
+    """With --projector-only: the format of the file. bin is PyTorch's, which LLaVA's own code reads."""
     push: str | None = None
     """Also upload the folder to OWNER/NAME on the Hugging Face hub. A new repository is private."""

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,9 +24,10 @@ from trainer.model.digests import part_path
 from trainer.model.folder_check import check_model_folder as check_model_folder
 from trainer.model.folder_check import image_shape
 from trainer.model.llava_folder import ALIGNMENT
-from trainer.model.llm_weights import OTHER_LLM, body, check_places, unread
+from trainer.model.llm_weights import OTHER_LLM, body, check_head, check_places, unread
 from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
 from trainer.model.pretrained import some
+from trainer.model.prompts import front
 from trainer.model.settings import Projector
 from trainer.model.tokenizer import check_saved_tokenizer, prepare_tokenizer
 
@@ -93,11 +94,10 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     """
     model: Any = llm.model
     probe = torch.arange(8).unsqueeze(0)
-    _check_head(model, source)
+    check_head(model, source)
     expected = _logits(model, probe, source)
     _check_finite(expected, model.dtype, source)
-    ids = max(llm.tokenizer.get_vocab().values()) + 1
-    vocabulary: int = min(ids, model.get_input_embeddings().num_embeddings)
+    vocabulary = _vocabulary(llm, source)
     tokenizer, ends = prepare_tokenizer(llm.tokenizer, source)
     ends |= _ids(model.generation_config.eos_token_id)
     _grow(model, vocabulary, len(tokenizer))
@@ -128,17 +128,23 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     return vocabulary
 
 
-def _check_head(model: Any, source: str) -> None:  # noqa: ANN401 - any causal LM
-    """Refuse a head of its own in an LLM whose config says that the head is the embeddings.
+def _vocabulary(llm: LlmPart, source: str) -> int:
+    """Count the token ids that the LLM has of its own, and refuse a tokenizer of another LLM.
 
-    transformers then uses the head of the files, and no reader of the new folder would.
+    A token that was added to the tokenizer may lack a row, as Gemma 3's for images does. Others may not.
     """
-    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if model.config.tie_word_embeddings and head is not embeddings and not torch.equal(head, embeddings):
+    model, tokenizer = cast("Any", llm.model), cast("Any", llm.tokenizer)
+    rows: int = model.get_input_embeddings().num_embeddings
+    words = set(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values())
+    used = words - tokenizer.added_tokens_decoder.keys()
+    used |= {tokenizer.bos_token_id, tokenizer.eos_token_id, *front(tokenizer)} - {None}
+    if max(used) >= rows:
         raise UserError(
-            f"{source}: its config.json says tie_word_embeddings: true, but its weights hold a head that differs from "
-            "its embeddings; give a copy of its folder whose config.json says tie_word_embeddings: false"
+            f"{source}: expected a row of the LLM's embeddings for each word of its tokenizer, and for BOS and EOS; "
+            f"found {rows} rows and the id {max(used)}; give the LLM with the tokenizer that it was trained with"
         )
+    ids: int = max(tokenizer.get_vocab().values()) + 1
+    return min(ids, rows)
 
 
 def _check_finite(logits: torch.Tensor, dtype: torch.dtype, source: str) -> None:

@@ -78,6 +78,29 @@ def check_places(llm: Any, llava: LlavaForConditionalGeneration, source: str) ->
         )
 
 
+def check_head(model: Any, source: str) -> None:  # noqa: ANN401 - any causal LM, or a LLaVA
+    """Refuse a head of its own in a model whose config says that its LLM's head is the embeddings.
+
+    transformers 5 then uses the head of the files, and other readers do not.
+
+    Raises:
+        UserError: see above.
+    """
+    head, embeddings = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    text = model.config.get_text_config()
+    if text.tie_word_embeddings and head is not embeddings and not torch.equal(head, embeddings):
+        raise other_head(source, "" if text is model.config else "text_config.")
+
+
+def other_head(source: str, part: str) -> UserError:
+    """Make the error of `check_head`, where the config's key is in `part`."""
+    key = f"{part}tie_word_embeddings"
+    return UserError(
+        f"{source}: its config.json says {key}: true, but its weights hold a head that differs from its embeddings; "
+        f"give a copy of its folder whose config.json says {key}: false"
+    )
+
+
 def body(llm: Any) -> Any:  # noqa: ANN401 - any causal LM
     """Return an LLM without its head.
 

@@ -16,7 +16,7 @@ from trainer.model.aspect_ratio import with_aspect_ratio
 from trainer.model.borders import border
 from trainer.model.folder_check import check_model_folder
 from trainer.model.llava_folder import read_alignment
-from trainer.model.llm_weights import misplaced
+from trainer.model.llm_weights import check_head, misplaced
 from trainer.model.lora import add_adapters
 from trainer.model.parts import quiet
 from trainer.model.pretrained import some
@@ -135,6 +135,8 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
     model: AlignedLlava = loaded[0]
     _check_read(folder, model, loaded[1], cut=layers is not None or not recipe.loss.lm)
+    if isinstance(model.lm_head, nn.Linear):
+        check_head(model, str(folder.path))
     model.with_lm = bool(recipe.loss.lm)
     if recipe.lora is not None:
         add_adapters(model.model.language_model, recipe.lora, recipe.seed)

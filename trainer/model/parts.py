@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import package_folder, require
 from sea_pipeline.encoders.spec import packaged_side, split_s2
+from sea_pipeline.storage.json_files import read_json
 from trainer.model.folder_check import image_shape
 from trainer.model.gguf_check import INSTEAD, check_one_file, check_places_of, check_said, check_space
 from trainer.model.hub import find_file
@@ -173,6 +174,8 @@ def load_llm(spec: str, dtype: torch.dtype, *, for_llava: bool = False) -> LlmPa
         if for_llava:
             check_llm(config, spec)
         tokenizer = load_tokenizer(spec)
+        if Path(spec).is_dir():  # a damaged one costs the LLM an end without a word
+            read_json(Path(spec) / "generation_config.json", absent={})
         part = LlmPart(load_weights(AutoModelForCausalLM, spec, config, dtype), tokenizer)
     part.model.config.architectures = part.model.config.architectures or [type(part.model).__name__]
     return part

@@ -1,6 +1,7 @@
 """Reads configuration, weights and tokenizer of a model folder, and says in one line what is wrong with it."""
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -205,7 +206,8 @@ def check_files(folder: Path) -> None:
     weights = _weight_files(folder)
     for file in sorted({*files_like(folder, "*.json", "*.model"), *weights}):
         if not file.is_file():
-            raise UserError(f"{file}: is missing, and the weights' index names it; copy it again")
+            why = "a link to it is there" if file.is_symlink() else "the weights' index names it"
+            raise UserError(f"{file}: is missing, and {why}; copy it again")
         with file.open("rb") as opened:
             if opened.read(len(_LFS)) == _LFS:
                 raise UserError(f"{file}: is Git LFS's pointer to the file, not the file; run git lfs pull in {folder}")
@@ -227,7 +229,8 @@ def check_files(folder: Path) -> None:
 
 def _weight_files(folder: Path) -> list[Path]:
     """List the weight files that transformers reads, whether they exist or not."""
-    first = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+    files = [folder / name for name in _WEIGHTS]
+    first = next((file for seen in (os.path.exists, os.path.lexists) for file in files if seen(file)), None)
     if first is None or first.suffix != ".json":
         return [] if first is None else [first]
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.storage.publish import publish_folder, remove_folder
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import write_image_processor
@@ -19,6 +18,7 @@ from trainer.model.parts import quiet
 from trainer.model.prompts import TemplateName
 from trainer.model.tensor_files import PROJECTOR, canonical, overwrite, read_weights
 from trainer.model.trained_template import needs_template, write_template
+from trainer.model.weight_files import INDEX, WHOLE, weight_files
 from trainer.recipes.recipe import Recipe
 
 
@@ -78,12 +78,13 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
     trained = model.model.multi_modal_projector.state_dict()
     written: set[str] = set()
     shutil.copy2(start / "config.json", folder / "config.json")
-    for file in files_like(start, "model*.safetensors", "model.safetensors.index.json"):
+    for file in weight_files(start):
         shutil.copyfile(file, folder / file.name)  # the original may be read-only
-        if file.suffix == ".safetensors":
-            names = overwrite(folder / file.name, lambda name: trained[_own(name)] if PROJECTOR in name else None)
-            written |= {_own(name) for name in names}
+        names = overwrite(folder / file.name, lambda name: trained[_own(name)] if PROJECTOR in name else None)
+        written |= {_own(name) for name in names}
         shutil.copymode(file, folder / file.name)
+    if not (start / WHOLE).is_file():
+        shutil.copy2(start / INDEX, folder / INDEX)
     assert written == trained.keys(), f"{start}: no weight file holds the projector's {trained.keys() - written}"
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.storage.leftovers import files_like
+from trainer.model.weight_files import INDEX, weight_files
 
 PROJECTOR = "multi_modal_projector."
 LLM = "language_model."
@@ -56,17 +56,12 @@ def canonical(name: str) -> str:
 def read_weights(folder: Path) -> list[Entry]:
     """List a LLaVA folder's tensors by their canonical names, in the order of its files.
 
-    The files are mapped, not read.
+    The files are those of `weight_files`. They are mapped, not read.
 
     Raises:
-        UserError: there is no safetensors file, or one is damaged.
+        UserError: there are none, or one is damaged.
     """
-    files = files_like(folder, "*.safetensors")
-    if not files:
-        raise UserError(
-            f"{folder}: expected *.safetensors; found none; load and save the model with transformers to convert it"
-        )
-    return [entry for file in files for entry in read_file(file)]
+    return [entry for file in weight_files(folder) for entry in read_file(file)]
 
 
 def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
@@ -170,5 +165,5 @@ def write_weights(entries: Iterable[Entry], folder: Path, *, max_shard_size: int
     if split.is_sharded:
         metadata = {"total_parameters": parameters, **split.metadata}
         index = json.dumps({"metadata": metadata, "weight_map": split.tensor_to_filename}, indent=2, sort_keys=True)
-        (folder / "model.safetensors.index.json").write_text(index + "\n", "utf-8")
+        (folder / INDEX).write_text(index + "\n", "utf-8")
     return len(tensors), split.metadata["total_size"]

@@ -7,6 +7,10 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.leftovers import files_like
 
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Names the files of weights that are in several. transformers reads it only if there is no `WHOLE`."""
+
 
 def weight_files(folder: Path) -> list[Path]:
     """List the safetensors files that transformers loads a folder's weights from; others may lie beside them.
@@ -14,22 +18,33 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none, or one that the index names is not there.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = listed_files(folder)
+    if not files:
+        pickled = files_like(folder, "pytorch_model*.bin")
+        raise UserError(
+            f"{folder}: expected its weights in {WHOLE} or {INDEX}; found "
+            + (f"{pickled[0].name}; {_converting(folder)}" if pickled else "neither; copy the folder again")
+        )
+    if absent := [file for file in files if not file.is_file()]:
+        raise UserError(f"{folder / INDEX}: names {absent[0].name}; there is no such file; copy the folder again")
+    return files
+
+
+def listed_files(folder: Path) -> list[Path]:
+    """List the files of `weight_files`, whether they are there or not; there are none without `WHOLE` and `INDEX`.
+
+    Raises:
+        UserError: the index names no files.
+    """
+    whole, index = folder / WHOLE, folder / INDEX
     if whole.is_file():
         return [whole]
     if not index.is_file():
-        pickled = files_like(folder, "pytorch_model*.bin")
-        raise UserError(
-            f"{folder}: expected its weights in {whole.name} or {index.name}; found "
-            + (f"{pickled[0].name}; {_converting(folder)}" if pickled else "neither; copy the folder again")
-        )
+        return []
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise UserError(f"{index}: expected weight_map, the files by the names of tensors; found none; copy it again")
-    files = [folder / name for name in sorted(set(named.values()))]
-    if absent := [file for file in files if not file.is_file()]:
-        raise UserError(f"{index}: names {absent[0].name}; there is no such file; copy the folder again")
-    return files
+    return [folder / name for name in sorted(set(named.values()))]
 
 
 def _converting(folder: Path) -> str:

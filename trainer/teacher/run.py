@@ -23,7 +23,6 @@ from sea_pipeline.output.begin import Growing
 from sea_pipeline.output.folder import COMMITS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.hashing import file_sha256
-from sea_pipeline.storage.leftovers import files_like
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.paths import Place
@@ -37,6 +36,7 @@ from trainer.model.aspect_ratio import pads
 from trainer.model.digests import processing_digests
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.terms import basic_term
+from trainer.model.weight_files import weight_files
 from trainer.recipes.recipe import SAMPLES, Data, LearningRates, Loss, Recipe
 from trainer.targets.codecs import Codec, CodecName, codec_sha256, fit_codec, load_codec, save_codec
 from trainer.targets.store import CODEC, KIND, bytes_per_image
@@ -172,7 +172,7 @@ def _fields(
     settings: TeachSettings, recipe: Recipe, folder: ModelFolder, conversations: Conversations
 ) -> dict[str, Any]:
     """Return everything that decides the targets, by name."""
-    weights = {path.name: file_sha256(path) for path in files_like(folder.path, "*.safetensors")}
+    weights = {path.name: file_sha256(path) for path in weight_files(folder.path)}
     bars = {"image_aspect_ratio": "pad"} if pads(folder.processor.image_processor) else {}
     bad = conversations.bad
     without = {"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {}

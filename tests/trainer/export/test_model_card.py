@@ -237,3 +237,8 @@ def test_names_of_the_hub() -> None:
     assert [name for name in ("me/mine", "me/m.i-n_e") if not hub.is_name(name)] == []
     no_names = ("mine", "", "me/mine/x", "./mine", "me/a--b", "me/é", "me/mine.git", "me/mi ne", "me/" + "x" * 97)
     assert [name for name in no_names if hub.is_name(name)] == []
+
+
+def test_the_card_of_a_projector_names_the_format_that_llavas_own_code_reads(run: TrainRun) -> None:
+    card = card_of(run, run.out, kind="projector")
+    assert "`--pretrain_mm_mlp_adapter` reads a file of `sea-pipeline export --projector-only --format bin`" in card

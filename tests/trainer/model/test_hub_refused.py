@@ -77,6 +77,11 @@ def cut(name: str) -> Mend:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
 
 
+def dangling(name: str) -> Mend:
+    """The hub's cache, of which a file was removed."""
+    return lambda folder: ((folder / name).unlink(), (folder / name).symlink_to("gone"))
+
+
 def code_in(name: str) -> Mend:
     return lambda folder: torch.save({"model.embed_tokens.weight": Code()}, folder / name)
 
@@ -238,6 +243,8 @@ NOT_SENTENCE_PIECE = "its tokenizer.model is damaged, or none of SentencePiece; 
 FILES: dict[str, tuple[str, Mend, str]] = {
     "no shard of .bin": (VICUNA, without("*2-of-00002.bin"), r"/pytorch_model-00002-of-00002.bin: is missing"),
     "no shard": (MISTRAL, without("*2-of-00002.safetensors"), r"/model-00002-of-00002.safetensors: is missing"),
+    "a link to no file": (SIGLIP, dangling("model.safetensors"), "/model.safetensors: is missing, and a link to it"),
+    "damaged ends": (MISTRAL, damaged("generation_config.json", b"{"), "/generation_config.json: cannot be read as J"),
     "a damaged index": (VICUNA, damaged("pytorch_model.bin.index.json", b"{"), r"bin.index.json: is damaged; copy it"),
     "an index of nothing": (VICUNA, damaged("pytorch_model.bin.index.json", b"[]"), r"bin.index.json: is damaged"),
     "no index": (VICUNA, without("*.index.json"), "no file named model.safetensors"),

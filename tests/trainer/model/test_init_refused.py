@@ -1,11 +1,13 @@
 """Which parts and folders `init` and the check of a model folder refuse, and that a failure leaves nothing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from sea_pipeline.core.errors import UserError
 from tests.support.initialised import around, edit
@@ -151,6 +153,22 @@ def test_logits_that_are_not_finite_are_refused_by_that_name(tmp_path: Path) -> 
     save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
     with refused("not finite in float32; its weights are damaged; copy it again", start=f"{llm}: "):
         around(llm, tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_another_llm_is_refused_and_an_added_token_without_a_row_is_not(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm", vocab_size=300)
+    with refused("found 300 rows and the id 373; give the LLM with the tokenizer that", start=f"{llm}: expected a row"):
+        around(llm, tmp_path / "out")
+    whole = tiny_llm(tmp_path / "whole", vocab_size=374)
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    tokenizer.add_tokens(["<soft>"], special_tokens=True)
+    tokenizer.save_pretrained(whole)
+    assert json.loads((around(whole, tmp_path / "out") / "alignment.json").read_text())["vocabulary"] == 374
+    tokenizer.eos_token = "<soft>"
+    tokenizer.save_pretrained(whole)
+    with refused("found 374 rows and the id 374; give", start=f"{whole}: "):
+        around(whole, tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -252,6 +252,26 @@ def test_an_export_that_its_reader_would_misread_is_refused(kind: str, change: d
 BROKEN = {"more": torch.ones(1), "linear_2.bias": None, "linear_1.weight": torch.ones(3, 3)}
 
 
+def test_an_exported_projector_has_the_biases_that_llavas_own_code_loads(tmp_path: Path) -> None:
+    biases = {f"multi_modal_projector.linear_{number}.bias": None for number in (1, 2)}
+    folder = altered(tiny_model(tmp_path / "model"), **biases)
+    edit(folder / "config.json", multimodal_projector_bias=False)
+    out = export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="projector")).out
+    stored = load_file(out / "mm_projector.safetensors")
+    assert {name: value.tolist() for name, value in stored.items() if "bias" in name} == {
+        "model.mm_projector.0.bias": [0.0] * 32, "model.mm_projector.2.bias": [0.0] * 32
+    }  # fmt: skip
+
+
+def test_llavas_own_code_takes_one_layer(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    edit(folder / "config.json", vision_feature_layer=[-2])
+    export_model(ExportSettings.of(source=folder, out=tmp_path / "out", kind="projector"))
+    edit(folder / "config.json", vision_feature_layer=[-2, -1])
+    with pytest.raises(UserError, match=r"expected one vision_feature_layer, .*; found \[-2, -1\]; export without"):
+        export_model(ExportSettings.of(source=folder, out=tmp_path / "more", kind="projector"))
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_exported_projector_is_whole(name: str, tmp_path: Path) -> None:
     folder = altered(tiny_model(tmp_path / "model"), **{f"multi_modal_projector.{name}": BROKEN[name]})

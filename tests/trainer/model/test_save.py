@@ -1,12 +1,14 @@
 """The folder that a run leaves: a stock LLaVA, for programs that know nothing of ours."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
 from tests.support.run_values import sharded, tensors
@@ -68,6 +70,20 @@ def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
     projector = {name for name in projector if kind != "linear" or "linear_1" in name}
     assert changed >= projector
     assert {name for name in changed if not (kind == "tower trains" and "vision_tower" in name)} == projector
+
+
+@pytest.mark.parametrize("lm", [1, 0])
+def test_files_that_transformers_does_not_read_do_not_get_in(lm: float, tiny: World, tmp_path: Path) -> None:
+    start, before = Path(shutil.copytree(tiny.model, tmp_path / "start")), tensors(tiny.model)
+    for name in ("model-00001-of-00002.safetensors", "model_ema.safetensors"):
+        save_file({name: value + 1 for name, value in before.items()}, start / name)
+    (start / "model.safetensors.index.json").write_text("{}")
+    recipe = tiny_recipe(tiny, model=str(start), loss={"lm": lm}, training_arguments={"max_steps": 2})
+    model = train(recipe, tmp_path / "out").model
+    changed = {name for name, value in tensors(model).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert changed <= {name for name in before if "projector" in name}
+    assert {file.name for file in model.iterdir()} == {file.name for file in tiny.model.iterdir()}
 
 
 def test_the_packaged_tower_computes_in_bfloat16(tiny: World, tmp_path: Path) -> None:
