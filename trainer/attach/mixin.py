@@ -44,10 +44,11 @@ class AttachMixin(_Base):
         _check_trainer(type(self))
         self.attached = attached
         self._ids: Any = ()
-        self._sums: dict[str, list[float | torch.Tensor]] = defaultdict(list)
+        self._sums: dict[str, list[tuple[float | torch.Tensor, int]]] = defaultdict(list)
+        """What is logged, by name: the values of micro-batches, and the weight of each."""
         self._has_basic = bool(attached.weights.keys() - {"sea"})
         self._with_images: int | None = None
-        """Number of the step's micro-batches over all processes that have images, if BASIC is on."""
+        """Number of the step's samples over all processes that have images, if BASIC is on."""
         offloads = any(getattr(one, "activation_offloading", False) for one in (*given, *named.values()))
         if offloads and self._has_basic:  # TRL's setting
             raise UserError(
@@ -71,7 +72,7 @@ class AttachMixin(_Base):
     ) -> Any:  # noqa: ANN401 - as in Trainer
         """Compute the trainer's loss plus, in training, the weighted terms.
 
-        L_a is a mean over micro-batches and processes, BASIC's terms over those with images.
+        L_a is a mean over micro-batches and processes, BASIC's terms over samples with images.
         """
         compute = partial(super().compute_loss, model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         if not model.training:
@@ -81,10 +82,12 @@ class AttachMixin(_Base):
         loss, *outputs = found if return_outputs else (found,)
         self.attached.step = self.state.global_step
         self.attached.loss(self._ids)
-        self._remember()
+        samples = self._samples_with_images(inputs)
+        self._remember(samples)
         steps = self.current_gradient_accumulation_steps
         # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
-        of_basic = steps * self.accelerator.num_processes / self._with_images if self._with_images else 1.0
+        every = steps * self.accelerator.num_processes
+        of_basic = samples * every / self._with_images if self._with_images else 1.0
         # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
         divisor = steps if self._is_scaled(num_items_in_batch) else 1
         for name, value in self.attached.terms.items():
@@ -102,12 +105,18 @@ class AttachMixin(_Base):
         return (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
 
     def get_batch_samples(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as in Trainer
-        """Fetch a step's micro-batches as the trainer does, and count those of all processes that have images."""
+        """Fetch a step's micro-batches as the trainer does, and count all processes' samples with images."""
         batches, items = super().get_batch_samples(*given, **named)
         if self._has_basic:
-            own = torch.tensor(sum(has_images(batch) for batch in batches), device=self.args.device)
+            own = torch.tensor(sum(map(self._samples_with_images, batches)), device=self.args.device)
             self._with_images = int(self.accelerator.reduce(own, "sum"))
         return batches, items
+
+    def _samples_with_images(self, batch: Mapping[str, Any]) -> int:
+        if "input_ids" not in batch:
+            return 0
+        image_token_id = self.attached.watch.parts.inner.config.image_token_id
+        return int((batch["input_ids"] == image_token_id).any(1).sum())
 
     def _load_callback_state(self) -> None:
         """Restore callbacks as the Trainer does, but keep the temperature's, which a state alone cannot make."""
@@ -174,20 +183,22 @@ class AttachMixin(_Base):
 
     # Logging
 
-    def _remember(self) -> None:
+    def _remember(self, samples: int) -> None:
+        """Keep a micro-batch's terms for the log, BASIC's weighted by its samples with images."""
         for name, value in self.attached.terms.items():
             if name != "sea":
-                self._sums[f"loss_{name}"].append(value.detach())
+                self._sums[f"loss_{name}"].append((value.detach(), samples))
             elif self.attached.pairs:  # without pairs L_a is no measurement
-                self._sums["loss_sea"].append(value.detach())
-                self._sums["sea_pairs"].append(self.attached.pairs)
+                self._sums["loss_sea"].append((value.detach(), 1))
+                self._sums["sea_pairs"].append((self.attached.pairs, 1))
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
-        """Write the trainer's log line, with the unweighted terms as means over micro-batches and processes."""
+        """Write the trainer's log line, with the unweighted terms as means of the kind that enters the loss."""
         if "loss" in logs:
             for name in self.attached.logged:  # the same names on all processes, because `reduce` waits for all
                 values = self._sums.pop(name, [])
-                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
+                total, count = sum(value * weight for value, weight in values), sum(weight for _, weight in values)
+                own = torch.tensor([float(total), count], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
                 if count:
                     logs[name] = total / count
@@ -205,11 +216,6 @@ def _check_trainer(kind: type) -> None:
             f"AttachMixin: expected transformers' Trainer or TRL's SFTTrainer; found TRL's {public[0]}, which may run "
             "a batch's images twice or without gradients; use one of those, or a loop of your own"
         )
-
-
-def has_images(batch: Mapping[str, Any]) -> bool:
-    """Tell whether a batch of any family's processor has images."""
-    return any(name.startswith("pixel_values") and batch[name] is not None for name in batch)
 
 
 class CarryIds:

@@ -4,14 +4,9 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
+from trainer.model.llava_folder import EXISTING as EXISTING
 from trainer.model.llava_folder import check_form, check_parts
 from trainer.model.weight_files import weight_files
-
-EXISTING = (
-    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3",
-    "paligemma", "internvl", "llama4",
-)  # fmt: skip
-"""The model types of the families in `trainer.attach.families`."""
 
 
 def check_existing_folder(folder: Path) -> None:

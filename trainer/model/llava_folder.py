@@ -12,6 +12,11 @@ from sea_pipeline.storage.json_files import read_json
 
 ALIGNMENT = "alignment.json"
 """The file with what training needs to know of a folder and transformers' own files do not say."""
+EXISTING = (
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3",
+    "paligemma", "internvl", "llama4",
+)  # fmt: skip
+"""The model types of the families in `trainer.attach.families`."""
 _OWN_CODE = (
     "mm_vision_tower", "mm_projector_type", "mm_hidden_size", "mm_vision_select_layer", "mm_use_im_start_end",
     "tune_mm_mlp_adapter",
@@ -64,7 +69,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     check_form(folder, said)
     kind = said.get("model_type")
     if kind != "llava":
-        raise UserError(f"{folder}: model_type is {kind!r}, expected 'llava'; use sea-pipeline init")
+        families = "" if kind in EXISTING else f"; these may be {', '.join(EXISTING)}"
+        raise UserError(
+            f"{folder}: model_type is {kind!r}, expected 'llava'; sea-pipeline init makes one of a tower and an LLM, "
+            f"and model: {{attach: FOLDER}} in a recipe trains a model that you have{families}"
+        )
     check_parts(folder, said)
     return said
 

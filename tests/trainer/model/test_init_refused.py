@@ -21,8 +21,12 @@ from trainer.model.parts import quiet
 def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         check_model_folder(tmp_path)
-    with pytest.raises(UserError, match="'llama', expected 'llava'"):
+    with pytest.raises(UserError, match=r"'llama', expected 'llava'; .* trains a model that you have; these may be "):
         check_model_folder(tiny_llm(tmp_path / "llm"))
+    config = tmp_path / "llm" / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"internvl"'))
+    with pytest.raises(UserError, match=r"'internvl', expected 'llava'; .* trains a model that you have$"):
+        check_model_folder(tmp_path / "llm")
 
 
 @pytest.fixture
