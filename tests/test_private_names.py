@@ -96,6 +96,7 @@ NONE = {
     "class T(ResumingTrainer):\n    def f(self): return self._problems",
     "of a module of ours": "from trainer.training.resume import _ours\nimport trainer.x as x\ndef _ours(): x._ours",
     "of named tuples": "def f(row): return row._replace(name='')._asdict()",
+    "of the module os": "import os\nos._exit(1)",
 }
 
 

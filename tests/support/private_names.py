@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 OURS = ("sea_pipeline", "trainer")
 _PRIVATE = re.compile(r"_[a-zA-Z]\w*")
-_OF_NAMED_TUPLES = ("_replace", "_asdict", "_fields", "_make", "_field_defaults")
+_DOCUMENTED = ("_replace", "_asdict", "_fields", "_make", "_field_defaults", "_exit")
 _BY_STRING = ("getattr", "setattr", "hasattr", "delattr")
 _ROW = re.compile(r"\| `([^`]+)` \| `([^`]+)` \| ([^|]+) \|")
 
@@ -148,7 +148,7 @@ def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 
 
 def _private(name: str) -> Iterator[str]:
-    if _PRIVATE.fullmatch(name) and name not in _OF_NAMED_TUPLES:
+    if _PRIVATE.fullmatch(name) and name not in _DOCUMENTED:
         yield name
 
 

@@ -77,7 +77,7 @@ def test_refused_rows_say_why_and_the_others_go_on(tmp_path: Path) -> None:
     rows = asked(tmp_path / "llm", data, template="vicuna_v1", visual_tokens=9)
     assert [row.refused is None for row in rows] == [False, True, False]
     assert rows[0].to_json()["id"] == "lost"
-    assert "make them agree" in rows[0].to_json()["refused"]
+    assert "the record names no image" in rows[0].to_json()["refused"]
     short = asked(tmp_path / "llm", data, template="vicuna_v1", visual_tokens=9, max_length=20)
     assert "within max_length 20" in short[1].to_json()["refused"]
 
@@ -100,7 +100,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "|<image x 9>|" in tokens
     assert tokens.count("\u00ab") == tokens.count("\u00bb") == len(one["trained"]) == 2
     assert tokens.endswith("</s>\u00bb")
-    assert second.startswith("lost: refused: expected one <image>")
+    assert second.startswith("lost: refused: expected an image, because the turns have <image>")
     assert len(CliRunner().invoke(app, [*line, "--limit", "1"]).stdout.splitlines()) == 2
 
 
