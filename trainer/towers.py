@@ -335,9 +335,13 @@ def tower_reach(vision: Any, size: tuple[int, int]) -> Reach:  # noqa: ANN401 - 
     """Compute how far a tower's patches reach in its input of `size`, (height, width) in pixels."""
     if isinstance(vision, S2TowerConfig):
         return scales_reach(tower_reach(vision.base, (vision.tile_size,) * 2), vision.scales)  # type: ignore[arg-type]
-    given = vision.patch_size
-    patch = (given, given) if isinstance(given, int) else tuple(given)
+    patch = sides(vision.patch_size)
     return patch_reach((size[0] // patch[0], size[1] // patch[1]), patch, size)
+
+
+def sides(given: Any) -> tuple[int, int]:  # noqa: ANN401 - a number, or a sequence of two
+    """Return the (height, width) that a configuration gives as one number or as two."""
+    return (given, given) if isinstance(given, int) else tuple(given)
 
 
 OURS = (PackagedTowerConfig.model_type, S2TowerConfig.model_type, PatchTowerConfig.model_type)

@@ -1,8 +1,8 @@
 """Write labels by word, for people who look for the images that have a word.
 
 There is one row for each word and image. Labelled crops have no rows, because their cells are not those of the image.
-Each file covers a range of images and is sorted by word, so a reader that
-uses Parquet's statistics reads little more than the rows of the word that is asked for. Columns:
+Each file covers a range of images and is sorted by word, so a reader that uses Parquet's statistics reads little more
+than the rows of the word that is asked for. Columns:
 
     word          string        the word itself; sorted as UTF-8 bytes
     image_id      string        in plan order within a word
@@ -29,6 +29,8 @@ from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.publish import make_folder, publish, scratch_path, sweep
 
 BY_WORD = "by_word"
+VERSION = b"2"
+"""Of which rows there are. A push begins anew what another version of the code began."""
 LABELS_PER_FILE = 1 << 28
 """The most labels of a file, which are 46,000 images of 576 patches with ten labels. Sorting takes 3 GB of disk."""
 LABELS_PER_BLOCK = 1 << 22

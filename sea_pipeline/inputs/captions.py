@@ -86,7 +86,7 @@ IGNORABLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
 }
 """Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
 _CONTRACTIONS = ("n't", "'d", "'ll", "'m", "'re", "'ve")
-"""Ends of words that stand for `not`, `would` and other auxiliaries."""
+"""Ends of contractions, for `not` and for auxiliaries such as `would`."""
 _VIRAMA = 9
 """The combining class of the mark that removes a letter's vowel."""
 
@@ -177,7 +177,7 @@ def is_needed(word: str, position: int) -> bool:
 
 def is_content(word: str) -> bool:
     """Tell whether a word of `word_runs` is a content word."""
-    return len(word) > 1 and word not in FUNCTION_WORDS and not ("'" in word and word.endswith(_CONTRACTIONS))
+    return len(word) > 1 and word not in FUNCTION_WORDS and not word.endswith(_CONTRACTIONS)
 
 
 def is_entry(words: Sequence[str]) -> bool:
@@ -219,10 +219,13 @@ def as_said(entry: str) -> str:
 def ids_as_said(words: Sequence[str]) -> dict[str, int]:
     """Give the position of an entry in a word list to each word or phrase of captions that names it.
 
-    `bird` names the entry `bird` if the list has `bird's`, too. Of several alike, such as `Bird`, it names the first.
+    `bird` names the entry `bird` if the list has `bird's`, too, and `women` names `woman`, not `women's`. Of several
+    alike, such as `Bird`, it names the first.
     """
     numbered = list(enumerate(words))[::-1]
-    return {as_said(word): number for number, word in numbered} | {word.lower(): number for number, word in numbered}
+    lower = {word.lower(): number for number, word in numbered}
+    said = {name: number for number, word in numbered if singular(name := as_said(word), lower) is None}
+    return said | lower
 
 
 def in_list(entry: str, words: Collection[str]) -> str | None:

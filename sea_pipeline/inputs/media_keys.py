@@ -24,7 +24,7 @@ def media_keys(row: dict[str, Any], images: Sequence[Any]) -> list[str]:
         for key, value in pairs
         if not all(part in images for part in (value if isinstance(value, list) else [value]))
         and (
-            (_names_media(key) and value not in (None, "", [], {}) and not isinstance(value, Number))
+            (_names_media(key) and value not in (None, "", {}) and not isinstance(value, Number))
             or ((not images or (_speaks_of_media(key) and not _is_image_id(key))) and _is_media(value))
         )
     ]

@@ -82,7 +82,6 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
 
     Calls `advance` with the number of images that have passed.
     """
-    crops = sum(map(store.is_crop, store.ids)) if store.has_crops else 0
     patches = labelled = 0
     uses = np.zeros(len(store.words), np.int64)
     best_uses = np.zeros(len(store.words), np.int64)
@@ -99,7 +98,7 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
         steps = np.minimum(scores[there] / BIN_WIDTH, len(bins) - 1).astype(np.int64)
         bins += np.bincount(steps, minlength=len(bins))
         advance(len(table))
-    counts = len(store), crops, patches, labelled, int(uses.sum())
+    counts = len(store), store.count_crops(), patches, labelled, int(uses.sum())
     return Statistics(*counts, uses, best_uses, bins, store.mean_similarity())
 
 

@@ -57,6 +57,10 @@ class LabelStore(RowStore):
         """Tell whether a row is of a labelled crop of an image, and not of the image itself."""
         return self.has_crops and image_and_crop(image_id)[1] > 0
 
+    def count_crops(self) -> int:
+        """Count the rows that are of labelled crops."""
+        return sum(map(self.is_crop, self.ids)) if self.has_crops else 0
+
     def mean_similarity(self) -> npt.NDArray[np.float32]:
         """Read the mean of s over all patches of the run, (words,) in the order of the list (SEA Fig. 6b)."""
         return read_mean_similarity(self.path)

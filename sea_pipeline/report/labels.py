@@ -95,7 +95,7 @@ def _best(
 
 def _count(store: LabelStore) -> int:
     """Count the photos without their crops."""
-    return sum(not store.is_crop(name) for name in store.ids) if store.has_crops else len(store)
+    return len(store) - store.count_crops()
 
 
 def _rows(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
-from fsspec import AbstractFileSystem
+from fsspec import AbstractFileSystem, available_protocols
 from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
@@ -209,4 +209,6 @@ def opening(url: str) -> Iterator[None]:
         install = install_line(_EXTRAS[protocol]) if protocol in _EXTRAS else one_line(error)
         raise UserError(f"{url}: {protocol}:// needs a package that is not installed: {install}") from error
     except ValueError as error:
-        raise UserError(f"{url}: expected a URL that fsspec knows; {one_line(error)}") from error
+        known = protocol in available_protocols()  # then it is an archive's own store that fails
+        what = "cannot be opened" if known else "expected a URL that fsspec knows"
+        raise UserError(f"{url}: {what}; {one_line(error)}") from error

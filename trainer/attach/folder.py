@@ -24,7 +24,7 @@ from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.model.tokenise import without_limits
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
-from trainer.towers import tower_reach
+from trainer.towers import sides, tower_reach
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
 
@@ -49,10 +49,8 @@ class ExistingFolder:
     def reach(self) -> Reach:
         """Return how far the tower's patches reach in an image of its own size; towers of any size fill it."""
         tower = self.config.vision_config
-        side = getattr(tower, "image_size", None)
-        if side is None:
-            return FULL
-        return tower_reach(tower, (side, side) if isinstance(side, int) else tuple(side))
+        size = getattr(tower, "image_size", None)
+        return FULL if size is None else tower_reach(tower, sides(size))
 
 
 def open_existing_folder(path: Path) -> ExistingFolder:

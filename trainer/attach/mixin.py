@@ -86,8 +86,8 @@ class AttachMixin(_Base):
         self._remember(samples)
         steps = self.current_gradient_accumulation_steps
         # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
-        every = steps * self.accelerator.num_processes
-        of_basic = samples * every / self._with_images if self._with_images else 1.0
+        micro_batches = steps * self.accelerator.num_processes
+        of_basic = samples * micro_batches / self._with_images if self._with_images else 1.0
         # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
         divisor = steps if self._is_scaled(num_items_in_batch) else 1
         for name, value in self.attached.terms.items():
@@ -208,10 +208,13 @@ class AttachMixin(_Base):
 
 
 def _check_trainer(kind: type) -> None:
-    """Refuse TRL's trainers whose first forward of a batch may hold its images twice, or have no gradients."""
+    """Refuse TRL's trainers other than SFTTrainer.
+
+    They may run a batch's images twice, or first without gradients.
+    """
     of_trl = [base.__name__ for base in kind.__mro__ if base.__module__.split(".")[0] == "trl"]
     public = [name for name in of_trl if not name.startswith("_")]
-    if public and "SFTTrainer" not in public:
+    if public and public[0] != "SFTTrainer":
         raise UserError(
             f"AttachMixin: expected transformers' Trainer or TRL's SFTTrainer; found TRL's {public[0]}, which may run "
             "a batch's images twice or without gradients; use one of those, or a loop of your own"

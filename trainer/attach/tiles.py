@@ -24,7 +24,7 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import WHOLE, CropBox, Reach, reached
 from trainer.data.geometry import Middles, processor_box
-from trainer.towers import tower_reach
+from trainer.towers import sides, tower_reach
 
 Size = tuple[int, int]
 """(width, height) of an upright image in pixels."""
@@ -157,9 +157,8 @@ def anyres(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
         size = sizes[number]
         if size is not None and (_mirrored((height, width), size) or not _same_shape((height, width), size)):
             raise call.unlike(f"an image of the shape of {size[0]} x {size[1]} pixels", f"{width} x {height}")
-        side = call.inner.config.vision_config
-        base = (side.image_size // side.patch_size,) * 2
-        reach = tower_reach(side, (side.image_size, side.image_size))
+        tower, reach = call.inner.config.vision_config, reach_of(call)
+        base = (tower.image_size // tower.patch_size,) * 2
         whole = Tile(base, reached(WHOLE, reach), cells(base))
         if alone is not None and not alone[number]:
             box = _square_box(width, height)
@@ -177,37 +176,38 @@ def _unpadded(call: Call, base: tuple[int, int], size: tuple[int, int]) -> Tile:
 
     If patches leave out the last pixels of each tile, there are gaps between the cells of two tiles.
     """
-    config, side, (height, width) = call.inner.config, call.inner.config.vision_config, size
+    config, (height, width) = call.inner.config, size
+    tower = config.vision_config
     canvas = select_best_resolution(size, config.image_grid_pinpoints)
-    rows, columns = (base[0] * length // side.image_size for length in canvas)
+    rows, columns = (base[0] * side // tower.image_size for side in canvas)
     kept = unpad_image(torch.arange(rows * columns).view(1, rows, columns), (height, width))[0]
+    grid = (kept.shape[0], kept.shape[1])
     if not kept.numel():
-        return Tile((kept.shape[0], kept.shape[1]), WHOLE, cells((0, 0)))
+        return Tile(grid, WHOLE, cells(grid))
     top, left = divmod(int(kept[0, 0]), columns)
     scale_y, scale_x = canvas[0] / height, canvas[1] / width
     if scale_x < scale_y:
         inner = (min(math.ceil(height * scale_x), canvas[0]), canvas[1])
     else:
         inner = (canvas[0], min(math.ceil(width * scale_y), canvas[1]))
-    y0, y1, middles_y = _along(side, top, kept.shape[0], (canvas[0] - inner[0]) // 2, inner[0])
-    x0, x1, middles_x = _along(side, left, kept.shape[1], (canvas[1] - inner[1]) // 2, inner[1])
-    grid = (kept.shape[0], kept.shape[1])
+    y0, y1, middles_y = _along(tower, top, grid[0], (canvas[0] - inner[0]) // 2, inner[0])
+    x0, x1, middles_x = _along(tower, left, grid[1], (canvas[1] - inner[1]) // 2, inner[1])
     # OneVision interpolates a grid of more than `most` tiles down to about that many, anyres_max_9 for example.
     if (kind := getattr(config, "vision_aspect_ratio", None)) is not None:
         most = int((call.given.get("vision_aspect_ratio") or kind).removeprefix("anyres_max_"))
         ratio = math.sqrt(grid[0] * grid[1] / (most * base[0] ** 2))
         if ratio > 1.1:
             grid = (int(grid[0] // ratio), int(grid[1] // ratio))
-    even = side.image_size % side.patch_size == 0
+    even = tower.image_size % tower.patch_size == 0
     middles = None if even else (_thinned(middles_y, grid[0]), _thinned(middles_x, grid[1]))
     return Tile(grid, (x0, y0, x1, y1), cells(grid, base[0] * base[1], grid[1] + 1), middles)
 
 
-def _along(side: Any, first: int, count: int, bar: int, inner: int) -> tuple[float, float, npt.NDArray[np.float64]]:  # noqa: ANN401
+def _along(tower: Any, first: int, count: int, bar: int, inner: int) -> tuple[float, float, npt.NDArray[np.float64]]:  # noqa: ANN401
     """Compute along one side where `count` cells from `first` on begin, end and have their middles, in shares of it."""
-    tile, place = np.divmod(np.arange(first, first + count), side.image_size // side.patch_size)
-    starts = tile * side.image_size + place * side.patch_size - bar
-    return int(starts[0]) / inner, (int(starts[-1]) + side.patch_size) / inner, (starts + side.patch_size / 2) / inner
+    tile, place = np.divmod(np.arange(first, first + count), tower.image_size // tower.patch_size)
+    starts = tile * tower.image_size + place * tower.patch_size - bar
+    return int(starts[0]) / inner, (int(starts[-1]) + tower.patch_size) / inner, (starts + tower.patch_size / 2) / inner
 
 
 def _thinned(middles: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
@@ -362,8 +362,7 @@ def reach_of(call: Call) -> Reach:
 
 
 def _patches(call: Call) -> tuple[int, int]:
-    patch, pixels = call.inner.config.vision_config.patch_size, call.given["pixel_values"]
-    height, width = (patch, patch) if isinstance(patch, int) else patch
+    (height, width), pixels = sides(call.inner.config.vision_config.patch_size), call.given["pixel_values"]
     return pixels.shape[-2] // height, pixels.shape[-1] // width
 
 

@@ -13,7 +13,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from trainer.model.lora import A, B, merged_weight, plain
 from trainer.model.tensor_files import overwrite, tensors_of
-from trainer.model.weight_files import INDEX, WHOLE, weight_files
+from trainer.model.weight_files import copy_index, weight_files
 from trainer.recipes.recipe import Lora
 
 
@@ -73,8 +73,7 @@ def write_trained(model: nn.Module, start: Path, out: Path, lora: Lora | None) -
         shutil.copyfile(file, target)  # the original may be read-only
         written |= overwrite(target, lambda name: values[name]() if name in values else None)
         shutil.copymode(out / "config.json", target)  # transformers writes them readable by their owner only
-    if not (start / WHOLE).is_file():
-        shutil.copy2(start / INDEX, out / INDEX)
+    copy_index(start, out)
     assert written == values.keys(), f"{start}: no weight file holds {sorted(values.keys() - written)[:3]}"
 
 

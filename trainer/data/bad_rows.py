@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,10 @@ class LeftOutRows:
     def sha256(self) -> str:
         """Hash the row numbers, in order."""
         return hashlib.sha256(",".join(str(row.number) for row in sorted(self.rows)).encode()).hexdigest()
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a run's or a teacher's fields say of them: nothing if there are none."""
+        return {"left_out": [len(self.rows), self.sha256()]} if self.rows else {}
 
     def and_more(self, rows: Iterable[BadRow]) -> "LeftOutRows":
         """Return a copy with more rows."""

@@ -71,7 +71,7 @@ def same_place(labels: Labels, grid: tuple[int, int], box: CropBox) -> bool:
 def carried(labels: Labels, grid: tuple[int, int], box: CropBox, middles: Middles | None = None) -> Labels:
     """Transfer labels to another grid over another part of the same image.
 
-    A target cell takes the labels of the source cell that contains its centre. A cell whose centre lies outside the
+    A target cell takes the labels of the source cell that contains its middle. A cell whose middle lies outside the
     labelled part has no labels.
 
     Args:
@@ -80,9 +80,9 @@ def carried(labels: Labels, grid: tuple[int, int], box: CropBox, middles: Middle
         box: the part of the image that the target's grid covers.
         middles: of the target's cells; None: even in the box.
     """
-    centres = middles or even_middles(grid, box)
-    y, inside_y = _cells(labels.crop_box[1], labels.crop_box[3], labels.grid[0], centres[0])
-    x, inside_x = _cells(labels.crop_box[0], labels.crop_box[2], labels.grid[1], centres[1])
+    middles = middles or even_middles(grid, box)
+    y, inside_y = _cells(labels.crop_box[1], labels.crop_box[3], labels.grid[0], middles[0])
+    x, inside_x = _cells(labels.crop_box[0], labels.crop_box[2], labels.grid[1], middles[1])
     source = (y[:, None] * labels.grid[1] + x[None]).ravel()
     there = (inside_y[:, None] & inside_x[None]).ravel()[:, None]
     word_ids = np.where(there, labels.word_ids[source], np.int32(-1))
@@ -97,10 +97,10 @@ def even_middles(grid: tuple[int, int], box: CropBox) -> Middles:
 
 
 def _cells(
-    start: float, end: float, count: int, centres: npt.NDArray[np.float64]
+    start: float, end: float, count: int, middles: npt.NDArray[np.float64]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Find the source cell of each centre along one side, and whether it exists."""
-    position = (centres - start) / (end - start) * count
+    """Find the source cell of each middle along one side, and whether it exists."""
+    position = (middles - start) / (end - start) * count
     return np.clip(np.floor(position), 0, count - 1).astype(np.int64), (position >= 0) & (position < count)
 
 
@@ -132,12 +132,12 @@ def placed(
 
 
 def without_bars(labels: Labels, middles: Middles | None = None) -> Labels:
-    """Remove the labels of cells whose centre lies outside the image.
+    """Remove the labels of cells whose middle lies outside the image.
 
     Those cells show the bars of a padded image, to which an encoder may have given words.
     """
     y, x = middles or even_middles(labels.grid, labels.crop_box)
-    # Centres outside 0..1 lie in bars.
+    # Middles outside 0..1 lie in bars.
     there = (((y >= 0) & (y < 1))[:, None] & ((x >= 0) & (x < 1))[None]).ravel()[:, None]
     if there.all():
         return labels

@@ -15,7 +15,7 @@ from trainer.targets.store import TargetStore
 _COUNT = 256
 _PICTURE = (40, 61, 3)
 _PARTS = {"pixels": ("image processing", 0.05), "embeddings": ("LLM", 0.5)}
-"""By name of a sample what it is of, and the distance up to which two are the same. Other LLMs have 1 or more."""
+"""What each sample is of, and the relative distance up to which two count as the same. Two LLMs are 1 or more apart."""
 
 
 def teacher_samples(folder: ModelFolder) -> dict[str, list[float]]:
@@ -23,7 +23,7 @@ def teacher_samples(folder: ModelFolder) -> dict[str, list[float]]:
     levels = np.arange(np.prod(_PICTURE)) ** 2 // 7 % 256
     picture = Image.fromarray(levels.astype(np.uint8).reshape(_PICTURE))
     pixels = folder.processor.image_processor(picture, return_tensors="pt")["pixel_values"].flatten()
-    samples = {"pixels": pixels[:: max(1, len(pixels) // _COUNT)]}
+    samples = {"pixels": pixels[torch.linspace(0, len(pixels) - 1, _COUNT).long()]}
     text = folder.config.text_config
     for entry in read_weights(folder.path):
         if entry.name.startswith(f"{LLM}model.") and entry.read().shape == (text.vocab_size, text.hidden_size):
@@ -37,12 +37,12 @@ def refuse_another_teacher(store: TargetStore, folder: ModelFolder) -> None:
 
     Another projector is none of these. Targets of older versions do not say what they are of.
     """
-    if not store.teacher:
+    if not store.samples:
         return
     own = teacher_samples(folder)
     for name, (what, near) in _PARTS.items():
-        if name in own and name in store.teacher:
-            ours, theirs = np.array(own[name]), store.teacher[name]
+        if name in own and name in store.samples:
+            ours, theirs = np.array(own[name]), store.samples[name]
             if ours.shape != theirs.shape or np.linalg.norm(ours - theirs) > near * np.linalg.norm(ours):
                 raise UserError(
                     f"{store.path}: expected targets of the {what} that {folder.path} has; found those of another; "

@@ -25,9 +25,10 @@ def normalised(answer: str) -> str:
     instead. An answer of articles alone keeps them, because it names the choice A.
     """
     said = text = re.sub(r"['\u2019]", "", " ".join(answer.lower().split()))
-    for sign in _PUNCTUATION:
-        alone = f"{sign} " in said or f" {sign}" in said or re.search(r"\d,\d", said)
-        text = text.replace(sign, "" if alone else " ")
+    has_thousands = re.search(r"\d,\d", said) is not None
+    for sign in filter(said.__contains__, _PUNCTUATION):
+        vanishes = has_thousands or f"{sign} " in said or f" {sign}" in said
+        text = text.replace(sign, "" if vanishes else " ")
     words = re.sub(r"\.(?!\d)", "", text).split()
     return " ".join(_DIGITS.get(word, word) for word in words if word not in _ARTICLES) or " ".join(words)
 
@@ -36,7 +37,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     """Compute VQA v2's accuracy of an answer, 0..1.
 
     It is the mean over people of min(1, matches among the other people / 3). With fewer than four people it is 1 if
-    anyone gave the answer. An answer of nothing but punctuation is never right.
+    anyone gave the answer. An answer of which nothing is left is never right.
     """
     return _accuracy(normalised(answer), [normalised(one) for one in answers])
 

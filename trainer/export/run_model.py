@@ -68,18 +68,20 @@ def _of_folder(path: Path) -> RunModel:
 
 
 def _weights(folder: ModelFolder) -> list[Entry]:
-    """List a folder's tensors without a head that repeats the embeddings, and say in its config whether there is one.
+    """List a folder's tensors without a head that repeats the embeddings.
 
-    transformers 5 ties a head if the config or its LLM's part says so, and transformers 4 and vLLM if the part does.
+    The folder's config then says in both parts whether the head is tied. transformers 5 ties a head if the config or
+    its LLM's part says so, and transformers 4 and vLLM if the part does.
 
     Raises:
         UserError: a file is missing or damaged, or a head that the LLM's part ties differs from the embeddings.
     """
     config, weights = folder.config, read_weights(folder.path)
     head = next((entry for entry in weights if entry.name == f"{LLM}lm_head.weight"), None)
-    if head is not None and config.tie_word_embeddings:  # either of both says it, see `LlavaConfig`
-        alike = [entry for entry in weights if entry.name.startswith(LLM) and entry.bytes == head.bytes]
-        if any(torch.equal(entry.read(), head.read()) for entry in alike if entry is not head):
+    if head is not None and config.tie_word_embeddings:  # true if either part says so, see `LlavaConfig`
+        own = head.read()
+        others = (entry.read() for entry in weights if entry.name.startswith(LLM) and entry is not head)
+        if any(other.shape == own.shape and torch.equal(other.to(own.dtype), own) for other in others):
             weights = [entry for entry in weights if entry.name != head.name]
             head = None
         elif config.text_config.tie_word_embeddings:

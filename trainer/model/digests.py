@@ -10,7 +10,6 @@ from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.leftovers import files_like
 from trainer.model.hub import PIECES
 from trainer.model.tensor_files import PROJECTOR, tensors_of
-from trainer.model.weight_files import listed_files
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 
 MODELS = Path("runs") / "models"
@@ -73,17 +72,14 @@ def part_path(spec: str) -> Path | None:
 def weights_digest(folder: Path, projector: str = PROJECTOR) -> str:
     """Hash the projector's values and the beginning of every other tensor with sha256.
 
-    Hashing all of many gigabytes would take minutes. Files that transformers does not read do not count.
+    Hashing all of many gigabytes would take minutes.
 
     Args:
         folder: a model folder.
         projector: a part of the names that the projector's tensors have.
-
-    Raises:
-        UserError: a file of them is damaged.
     """
     digest = hashlib.sha256()
-    for path in filter(Path.is_file, listed_files(folder)):
+    for path in files_like(folder, "*.safetensors"):
         digest.update(f"{path.name}:{path.stat().st_size};".encode())
         with path.open("rb") as file:
             start, tensors = tensors_of(file)
@@ -110,7 +106,7 @@ def _part_digest(part: Path) -> str:
     if part.is_file():
         return f"{part.stat().st_size}:{part.stat().st_mtime_ns}"
     config = file_sha256(part / "config.json") if (part / "config.json").is_file() else ""
-    weights = weights_digest(part) if listed_files(part) else _pickled_digest(part)
+    weights = weights_digest(part) if files_like(part, "*.safetensors") else _pickled_digest(part)
     return fingerprint_of({"config": config, "weights": weights, **processing_digests(part)})
 
 

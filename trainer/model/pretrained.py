@@ -35,10 +35,11 @@ from trainer.model.borders import border
 from trainer.model.config_check import check_plain, drop_leftovers
 from trainer.model.hub import PIECES, find_file, find_pieces
 from trainer.model.tokenise import without_limits
+from trainer.model.weight_files import INDEX, WHOLE
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LFS = b"version https://git-lfs"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """transformers reads the first of these that exists."""
 
 

@@ -18,7 +18,7 @@ from trainer.model.parts import quiet
 from trainer.model.prompts import TemplateName
 from trainer.model.tensor_files import PROJECTOR, canonical, overwrite, read_weights
 from trainer.model.trained_template import needs_template, write_template
-from trainer.model.weight_files import INDEX, WHOLE, weight_files
+from trainer.model.weight_files import copy_index, weight_files
 from trainer.recipes.recipe import Recipe
 
 
@@ -83,8 +83,7 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
         names = overwrite(folder / file.name, lambda name: trained[_own(name)] if PROJECTOR in name else None)
         written |= {_own(name) for name in names}
         shutil.copymode(file, folder / file.name)
-    if not (start / WHOLE).is_file():
-        shutil.copy2(start / INDEX, folder / INDEX)
+    copy_index(start, folder)
     assert written == trained.keys(), f"{start}: no weight file holds the projector's {trained.keys() - written}"
 
 

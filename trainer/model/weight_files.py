@@ -1,6 +1,7 @@
 """Lists the files of a folder's weights, without loading torch."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
@@ -18,33 +19,28 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there are none, or one that the index names is not there.
     """
-    files = listed_files(folder)
-    if not files:
+    whole, index = folder / WHOLE, folder / INDEX
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
         pickled = files_like(folder, "pytorch_model*.bin")
         raise UserError(
             f"{folder}: expected its weights in {WHOLE} or {INDEX}; found "
             + (f"{pickled[0].name}; {_converting(folder)}" if pickled else "neither; copy the folder again")
         )
-    if absent := [file for file in files if not file.is_file()]:
-        raise UserError(f"{folder / INDEX}: names {absent[0].name}; there is no such file; copy the folder again")
-    return files
-
-
-def listed_files(folder: Path) -> list[Path]:
-    """List the files of `weight_files`, whether they are there or not; there are none without `WHOLE` and `INDEX`.
-
-    Raises:
-        UserError: the index names no files.
-    """
-    whole, index = folder / WHOLE, folder / INDEX
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        return []
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise UserError(f"{index}: expected weight_map, the files by the names of tensors; found none; copy it again")
-    return [folder / name for name in sorted(set(named.values()))]
+    files = [folder / name for name in sorted(set(named.values()))]
+    if absent := [file for file in files if not file.is_file()]:
+        raise UserError(f"{index}: names {absent[0].name}; there is no such file; copy the folder again")
+    return files
+
+
+def copy_index(start: Path, out: Path) -> None:
+    """Copy the index of a folder's weights, if transformers reads one."""
+    if not (start / WHOLE).is_file():
+        shutil.copy2(start / INDEX, out / INDEX)
 
 
 def _converting(folder: Path) -> str:

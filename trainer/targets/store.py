@@ -141,8 +141,8 @@ class TargetStore(RowStore):
         self.codec = codec
 
     @cached_property
-    def teacher(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return what the last shard's footer says of the teacher; nothing if an older version wrote it."""
+    def samples(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the values that the last shard's footer has of its teacher; none if an older version wrote it."""
         last = self._shards[-1]
         with self._ledger.reading(last):
             said = shard_footer(self.path / last.path).get("teacher", {})

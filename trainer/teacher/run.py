@@ -133,7 +133,7 @@ class TeachJob(ShardedJob[TeachSettings]):
         data = TrainingData(self.conversations.train, locate, folder.processor, folder.grid, folder.reach)
         teacher, root = Teacher(model, term, data, self.settings.batch_size), self.conversations.image_root
         teacher.read_from(LastAttempt(open_source(ledger.image_root), _CALIBRATION[0]), root)
-        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec, teacher_samples(self.folder))
+        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec, teacher_samples(folder))
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:
@@ -174,11 +174,9 @@ def _fields(
     """Return everything that decides the targets, by name."""
     weights = {path.name: file_sha256(path) for path in weight_files(folder.path)}
     bars = {"image_aspect_ratio": "pad"} if pads(folder.processor.image_processor) else {}
-    bad = conversations.bad
-    without = {"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {}
     return (
         bars
-        | without
+        | conversations.bad.fields()
         | {
             "teach_version": TEACH_VERSION,
             "decode_version": DECODE_VERSION,

@@ -235,7 +235,7 @@ def _check_fsdp(args: TrainingArguments, recipe: Recipe) -> None:
     if args.parallel_mode.value != "distributed":
         raise UserError(
             f"{said}: it cuts weights over processes; found one; begin with "
-            "torchrun --nproc-per-node N -m sea_pipeline train, or set it to false"
+            "torchrun --nproc-per-node N -m sea_pipeline train, or, for a new run, set it to false"
         )
     if not recipe.loss.lm:
         raise UserError(f"{said}: with loss.lm = 0 there is no LLM to cut; set it to false")

@@ -169,10 +169,10 @@ class ExistingViews:
 
 
 def area(box: CropBox) -> float:
-    """Compute a box's share of the image in tenths.
+    """Compute a box's share of the image, rounded to tenths.
 
-    A view of the whole image covers less than tiles that are joined to one grid, by the pixels that make no patch. Its
-    cells are even, and theirs may not be.
+    So a view of the whole image ties with its tiles as one grid, though pixels that make no patch take a little more
+    from it. `max` takes the first, which is the whole: its cells are even.
     """
     return round((box[2] - box[0]) * (box[3] - box[1]), 1)
 

@@ -70,27 +70,24 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     if processes > 1:
         settings["training_arguments"][ACCUMULATION] = processes * arguments.get(ACCUMULATION, 1)
     labels = store if store is not None and recipe.loss.sea.weight else None
-    bad = inputs.conversations.bad
-    cut = {} if labels is None or folder.reach == FULL else {"reach": list(folder.reach)}
-    return (
-        cut
-        | ({"left_out": [len(bad.rows), bad.sha256()]} if bad.rows else {})
-        | {
-            "recipe": settings,
-            "transfer": recipe.labels.transfer,
-            "crops": recipe.labels.crops,
-            "model": {
-                "config": file_sha256(folder.path / "config.json"),
-                "weights": weights_digest(folder.path, projector),
-            },
-            "processing": processing_digests(folder.path),
-            "data": file_sha256(inputs.conversations.file),
-            "labels": None if labels is None else labels.fingerprint,
-            # A label folder may grow under one fingerprint: old labels stay, but more of our images may have labels.
-            "labelled": None if labels is None else sum(image in labels for image in inputs.conversations.image_ids),
-            "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
-        }
-    )
+    rare = inputs.conversations.bad.fields()
+    if labels is not None and folder.reach != FULL:
+        rare["reach"] = list(folder.reach)
+    return rare | {
+        "recipe": settings,
+        "transfer": recipe.labels.transfer,
+        "crops": recipe.labels.crops,
+        "model": {
+            "config": file_sha256(folder.path / "config.json"),
+            "weights": weights_digest(folder.path, projector),
+        },
+        "processing": processing_digests(folder.path),
+        "data": file_sha256(inputs.conversations.file),
+        "labels": None if labels is None else labels.fingerprint,
+        # A label folder may grow under one fingerprint: old labels stay, but more of our images may have labels.
+        "labelled": None if labels is None else sum(image in labels for image in inputs.conversations.image_ids),
+        "teacher": None if targets is None else [targets.fingerprint, file_sha256(targets.path / CODEC)],
+    }
 
 
 def default_name_fields(inputs: Inputs | ExistingInputs) -> dict[str, Any]:

@@ -105,8 +105,8 @@ def _sample(image_id: Any, path: Any, root: str) -> Sample:  # noqa: ANN401 - wh
             raise ValueError("expected 'image' to be a path; found a picture as base64 text; decode it into a file")
         return named(image_id, llava_json.relative_path(path, root), "image")
     except ValueError as problem:
-        is_id = isinstance(image_id, str) and 0 < len(image_id) <= llava_json.LONGEST_PATH and "\0" not in image_id
-        shown = escaped(image_id) if is_id and not _is_picture(image_id) else llava_json.shown(image_id)
+        is_text = isinstance(image_id, str) and 0 < len(image_id) <= llava_json.LONGEST_PATH and "\0" not in image_id
+        shown = escaped(image_id) if is_text and not _is_picture(image_id) else llava_json.shown(image_id)
         return Sample(shown, shown, str(problem))
 
 
@@ -146,7 +146,10 @@ def _text(file: Any, shown: str, suffix: str, id_column: str | None) -> _Columns
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Let the module csv read cells of any width in the block. Its limit is one for all threads."""
+    """Let the module csv read cells of up to `_LONGEST_CELL` characters in the block.
+
+    Its limit is one for all threads, hence the lock.
+    """
     with _CELLS:
         before = csv.field_size_limit(_LONGEST_CELL)
         try:

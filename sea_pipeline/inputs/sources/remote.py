@@ -172,7 +172,8 @@ class RemoteFiles:
             raise
         except Exception as error:  # a name that the service forbids raises no OSError
             raise UserError(f"{self.root}: cannot be listed: {one_line(error)}") from error
-        return [self._name(path) for path in paths if path.startswith(f"{self._top}/") and not path.endswith("/")]
+        inside = f"{self._top}/" if self._top else ""  # an archive lists the files of its root without a slash
+        return [self._name(path) for path in paths if path.startswith(inside) and not path.endswith("/")]
 
     def _path(self, name: str) -> str:
         if self._parts and "?" in name and name.startswith(f"{self.root}/"):
@@ -181,7 +182,7 @@ class RemoteFiles:
 
     def _name(self, path: str) -> str:
         """Return the name of a listed path. fsspec lists links as a page writes them."""
-        name = path[len(self._top) + 1 :]
+        name = path[len(self._top) :].removeprefix("/")
         if not self._parts:
             return name
         return unquote(re.sub(r"&#?\w+;", lambda entity: html.unescape(entity[0]), name), errors="surrogateescape")

@@ -1,14 +1,11 @@
 """Which files of a folder make a run or a model of parts another one."""
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from sea_pipeline.storage.hashing import file_sha256
-from trainer.model.digests import begun_folder, processing_digests, start_folder, weights_digest
+from trainer.model.digests import begun_folder, processing_digests, start_folder
 from trainer.recipes.recipe import Recipe
 
 WRITTEN_BY_INIT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
@@ -22,22 +19,6 @@ def test_a_folder_of_init_keeps_its_identity(tmp_path: Path) -> None:
     for name in (*WRITTEN_BY_INIT, "config.json", "generation_config.json", "alignment.json", "README.md"):
         (tmp_path / name).write_text(name)
     assert processing_digests(tmp_path) == {name: file_sha256(tmp_path / name) for name in WRITTEN_BY_INIT}
-
-
-def test_files_that_transformers_does_not_read_do_not_count(tmp_path: Path) -> None:
-    def digests() -> list[object]:
-        return [weights_digest(tmp_path), start({"llm": str(tmp_path)})]
-
-    for name in ("model-00001-of-00002", "model-00002-of-00002"):
-        save_file({name: torch.ones(2)}, tmp_path / f"{name}.safetensors")
-    names = {file.stem: file.name for file in tmp_path.iterdir()}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    before = digests()  # the first as it was when all files counted
-    assert before[0] == "9380017892dc227a7e08c2223ad48ce106918efafc3235602326d90ce4937dfe"
-    save_file({"x": torch.ones(2)}, tmp_path / "model_ema.safetensors")
-    assert digests() == before
-    save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
-    assert not set(map(str, digests())) & set(map(str, before))
 
 
 def start(parts: dict[str, str]) -> Path:
