@@ -73,6 +73,13 @@ def test_plurals_in_2of12(plural: str, single: str | None, english: frozenset[st
     assert in_list(plural, english) == single
 
 
+def test_a_plural_names_its_singular_and_no_possessive() -> None:
+    for words in (["woman", "women's", "bird's", "bird"], ["bird", "women’s", "bird's", "woman"]):  # noqa: RUF001
+        ids = ids_as_said(words)
+        assert [words[ids[in_list(name, ids) or ""]] for name in ("women", "birds")] == ["woman", "bird"]
+    assert ids_as_said(["women's"]) == {"women": 0, "women's": 0}
+
+
 @pytest.mark.slow
 def test_captions_name_the_words_of_2of12_as_they_are_spelled() -> None:
     words = load_wordlist("2of12").words
