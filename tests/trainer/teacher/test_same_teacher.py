@@ -23,22 +23,6 @@ LOSS = {"sea": {"weight": 0}, "das": {"weight": 1}}
 
 
 @pytest.fixture
-def world(tiny: World, deep: Path) -> World:
-    return tiny._replace(model=deep)
-
-
-@pytest.fixture(scope="module")
-def _targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("taught") / "targets"
-
-
-@pytest.fixture
-def targets(world: World, _targets: Path) -> Path:
-    """Of the world's model, to be read only."""
-    return _targets if _targets.exists() else teach(world, _targets)
-
-
-@pytest.fixture
 def model(world: World, tmp_path: Path) -> Path:
     """A copy of the world's model, to be changed."""
     return Path(shutil.copytree(world.model, tmp_path / "model"))

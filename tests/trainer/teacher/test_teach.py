@@ -25,24 +25,6 @@ from trainer.training.run import train
 DAS = {"sea": {"weight": 0}, "das": {"weight": 1}, "sds": {"weight": 0.01}}
 
 
-@pytest.fixture
-def world(tiny: World, deep: Path) -> World:
-    return tiny._replace(model=deep)
-
-
-@pytest.fixture(scope="module")
-def _targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("taught") / "targets"
-
-
-@pytest.fixture
-def targets(world: World, _targets: Path) -> Path:
-    """Of the world's images, as float16; taught once, to be read only."""
-    if not _targets.exists():
-        assert teach_images(settings(world, _targets)).report.images == ROWS - 1  # one sample has no image
-    return _targets
-
-
 @pytest.mark.slow
 def test_the_targets_are_what_the_model_computes(world: World, targets: Path, tmp_path: Path) -> None:
     store = open_targets(targets)

@@ -26,11 +26,6 @@ def _taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(tiny: World, deep: Path) -> World:
-    return tiny._replace(model=deep)
-
-
-@pytest.fixture
 def teach(world: World, tmp_path: Path, _taught: Path) -> Callable[..., int]:
     """Teaches into `targets`, which begins as a finished folder; the number of images that it has taught."""
     images = _taught / "images"
