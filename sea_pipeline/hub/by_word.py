@@ -29,7 +29,7 @@ from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.publish import make_folder, publish, scratch_path, sweep
 
 BY_WORD = "by_word"
-VERSION = b"2"
+BY_WORD_VERSION = b"2"
 """Of which rows there are. A push begins anew what another version of the code began."""
 LABELS_PER_FILE = 1 << 28
 """The most labels of a file, which are 46,000 images of 576 patches with ten labels. Sorting takes 3 GB of disk."""

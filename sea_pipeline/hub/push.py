@@ -20,8 +20,7 @@ from sea_pipeline import __version__
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.progress import SILENT, Reporter
-from sea_pipeline.hub import by_word
-from sea_pipeline.hub.by_word import BY_WORD, write_by_word
+from sea_pipeline.hub.by_word import BY_WORD, BY_WORD_VERSION, write_by_word
 from sea_pipeline.hub.card import dataset_card, licence_of
 from sea_pipeline.hub.croissant import croissant
 from sea_pipeline.hub.files import (
@@ -120,7 +119,7 @@ def push(
             raise UserError(problems[0])
     with asking(name, "write to it"):
         hub_api().create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
-    made_of = (ledger.root / MANIFEST).read_bytes() + by_word.VERSION
+    made_of = (ledger.root / MANIFEST).read_bytes() + BY_WORD_VERSION
     work = cache_folder() / "push" / hashlib.sha256(made_of).hexdigest()[:32]
     with claimed_for_run(work), silent_client():
         done = _pushed(ledger, name, work, reporter)

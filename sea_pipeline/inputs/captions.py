@@ -85,7 +85,7 @@ IGNORABLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0} | {
     *range(0xE0100, 0xE01F0),
 }
 """Letters and marks that programs draw as nothing (Unicode's Default_Ignorable_Code_Point), and blank Braille."""
-_OWNING = ("'s", "’s")  # noqa: RUF001
+_POSSESSIVE = ("'s", "’s")  # noqa: RUF001
 _CONTRACTIONS = ("n't", "'d", "'ll", "'m", "'re", "'ve")
 """Ends of contractions, for `not` and for auxiliaries such as `would`."""
 _VIRAMA = 9
@@ -228,7 +228,7 @@ def ids_as_said(words: Sequence[str]) -> dict[str, int]:
     said = {
         name: number
         for number, word in numbered
-        if not (singular(name := as_said(word), lower) and word.endswith(_OWNING))
+        if not (singular(name := as_said(word), lower) and word.endswith(_POSSESSIVE))
     }
     return said | lower
 

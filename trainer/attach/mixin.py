@@ -82,7 +82,7 @@ class AttachMixin(_Base):
         loss, *outputs = found if return_outputs else (found,)
         self.attached.step = self.state.global_step
         self.attached.loss(self._ids)
-        samples = self._samples_with_images(inputs)
+        samples = self._samples_with_images(inputs) if self._has_basic else 0  # which waits for a GPU
         self._remember(samples)
         steps = self.current_gradient_accumulation_steps
         # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
