@@ -181,7 +181,7 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     """
     folder = source.folder
     _check_projector(source, settings)
-    layers = {"linear_1": ""} if folder.linear_projector else {"linear_1": "0.", "linear_2": "2."}
+    layers = {"linear_1": "0.", "linear_2": "2."}
     stored = {}
     for entry in source.weights:
         layer, _, name = entry.name.removeprefix(PROJECTOR).partition(".")
@@ -190,14 +190,27 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     for layer in layers.values():  # LLaVA's layers have biases, and it loads no fewer weights than it has
         weight = stored[f"model.mm_projector.{layer}weight"]
         stored.setdefault(f"model.mm_projector.{layer}bias", weight.new_zeros(len(weight)))
+    if folder.linear_projector:
+        stored = _as_one_layer(stored)
     if settings.format == "bin":
         torch.save(stored, scratch / "mm_projector.bin")
     else:
         save_file(stored, scratch / "mm_projector.safetensors", metadata={"format": "pt"})
-    shape = " x ".join(str(size) for size in stored[f"model.mm_projector.{layers['linear_1']}weight"].shape[::-1])
+    first = "" if folder.linear_projector else layers["linear_1"]
+    shape = " x ".join(str(size) for size in stored[f"model.mm_projector.{first}weight"].shape[::-1])
     size = sum(value.nbytes for value in stored.values())
     what = f"projector, {'linear' if folder.linear_projector else 'mlp2x_gelu'}, first layer {shape}"
     return Exported(settings.out, "projector", what, len(stored), size, "LLaVA's own code")
+
+
+def _as_one_layer(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Multiply out two layers with nothing between, of which ours has the identity as its second: W2 W1, W2 b1 + b2."""
+    weight, bias = (stored[f"model.mm_projector.0.{name}"] for name in ("weight", "bias"))
+    second, added = (stored[f"model.mm_projector.2.{name}"].double() for name in ("weight", "bias"))
+    return {
+        "model.mm_projector.weight": (second @ weight.double()).to(weight.dtype),
+        "model.mm_projector.bias": (second @ bias.double() + added).to(bias.dtype),
+    }
 
 
 def _check_projector(source: RunModel, settings: ExportSettings) -> None:

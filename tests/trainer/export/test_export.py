@@ -93,14 +93,6 @@ def test_the_projector_as_llava_names_it(run: TrainRun, tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(features), wanted + ours["multi_modal_projector.linear_2.bias"])
 
 
-def test_a_linear_projector_is_one_layer(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path / "model", projector="linear")
-    stored = load_file(written(model, tmp_path / "out", kind="projector") / "mm_projector.safetensors")
-    assert {name: tuple(value.shape) for name, value in stored.items()} == {
-        "model.mm_projector.weight": (32, 16), "model.mm_projector.bias": (32,)
-    }  # fmt: skip
-
-
 def test_the_llm_alone(run: TrainRun, tmp_path: Path) -> None:
     out = written(run.out, tmp_path / "out", kind="llm")
     _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)

@@ -1,4 +1,4 @@
-"""Which of a folder's weights `export` writes: those that transformers reads, with its own head or without one."""
+"""Which weights `export` writes: those that transformers reads, a head or none, a linear projector as one layer."""
 
 import json
 import shutil
@@ -101,3 +101,24 @@ def test_a_head_of_its_own_is_refused_if_the_llm_is_tied_and_the_advice_mends_th
     edit(advised / "config.json", text_config=part)
     load_model(open_model_folder(advised), Recipe(model=advised))
     assert torch.equal(tensors(written(advised, tmp_path / "out"))[HEAD], own)
+
+
+def test_a_linear_projector_is_one_layer(tmp_path: Path) -> None:
+    """Ours is the first of two, exactly. A foreign one may have a second layer that is no identity."""
+    model, features = tiny_model(tmp_path / "model", projector="linear"), torch.randn(5, 16)
+    ours, parts = tensors(model), [f"multi_modal_projector.linear_{layer}" for layer in (1, 2)]
+    stored = load_file(written(model, tmp_path / "out", kind="projector") / "mm_projector.safetensors")
+    assert stored.keys() == {"model.mm_projector.weight", "model.mm_projector.bias"}
+    assert all(
+        torch.equal(stored[f"model.mm_projector.{name}"], ours[f"{parts[0]}.{name}"]) for name in ("weight", "bias")
+    )
+    ours |= {
+        f"{part}.{name}": torch.randn_like(ours[f"{part}.{name}"]) for part in parts for name in ("weight", "bias")
+    }
+    save_file(ours, model / "model.safetensors", metadata={"format": "pt"})
+    stored = load_file(written(model, tmp_path / "foreign", kind="projector") / "mm_projector.safetensors")
+    wanted = features
+    for part in parts:
+        wanted = wanted @ ours[f"{part}.weight"].T + ours[f"{part}.bias"]
+    one_layer = features @ stored["model.mm_projector.weight"].T + stored["model.mm_projector.bias"]
+    torch.testing.assert_close(one_layer, wanted)
