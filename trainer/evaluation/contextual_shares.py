@@ -16,7 +16,7 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
-from sea_pipeline.inputs.captions import content_words, singular
+from sea_pipeline.inputs.captions import as_said, content_words, singular
 from trainer.evaluation.contextual_lens import Index, nearest_states, unit
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.nearest_by_layer import FREQUENT, Frequent, watch_visual
@@ -117,7 +117,8 @@ def look_through(
     words = index.word[nearest]
     truths = {"": _owned(index.words, list(photos.values()))}
     if evaluator.labelled:
-        best = [{evaluator.word(word) for word in row[:, 0].tolist() if word >= 0} for row in evaluator.words(photos)]
+        labels = (row[:, 0].tolist() for row in evaluator.words(photos))
+        best = [{as_said(evaluator.word(word)) for word in row if word >= 0} for row in labels]
         truths["label_"] = _owned(index.words, best)
     other = _others([image for _, image in photos])
     summary = []

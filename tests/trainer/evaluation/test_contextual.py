@@ -140,7 +140,7 @@ def test_the_search_is_exact(k: int, n: int, block: int) -> None:
 
 
 @pytest.mark.slow
-def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
+def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos of several in a sample, batches with padding: photo by photo in float64."""
     made = ready(mixed, batch_size=2, labelled=True)
     index = build_index(made.model, made.evaluator.data.processor.tokenizer, TEXTS)
@@ -170,6 +170,9 @@ def test_shares_are_those_of_a_slow_twin(ready: Make, mixed: Path) -> None:
     assert len(found.summary) == 3
     made.evaluator.batch_size = 4
     assert look(made, index).words.equal(found.words)
+    spelled = made.evaluator.word
+    monkeypatch.setattr(made.evaluator, "word", lambda label: f"{spelled(label).capitalize()}'s")
+    assert look(made, index).summary == found.summary, "captions are in lower case, and have no possessives"
 
 
 def test_a_plural_is_its_singular(made: Ready) -> None:
