@@ -11,7 +11,7 @@ import typer
 
 from sea_pipeline.cli import app, streams, talk
 from sea_pipeline.cli.app import INTERRUPTED, MENDABLE, MISUSED
-from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, file_of, limited, one_line
 from sea_pipeline.core.own_trainer import working_folder
 
 _STOPPED = {
@@ -27,6 +27,8 @@ _STOPPED = {
     "on with: hf upload --private OWNER/NAME FOLDER",
 }
 """The state after an interruption, by command. Every other command writes its results completely or not at all."""
+
+_RAISE = "this process may not have more memory or threads; raise its limits (ulimit -v, ulimit -u), or free some"
 
 
 def main() -> None:
@@ -56,6 +58,8 @@ def _run() -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
+        if limited(mistake):
+            return _told(MENDABLE, f"{one_line(mistake)}; {_RAISE}", mistake)
         if not hasattr(mistake, "format_message"):  # typer's errors, such as an unknown option, have it
             raise
         return _told(MISUSED, _misused(mistake))
@@ -68,7 +72,7 @@ def _unwritten(problem: OSError) -> int:
     if streams.is_of_printing(problem):
         return streams.given_up(sys.stdout, problem)
     said = problem.strerror or one_line(problem)
-    return _told(MENDABLE, f"{problem.filename}: {said}" if problem.filename else said, problem)
+    return _told(MENDABLE, f"{named}: {said}" if (named := file_of(problem)) else said, problem)
 
 
 def _told(code: int, problem: str, cause: BaseException | None = None) -> int:

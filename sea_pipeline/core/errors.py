@@ -1,5 +1,8 @@
 """Define the error that a user can mend, and shorten other libraries' messages to one line."""
 
+import os
+import re
+
 MOST = 300
 """The most characters of a library's message that are shown; some libraries write pages."""
 
@@ -10,6 +13,18 @@ class UserError(ValueError):
     The message is one line: the file or setting, what was expected, what was found, what to do. Commands print
     it without a traceback and exit with 1.
     """
+
+
+def file_of(problem: OSError) -> str | None:
+    """Name the file that an error is of, which is the target if something is copied, moved or linked."""
+    named = problem.filename2 or problem.filename
+    return os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else None
+
+
+def limited(problem: BaseException) -> bool:
+    """Tell whether the system refused memory or a thread, or to map a library into memory."""
+    refused = "allocate memory|start new thread|failed to map segment"
+    return isinstance(problem, MemoryError) or re.search(refused, str(problem)) is not None
 
 
 def one_line(problem: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Start the clusters that `cluster_settings` describes, with dask, and end what was started."""
 
+import asyncio
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Nanny, Scheduler
+from distributed.client import AllExit
 from distributed.comm.addressing import resolve_address
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
@@ -117,8 +119,15 @@ def _client(where: SpecCluster | str, problem: str) -> Iterator[Client]:
         client = Client(where, timeout=_CONNECT_SECONDS, set_as_default=False)
     except Exception as error:  # no answer, or one in another protocol, such as TLS without a certificate
         raise UserError(f"{problem}{one_line(error)}") from error
+    client.loop.asyncio_loop.set_exception_handler(_without_abandoned)  # type: ignore[attr-defined]
     with client:
         yield client
+
+
+def _without_abandoned(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Tell of errors in the client's tasks, but for those of waiting for a result whose worker has died."""
+    if not isinstance(context.get("exception"), AllExit):
+        loop.default_exception_handler(context)
 
 
 def _configuration(cluster: Cluster) -> dict[str, Any]:

@@ -212,16 +212,26 @@ def test_ctrl_c_is_heard_while_a_long_call_goes_on(tmp_path: Path, quiet: bool) 
         assert (it.stderr.read(), it.wait()) == (ended, 130)
 
 
+LIMITS = "this process may not have more memory or threads; raise its limits (ulimit -v, ulimit -u), or free some"
+
+
 @pytest.mark.parametrize(
     ("problem", "said"),
     [
         (OSError("it looks like\nno file"), "it looks like no file"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError(2, "No such file or directory", "x.json"), "x.json: No such file or directory"),
+        (OSError(28, "No space left on device", "x.json", None, "y.json"), "y.json: No space left on device"),
+        (RuntimeError("can't start new thread"), f"can't start new thread; {LIMITS}"),
+        (
+            ImportError("x.so: failed to map segment from shared object"),
+            f"x.so: failed to map segment from shared object; {LIMITS}",
+        ),
+        (MemoryError(), f"MemoryError; {LIMITS}"),
     ],
 )
-def test_a_file_is_blamed_only_where_one_is_named(
-    command: Any, monkeypatch: pytest.MonkeyPatch, problem: OSError, said: str
+def test_what_the_system_refuses_is_one_line(
+    command: Any, monkeypatch: pytest.MonkeyPatch, problem: Exception, said: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise problem

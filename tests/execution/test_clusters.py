@@ -1,9 +1,12 @@
 """Options and files that say who works, and what dask is asked to start for them."""
 
 import contextlib
+import gc
 import logging
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,24 @@ def test_gpus_are_counted_by_the_names_that_the_environment_gives(monkeypatch: p
     assert visible_gpus() == ("0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7f")
     assert visible_gpus() == ("3", "GPU-7f")
+
+
+@pytest.mark.processes
+def test_a_worker_that_dies_with_its_result_is_told_by_us_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """dask's client leaves a task behind that fails, and asyncio would tell of it."""
+    with connected(LocalCluster(workers=1), dashboard=False, reporter=SILENT) as client:
+        (process,) = client.run(os.getpid).values()
+        result = client.submit(int, pure=False)
+        while result.status != "finished":
+            time.sleep(0.01)
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(TimeoutError):
+            result.result(timeout=1)
+        result.cancel()
+        del result
+        gc.collect()
+        client.run_on_scheduler(int)  # what the loop of the client had to do is done
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.processes

@@ -19,7 +19,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish as publishing
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.locks import locked
-from sea_pipeline.storage.publish import TEMPORARY, publish, publish_bytes, publish_folder, sweep
+from sea_pipeline.storage.publish import TEMPORARY, publish, publish_bytes, publish_folder, sweep, writing
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
 from tests.support.programs import Begin, labelling
@@ -88,6 +88,16 @@ def test_a_library_that_cannot_read_does_not_blame_the_output(tmp_path: Path) ->
 def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), publish(tmp_path / "file", tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/weights.safetensors")
+
+
+def test_a_full_disk_is_blamed_on_the_target_of_a_copy(tmp_path: Path) -> None:
+    """Python names both files, the source first."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/part", None, str(tmp_path / "out" / "part"))
+    with (
+        refused("out: cannot be written: No space left on device; free some space"),
+        writing(tmp_path / "out", tmp_path),
+    ):
+        raise full
 
 
 def test_rights_that_lack_are_seen_however_the_output_is_spelled(
