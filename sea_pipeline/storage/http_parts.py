@@ -1,5 +1,6 @@
 """Read parts of files from HTTP servers, also from those that send whole files alone."""
 
+import re
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -9,11 +10,12 @@ from sea_pipeline.core.errors import UserError
 MOST_WHOLE = 1 << 26
 """The most bytes of a file that is fetched whole for its parts."""
 _KEPT = 2
+_WEB = re.compile(r"(?:(?:simplecache|filecache|blockcache|cached)::)*https?://", re.IGNORECASE)
 
 
 def is_http(url: str) -> bool:
-    """Tell whether a URL is of a web server."""
-    return url.lower().startswith(("http://", "https://"))
+    """Tell whether a URL is of a web server, also behind a cache of fsspec."""
+    return _WEB.match(url) is not None
 
 
 class HttpParts:
@@ -52,8 +54,19 @@ class HttpParts:
             self._kept.move_to_end(url)
             return self._kept[url][start : start + length]
 
+    def size(self, url: str) -> int | None:
+        """Return how many bytes a file has, or None if the server does not say it.
+
+        Raises:
+            FileNotFoundError: the server does not give it; the cause has the status.
+        """
+        # A query is sent as it is written, as in `_fetched`.
+        fs = type(self._fs)(**{**self._fs.storage_options, "encoded": True}) if "?" in url else self._fs
+        size: int | None = fs.info(url)["size"]
+        return size
+
     def _whole(self, url: str) -> bytes:
-        size = self._fs.info(url)["size"]
+        size = self.size(url)
         data = None if size and size > MOST_WHOLE else self._fetch(url, 0, MOST_WHOLE + 1)
         if data is None or len(data) > MOST_WHOLE:
             raise UserError(

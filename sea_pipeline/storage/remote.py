@@ -16,7 +16,16 @@ from sea_pipeline.core.extras import install_line
 from sea_pipeline.storage.http_parts import HttpParts, is_http
 from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
-from sea_pipeline.storage.retry import PassingError, StoreError, error_codes, error_statuses, patiently
+from sea_pipeline.storage.retry import (
+    PassingError,
+    StoreError,
+    at_fault,
+    error_codes,
+    error_statuses,
+    is_absent,
+    patiently,
+)
+from sea_pipeline.storage.turns import innermost, turn
 
 _Result = TypeVar("_Result")
 
@@ -76,7 +85,7 @@ class RemotePath(ProxyUPath):
         """Open the file to read and to seek in."""
         assert mode == "rb", "files are written whole, by upload"
         size = self.stat().st_size
-        if not is_http(str(self)):
+        if not is_http(str(self)) or innermost(self.fs) is not self.fs:
             return ranged_file(self._part, self.path, size)
         parts = HttpParts(self.fs)
 
@@ -160,21 +169,29 @@ class RemotePath(ProxyUPath):
 
     def _asked(self, action: Callable[[], _Result], what: str = "read") -> _Result:
         """Make a request, repeated if its fault may pass, and turn its errors into ours."""
+
+        def in_turn() -> _Result:
+            with turn(self.fs, self.path):
+                return action()
+
         try:
-            return patiently(action, str(self))
+            return patiently(in_turn, str(self))
         except PassingError as error:
-            reason = one_line(error.__cause__ or error)
+            reason = one_line(at_fault(error.__cause__ or error))
             raise StoreError(
                 f"{self}: cannot be {what}: tried again and again, and always: {reason}; run the same command again "
                 "later (what is finished is kept)"
             ) from error
-        except (FileNotFoundError, FileExistsError, NotADirectoryError, UserError):
+        except (FileExistsError, NotADirectoryError, UserError):
             raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and (is_absent(error) or not is_http(str(self))):
+                raise
             if "PreconditionFailed" in error_codes(error) or 412 in error_statuses(error):
                 raise FileExistsError(str(self)) from error  # some S3 services do not name the condition that failed
             raise StoreError(
-                f"{self}: cannot be {what}: {one_line(error)}; the rights to list, read, write and delete are needed"
+                f"{self}: cannot be {what}: {one_line(at_fault(error))}; the rights to list, read, write and delete "
+                "are needed"
             ) from error
 
 
@@ -208,7 +225,9 @@ def opening(url: str) -> Iterator[None]:
     except ImportError as error:
         install = install_line(_EXTRAS[protocol]) if protocol in _EXTRAS else one_line(error)
         raise UserError(f"{url}: {protocol}:// needs a package that is not installed: {install}") from error
-    except ValueError as error:
-        known = protocol in available_protocols()  # then it is an archive's own store that fails
-        what = "cannot be opened" if known else "expected a URL that fsspec knows"
-        raise UserError(f"{url}: {what}; {one_line(error)}") from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever an archive or its own store raises
+        unknown = isinstance(error, ValueError) and protocol not in available_protocols()
+        what = "expected a URL that fsspec knows" if unknown else "cannot be opened"
+        raise UserError(f"{url}: {what}; {one_line(at_fault(error))}") from error

@@ -52,7 +52,8 @@ def patiently(action: Callable[[], _Result], shown: str) -> _Result:
             if not may_pass(error):
                 raise
             if wait is None:
-                raise PassingError(errno.EIO, f"{shown}: {type(error).__name__}: {one_line(error)}") from error
+                fault = at_fault(error)
+                raise PassingError(errno.EIO, f"{shown}: {type(fault).__name__}: {one_line(fault)}") from error
             time.sleep(wait * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
@@ -65,10 +66,27 @@ def may_pass(error: BaseException) -> bool:
     statuses = error_statuses(error)
     if any(status in (408, 425, 429) or status >= 500 for status in statuses) or _AT_ONCE & error_codes(error):
         return True  # before the types below, because some packages raise FileNotFoundError for these, too
-    if any(400 <= status < 500 for status in statuses) or isinstance(error, _LASTING):
+    if any(400 <= status < 500 for status in statuses):
+        return False
+    if (fault := at_fault(error)) is not error:
+        return may_pass(fault)
+    if isinstance(error, _LASTING):
         return False
     of_the_network = type(error).__module__.partition(".")[0] in _NETWORK
     return isinstance(error, OSError | EOFError) or (of_the_network and "Validation" not in type(error).__name__)
+
+
+def at_fault(error: BaseException) -> BaseException:
+    """Return what is behind a FileNotFoundError, or else the error itself.
+
+    fsspec raises that error whatever a web server does.
+    """
+    return error.__cause__ or error if isinstance(error, FileNotFoundError) else error
+
+
+def is_absent(error: FileNotFoundError) -> bool:
+    """Tell whether an error says that there is no file, see `at_fault`."""
+    return not error_statuses(error) - {404, 410}
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
         self.faults, self.asked, self.lock, self.parts = faults, dict[str, int](), threading.Lock(), parts
         self.failed: set[str] = set()
+        self.says_length = True
         self.raw: list[str] = []
 
     def fault(self, path: str) -> int | str | None:
@@ -76,7 +77,7 @@ class _Handler(SimpleHTTPRequestHandler):
     def _file(self, path: Path, what: str | None) -> None:
         data, status = b"" if what == "empty" else path.read_bytes(), 200
         total, headers = len(data), {}
-        if what is None and (asked := self.headers.get("Range")):
+        if what is None and self.server.says_length and (asked := self.headers.get("Range")):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             if int(first or 0) >= total:
                 self._answer(416, b"")
@@ -88,14 +89,17 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def _answer(self, status: int, data: bytes, broken: bool = False, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Accept-Ranges", "bytes")
+        if self.server.says_length:
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Accept-Ranges", "bytes")
+        else:
+            self.send_header("Connection", "close")
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data[: len(data) // 2] if broken else data)
-        self.close_connection = broken
+        self.close_connection = broken or not self.server.says_length
 
     def log_message(self, format: str, *given: object) -> None:
         pass

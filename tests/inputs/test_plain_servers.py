@@ -1,5 +1,6 @@
 """Inputs on web servers that send whole files alone, or write names in their listings as they like."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.sources import list_samples, open_source, remote
 from sea_pipeline.storage import http_parts
 from sea_pipeline.storage.leftovers import LEFTOVERS
+from sea_pipeline.storage.paths import place
 from tests.fuzz.web import Server, served
 from tests.support.contents import read_all, rows
 from tests.support.photo_forms import Photos, photos_in, write_folder, write_list, write_parquet, write_tar, write_tars
@@ -92,11 +95,12 @@ def test_labels_are_read_from_a_server_without_parts(server: Server, label: Labe
     assert rows(open_labels(f"{server.url}/labels")) == rows(open_labels(pages / "labels"))
 
 
-def test_names_in_a_folder_are_the_real_ones(server: Server, pages: Path) -> None:
+@pytest.mark.parametrize("front", ["", "simplecache::"])
+def test_names_in_a_folder_are_the_real_ones(server: Server, pages: Path, front: str) -> None:
     named = {f"{part}{name}": name.encode() for part in ("", "b c/") for name in ODD}
     write_folder(pages / "odd ä", named)
     for name in ("odd%20%C3%A4", "odd ä"):
-        assert read_all(list_samples(f"{server.url}/{name}")) == named
+        assert read_all(list_samples(f"{front}{server.url}/{name}")) == named
 
 
 def test_names_that_a_page_writes_otherwise(server: Server, pages: Path) -> None:
@@ -141,12 +145,84 @@ def test_a_pattern_that_matches_nothing_is_one_line(server: Server, pages: Path)
         list_samples(f"{server.url}/x-*.tar")
 
 
-def test_a_url_in_a_list_may_be_quoted(server: Server, pages: Path) -> None:
+@pytest.mark.parametrize("front", ["", "simplecache::"])
+def test_a_url_in_a_list_may_be_quoted(server: Server, pages: Path, front: str) -> None:
     write_folder(pages, {"a b/ä c.png": b"A"})
-    listed = [{"id": "1", "path": f"{server.url}/a%20b/%C3%A4%20c.png"}, {"id": "2", "path": "a b/ä c.png"}]
+    listed = [{"id": "1", "path": f"{front}{server.url}/a%20b/%C3%A4%20c.png"}, {"id": "2", "path": "a b/ä c.png"}]
     write_list(pages / "my list.csv", listed)
     for name in ("my%20list.csv", "my list.csv"):
-        assert read_all(list_samples(f"{server.url}/{name}")) == {"1": b"A", "2": b"A"}
+        assert read_all(list_samples(f"{front}{server.url}/{name}")) == {"1": b"A", "2": b"A"}
+
+
+@pytest.mark.usefixtures("no_long_waits")
+@pytest.mark.parametrize("front", ["", "simplecache::"])
+def test_one_image_that_a_server_does_not_give_costs_itself(pages: Path, front: str) -> None:
+    """A cache takes whatever the server answers for a missing file."""
+    photos = {f"{status}.png": b"A" for status in (200, 403, 404, 503)}
+    write_list(pages / "list.csv", [{"path": name} for name in photos])
+    write_folder(pages, photos)
+    with served(pages, {name: (1, int(name[:3])) for name in photos if name != "200.png"}) as server:
+        source = open_source(list_samples(f"{front}{server.url}/list.csv").root)
+        assert (source.read("200.png"), source.read("503.png")) == (b"A", b"A")
+        for name, error in (("403.png", "PermissionError"), ("404.png", "FileNotFoundError")):
+            with pytest.raises(BadImageError) as bad:
+                source.read(name)
+            assert bad.value.error == error
+
+
+SIGNED = "Expires=1&Signature=a%2Fb%2Bc%3D*.&e=%41"
+
+
+@pytest.mark.parametrize("form", ["x.tar", "x.parquet", "x.csv", "x.json"])
+def test_a_query_behind_a_file_is_sent_as_it_is_written(pages: Path, photos: Photos, form: str) -> None:
+    """It is no pattern, and stands in no message, because it may be a secret."""
+    write_folder(pages, photos)
+    write_tar(pages / "x.tar", list(photos.items()))
+    write_parquet(pages / "x.parquet", photos)
+    write_list(pages / "x.csv", [{"path": name} for name in photos])
+    (pages / "x.json").write_text(json.dumps([{"id": name, "image": name} for name in photos]))
+    with served(pages, {}) as server:
+        listing = list_samples(f"{server.url}/{form}?{SIGNED}#top")
+        assert read_all(listing) == photos
+        assert listing.name == "x"
+        assert {raw for raw in server.raw if raw.startswith(f"/{form}")} == {f"/{form}?{SIGNED}"}
+        with refused("expected a file; found nothing there", start=f"{server.url}/no/{form}: "):
+            list_samples(f"{server.url}/no/{form}?{SIGNED}")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_file_that_is_refused_is_not_said_to_be_absent(pages: Path, status: int) -> None:
+    write_list(pages / "list.csv", [{"path": "a.png"}])
+    write_tar(pages / "x.tar", [("a.png", b"A")])
+    said = "expected a file; found nothing there" if status in (404, 410) else f"cannot be read: {status}, "
+    with served(pages, dict.fromkeys(("list.csv", "x.tar"), (1, status))) as server:
+        for images in (f"{server.url}/list.csv", f"{server.url}/x.tar", f"simplecache::{server.url}/x.tar"):
+            with refused(start=f"{images}: {said}"):
+                list_samples(images)
+        if status in (404, 410):
+            assert not place(f"{server.url}/x.tar").exists()
+        else:
+            with refused(f"/x.tar: cannot be read: {status}"):
+                place(f"{server.url}/x.tar").exists()
+
+
+@pytest.mark.parametrize("form", ["x.tar", "x.parquet", "list.csv"])
+def test_a_server_that_does_not_say_how_long_a_file_is(
+    pages: Path, photos: Photos, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(pages, photos)
+    write_tar(pages / "x.tar", list(photos.items()))
+    write_parquet(pages / "x.parquet", photos)
+    write_list(pages / "list.csv", [{"path": name, "note": "x" * 50_000} for name in photos])
+    with served(pages, {}) as server:
+        server.says_length = False
+        for front in ("", "simplecache::"):
+            assert read_all(list_samples(f"{front}{server.url}/{form}")) == photos
+        monkeypatch.setattr(remote, "MOST_WHOLE", 100_000)
+        monkeypatch.setattr(http_parts, "MOST_WHOLE", 100_000)
+        with refused("does not say how long it is, and it has more than 100,000 bytes; download it"):
+            list_samples(f"{server.url}/{form}")
+    assert len(list_samples(str(pages / form)).samples) == 6
 
 
 def test_a_query_is_sent_as_it_is_written(server: Server, pages: Path) -> None:
@@ -192,9 +268,9 @@ def test_a_folder_below_that_is_refused_for_good_is_counted(server: Server, page
 
 
 @pytest.mark.usefixtures("no_long_waits")
-@pytest.mark.parametrize("images", ["", "/x", "/x-*.tar", "/x-{0..1}.tar"])
+@pytest.mark.parametrize("images", ["", "/x", "/x-*.tar", "/x-{0..1}.tar", "/x.tar", "/x.csv"])
 def test_a_server_that_is_down_is_said_to_be_so(images: str) -> None:
-    with refused("cannot be listed", match="Connect"):
+    with refused("cannot be", match="(?i)connect"):
         list_samples(f"http://127.0.0.1:9{images}")
 
 

@@ -3,7 +3,6 @@
 import errno
 import random
 import threading
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.storage import retry
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 from tests.support.contents import read_all
-from tests.support.photo_forms import write_list, write_parquet, write_tar
+from tests.support.photo_forms import write_list, write_parquet
 
 ROWS = [bytes([number]) * 10 for number in range(200)]
 
@@ -244,18 +243,3 @@ def test_keys_of_a_store_are_literal(s3: str, tmp_path: Path) -> None:
     written = {"x//y.png": b"A", "./x/y.png": b"B", "s3://bucket/literal//y.png": b"C"}
     write_list(tmp_path / "list.csv", [{"path": path} for path in written])
     assert read_all(list_samples(str(tmp_path / "list.csv"), "s3://bucket/literal")) == written
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_an_archive_is_a_store(kind: str, tmp_path: Path) -> None:
-    photos = {"a.png": b"A", "in/b.png": b"B", "in/deep/c.png": b"C"}
-    if kind == "tar":
-        write_tar(tmp_path / "x", list(photos.items()))
-    else:
-        with zipfile.ZipFile(tmp_path / "x", "w") as packed:
-            for name, data in photos.items():
-                packed.writestr(name, data)
-    assert read_all(list_samples(f"{kind}://::{tmp_path}/x")) == photos
-    assert read_all(list_samples(f"{kind}://in::{tmp_path}/x")) == {"b.png": b"B", "deep/c.png": b"C"}
-    found = remote.RemoteFiles(f"{kind}://::{tmp_path}/x").matching("**/*.png")
-    assert sorted(found) == sorted(photos)

@@ -266,7 +266,7 @@ def test_a_link_to_a_member_of_the_next_tar_and_a_member_that_replaces_a_link(tm
     second = tar_bytes({"b0.png": b"B", "a0.png": (tarfile.SYMTYPE, "b0.png")})
     found, _ = listed(tmp_path, first + second)
     assert found["s.png"] == found["a0.png"] == found["b0.png"] == b"B"
-    assert "which is not in the tar" in str(found["h.png"])  # when it would be unpacked, it is not there yet
+    assert "which is not before it in the tar" in str(found["h.png"])  # when it would be unpacked, it is not there yet
 
 
 @pytest.mark.parametrize(

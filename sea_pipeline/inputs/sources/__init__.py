@@ -12,9 +12,9 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import package_folder
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import hub, tables, tars
-from sea_pipeline.inputs.sources.base import FoundImages, Source, named
+from sea_pipeline.inputs.sources.base import FoundImages, Source, named, without_query
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
-from sea_pipeline.inputs.sources.forms import LISTS, Input, find_input, is_pattern
+from sea_pipeline.inputs.sources.forms import LISTS, Input, find_input, has_query, is_pattern
 from sea_pipeline.inputs.sources.path_lists import list_paths
 from sea_pipeline.storage.paths import is_url
 
@@ -97,7 +97,8 @@ def list_samples(
     else:
         asked = find_input(images, left_out)
         found = _found(asked, images, image_root, id_column, left_out)
-        name, origin = PurePosixPath(images).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
+        path = without_query(images) if has_query(images) else images
+        name, origin = PurePosixPath(path).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
     samples = _deduplicated(found, origin, left_out)
     if not samples:
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")

@@ -1,5 +1,6 @@
 """Define what every source of images is, and what names and ids must be."""
 
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
@@ -8,6 +9,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.values import MISSING, NOT_A_NUMBER, NoId
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
+from sea_pipeline.storage.paths import is_url
 
 IMAGE_SUFFIXES = frozenset(
     {".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".hif", ".icb", ".icns", ".ico"}
@@ -69,6 +71,21 @@ class FoundImages(NamedTuple):
 def is_image_name(name: str) -> bool:
     """Tell whether a name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def without_query(name: str) -> str:
+    """Return a URL without its query, which may hold a signature; other names as they are."""
+    return name.partition("?")[0] if is_url(name) else name
+
+
+def suffix_of(name: str) -> str:
+    """Return a name's suffix in small letters."""
+    return posixpath.splitext(without_query(name))[1].lower()
+
+
+def shown_file(root: str, name: str) -> str:
+    """Return what messages call a file below a root. A URL with a query is a whole name."""
+    return without_query(name) if is_url(name) else f"{root}/{name}"
 
 
 def unlisted(folder: str) -> str:

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources.base import is_image_name, left_as
+from sea_pipeline.inputs.sources.base import is_image_name, left_as, suffix_of, without_query
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
@@ -54,14 +53,16 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
             return _folder(LocalFiles(path), images, left_out)
         if os.path.exists(path):  # noqa: PTH110
             return _several(LocalFiles(path.parent), [in_utf8(path.name)], images)
-    elif not is_pattern(images) and _suffix(images) not in _SUFFIXES:
+    outermost, rest = _unchained(images)
+    if is_url(images) and not is_pattern(images) and suffix_of(outermost) not in _SUFFIXES:
         return _folder(open_files(images), images, left_out)
     if is_pattern(images):
         return _matching(images, left_out)
     if not is_url(images):
         raise UserError(f"--images {images}: expected {FORMS}; found nothing there")
-    root = _parent(images)
-    return _several(open_files(root), [_behind(root, images)], images)
+    root = _parent(without_query(outermost))
+    name = outermost.partition("#")[0] if has_query(images) else _behind(root, outermost)
+    return _several(open_files(f"{root}{rest}"), [name], images)
 
 
 def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
@@ -73,7 +74,7 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
             left_out[LEFTOVERS] += 1
         elif is_image_name(name):
             names.append(name)
-        elif (suffix := _suffix(name)) in several:
+        elif (suffix := suffix_of(name)) in several:
             several[suffix].append(name)
         else:
             left_out[_COMPRESSED if name.lower().endswith(_TAR_ARCHIVES) else left_as(name)] += 1
@@ -83,17 +84,19 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
         left_out.update({f"{suffix} files, not read beside images": len(found) for suffix, found in held.items()})
         return Input(files, names, "", is_folder=True)
     if len(held) > 1:
-        raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {images}/*.tar")
+        outermost, rest = _unchained(images)
+        example = f"{outermost}{'' if outermost.endswith('/') else '/'}*.tar{rest}"
+        raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {example}")
     for suffix, found in held.items():
         return Input(files, found, suffix, is_folder=True)
     return Input(files, [], "", is_folder=True)
 
 
 def _matching(images: str, left_out: Counter[str]) -> Input:
-    fixed = re.split(r"[*?\[{]", images, maxsplit=1)[0]
-    root = _parent(fixed)
-    pattern = _behind(root, images)
-    files = open_files(root or ("/" if images.startswith("/") else "."))
+    outermost, rest = _unchained(images)
+    root = _parent(re.split(r"[*?\[{]", outermost, maxsplit=1)[0])
+    pattern = _behind(root, outermost)
+    files = open_files(f"{root}{rest}" or ("/" if images.startswith("/") else "."))
     names: set[str] = set()
     for name in _expanded(pattern, images):
         found = files.matching(name if glob.has_magic(name) else glob.escape(name))
@@ -106,7 +109,7 @@ def _matching(images: str, left_out: Counter[str]) -> Input:
 
 
 def _several(files: Files, names: list[str], images: str) -> Input:
-    suffixes = {_suffix(name) for name in names}
+    suffixes = {suffix_of(name) for name in names}
     suffix = min(suffixes)
     if len(suffixes) > 1 or suffix not in _SUFFIXES or (len(names) > 1 and suffix not in _SEVERAL):
         folder = "; give the folder that images lie in, or a list of them" if is_image_name(names[0]) else ""
@@ -155,8 +158,21 @@ def _behind(root: str, images: str) -> str:
 
 def is_pattern(images: str) -> bool:
     """Tell whether a text is a pattern of names, with `*` or `{000..009}`."""
-    return re.search(r"[*?\[]", images) is not None or _BRACES.search(images) is not None
+    outermost, _ = _unchained(images)
+    return not has_query(images) and (
+        re.search(r"[*?\[]", outermost) is not None or _BRACES.search(outermost) is not None
+    )
 
 
-def _suffix(name: str) -> str:
-    return posixpath.splitext(name)[1].lower()
+def has_query(images: str) -> bool:
+    """Tell whether a `?` begins the query of a web server's file, and stands for no character of its name."""
+    path = without_query(images)
+    return is_http(images) and path != images and suffix_of(path) in _SUFFIXES and not is_pattern(path)
+
+
+def _unchained(images: str) -> tuple[str, str]:
+    """Split a chain of URLs, `zip://in/x.csv::y.zip`, behind the first one that has a path of its own."""
+    if not is_url(images):
+        return images, ""
+    end = images.find("::", images.index("://"))
+    return (images, "") if end < 0 else (images[:end], images[end:])

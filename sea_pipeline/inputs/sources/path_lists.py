@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import posixpath
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,16 @@ from sea_pipeline.inputs import llava_json
 from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.pixels import begun_format
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import PATH_COLUMNS, FoundImages, candidates, chosen_ids, escaped, named
+from sea_pipeline.inputs.sources.base import (
+    PATH_COLUMNS,
+    FoundImages,
+    candidates,
+    chosen_ids,
+    escaped,
+    named,
+    shown_file,
+    suffix_of,
+)
 from sea_pipeline.inputs.sources.columns import id_columns
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.values import FAULTS, IMAGES, NoId, described, id_texts, is_text, text_ids
@@ -50,8 +58,7 @@ def list_paths(
     Raises:
         UserError: it cannot be read, or is no such list.
     """
-    shown = f"{files.root}/{name}"
-    suffix = posixpath.splitext(name)[1].lower()
+    shown, suffix = shown_file(files.root, name), suffix_of(name)
     with reading(shown), files.open(name) as file:
         if suffix in (".json", ".jsonl"):
             if id_column is not None:

@@ -19,15 +19,26 @@ from fsspec.utils import glob_translate
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
-from sea_pipeline.inputs.sources.base import unlisted
-from sea_pipeline.storage.http_parts import HttpParts, is_http
+from sea_pipeline.inputs.sources.base import shown_file, unlisted
+from sea_pipeline.storage.http_parts import MOST_WHOLE, HttpParts, is_http
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
-from sea_pipeline.storage.retry import PassingError, error_codes, error_statuses, is_refusal, patiently
+from sea_pipeline.storage.retry import (
+    PassingError,
+    at_fault,
+    error_codes,
+    error_statuses,
+    is_absent,
+    is_refusal,
+    patiently,
+)
+from sea_pipeline.storage.turns import innermost, reads_at_once, turn
 
 _Answer = TypeVar("_Answer")
 _QUOTED = "!#$%&'()*+,/:;=?@[]~"
 """Characters that stay in a URL which may be quoted already."""
+_READERS = 16
+"""Threads that mostly wait for the network."""
 _DEEPEST = 100
 """The most folders inside each other, because some servers answer any address with the same page of links."""
 
@@ -35,16 +46,18 @@ _DEEPEST = 100
 class RemoteFiles:
     """The files below a URL. Names are literal, so characters that an fsspec URL gives a meaning have none in them."""
 
-    readers = 16
     random_access = True
 
     def __init__(self, url: str) -> None:
         with opening(url):
             self._fs, top = fsspec.core.url_to_fs(url)
         self.root = url if url.endswith("://") else url.rstrip("/")
-        self._parts = HttpParts(self._fs) if is_http(url) else None
+        self.readers = _READERS if reads_at_once(self._fs) else 1
+        self._is_web = is_http(url)
+        self._inner = innermost(self._fs)
+        self._parts = HttpParts(self._fs) if self._is_web and self._inner is self._fs else None
         # Pages list their own folder as a server writes it, so that spaces and other letters must be quoted here, too.
-        self._top = quote(top.rstrip("/"), safe=_QUOTED) if self._parts else top.rstrip("/")
+        self._top = quote(top.rstrip("/"), safe=_QUOTED) if self._is_web else top.rstrip("/")
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Files`."""
@@ -55,7 +68,7 @@ class RemoteFiles:
         except PassingError:
             raise
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not self._parts and not self._there():
+            if isinstance(error, FileNotFoundError) and not self._is_web and not self._there():
                 raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
             raise BadImageError("read", type(error).__name__, one_line(error)) from error
         if len(data) > MAX_FILE_BYTES:
@@ -71,37 +84,53 @@ class RemoteFiles:
         if not length:
             return b""
 
+        path = self._path(name)
+
         def ranged() -> bytes:
             try:
                 if self._parts:
-                    return self._parts.part(self._path(name), start, length)
-                data: bytes = self._fs.cat_file(self._path(name), start=start, end=start + length)
+                    return self._parts.part(path, start, length)
+                with turn(self._fs, path):
+                    return self._cached(path, start, start + length)
             except Exception as error:
                 if 416 in error_statuses(error) or "InvalidRange" in error_codes(error):
                     return b""  # the file ends before `start`
                 raise
-            return data
 
-        return _asked(ranged, f"{self.root}/{name}")
+        return _asked(ranged, shown_file(self.root, name))
+
+    def _cached(self, path: str, start: int, end: int) -> bytes:
+        """Read a part of a file, of a web server only behind a cache."""
+        try:
+            data: bytes = self._fs.cat_file(path, start=start, end=end)
+        except FileNotFoundError:
+            if not self._is_web:
+                raise
+            self._inner.info(path)  # raises with the status; a cache takes each of a server's faults for a missing file
+            data = self._fs.cat_file(path, start=start, end=end)
+        return data
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
-        size = _asked(lambda: self._fs.info(self._path(name))["size"], f"{self.root}/{name}")
-        if size is None:
-            raise OSError(errno.EINVAL, "the server does not say how long it is")
-        return ranged_file(self.part, name, int(size))
+        size = _asked(lambda: self._size(self._path(name)), shown_file(self.root, name))
+        if size is None and (size := len(self.part(name, 0, MOST_WHOLE + 1))) > MOST_WHOLE:
+            raise OSError(
+                errno.EFBIG,
+                f"the server does not say how long it is, and it has more than {MOST_WHOLE:,} bytes; download it",
+            )
+        return ranged_file(self.part, name, size)
 
     def names(self, left_out: Counter[str]) -> Iterator[str]:
         """See `Files`."""
         found = self._found(lambda: self._below(self._top, left_out))
-        if found is None or not (found or self._parts or self._there()):
+        if found is None or not (found or self._is_web or self._there()):
             raise UserError(f"{self.root}: expected a folder of images; found nothing there")
         yield from found
 
     def matching(self, pattern: str) -> list[str]:
         """See `Files`."""
         if _has_pages(self._fs):
-            is_one = self._parts and not glob.has_magic(pattern)
+            is_one = self._is_web and not glob.has_magic(pattern)
             return self._found(lambda: self._one(pattern) if is_one else self._matching_on_pages(pattern)) or []
         return self._found(lambda: patiently(lambda: self._fs.glob(self._path(pattern)), self.root)) or []
 
@@ -159,7 +188,7 @@ class RemoteFiles:
     def _plain(self, folder: str) -> str:
         """Name a folder below the root so that each has one name. A web server's links may hold dots."""
         name = folder[len(self._top) :].lstrip("/")
-        return f"{posixpath.normpath(name)}/" if self._parts else name
+        return f"{posixpath.normpath(name)}/" if self._is_web else name
 
     def _found(self, listing: Callable[[], list[str]]) -> list[str] | None:
         """Return the names of the listed files, or None if nothing is there."""
@@ -176,25 +205,36 @@ class RemoteFiles:
         return [self._name(path) for path in paths if path.startswith(inside) and not path.endswith("/")]
 
     def _path(self, name: str) -> str:
-        if self._parts and "?" in name and name.startswith(f"{self.root}/"):
-            return quote(name, safe=_QUOTED)  # a URL with a query, see `relative_path`
-        return f"{self._top}/{quote(name) if self._parts else name}"
+        if self._is_web and "?" in name and name.startswith(f"{self.root}/"):  # a URL with a query, see `relative_path`
+            return f"{self._top}{quote(name[len(self.root) :], safe=_QUOTED)}"
+        return f"{self._top}/{quote(name) if self._is_web else name}"
 
     def _name(self, path: str) -> str:
         """Return the name of a listed path. fsspec lists links as a page writes them."""
         name = path[len(self._top) :].removeprefix("/")
-        if not self._parts:
+        if not self._is_web:
             return name
         return unquote(re.sub(r"&#?\w+;", lambda entity: html.unescape(entity[0]), name), errors="surrogateescape")
 
     def _there(self) -> bool:
-        there: bool = _asked(lambda: self._fs.exists(self._top), self.root)
-        return there
+        def there() -> bool:
+            with turn(self._fs, self._top):
+                found: bool = self._fs.exists(self._top)
+                return found
+
+        return _asked(there, self.root)
+
+    def _size(self, path: str) -> int | None:
+        if self._parts:
+            return self._parts.size(path)
+        with turn(self._fs, path):
+            size: int | None = self._fs.info(path)["size"]
+            return size
 
 
 def _has_pages(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types
     """Tell whether a service lists one folder at a time, because fsspec has no way of its own to list all below."""
-    kind = type(getattr(fs, "fs", fs))  # of a cache, what it keeps
+    kind = type(innermost(fs))
     return getattr(kind, "_find", None) in (None, AsyncFileSystem._find) and kind.find is fsspec.AbstractFileSystem.find
 
 
@@ -202,8 +242,10 @@ def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
     """Call `patiently`, and turn whatever a service's package raises on a refusal into an `OSError`."""
     try:
         return patiently(action, shown)
-    except (OSError, UserError, MemoryError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # not all of aiohttp's exceptions are OSErrors
+        if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_absent(error)):
+            raise
         kind = PermissionError if {401, 403} & error_statuses(error) else OSError
-        raise kind(one_line(error)) from error
+        raise kind(one_line(at_fault(error))) from error

@@ -26,6 +26,7 @@ from sea_pipeline.inputs.sources.base import (
     row_id,
     row_place,
     row_sample,
+    shown_file,
 )
 from sea_pipeline.inputs.sources.columns import PATHS_ALONE, Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.files import Files, reading
@@ -164,9 +165,9 @@ def is_table_of_images(files: Files, name: str) -> bool:
 
     A file that cannot be opened has none.
     """
-    with reading(f"{files.root}/{name}"), files.open(name) as file:
+    with reading(shown_file(files.root, name)), files.open(name) as file:
         try:
-            return _image_leaf(pq.ParquetFile(file), f"{files.root}/{name}") is not None
+            return _image_leaf(pq.ParquetFile(file), shown_file(files.root, name)) is not None
         except FAULTS as error:
             _refuse_passing(error)
             return False
@@ -186,11 +187,11 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     damaged: dict[str, str] = {}
     columns: list[Leaf] | None = None
     for name in names:
-        with reading(f"{files.root}/{name}"), files.open(name) as file:
+        with reading(shown_file(files.root, name)), files.open(name) as file:
             try:
                 table = _opened(file)
-                there = _id_leaves(table, id_column, f"{files.root}/{name}")
-                empty[name] = _empty(table, f"{files.root}/{name}")
+                there = _id_leaves(table, id_column, shown_file(files.root, name))
+                empty[name] = _empty(table, shown_file(files.root, name))
             except FAULTS as error:
                 _refuse_passing(error)
                 damaged[name] = f"cannot be read: {one_line(error)}"
@@ -201,7 +202,7 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
             pieces[name] = _starts(table)
             columns = there if columns is None else [leaf for leaf in columns if leaf in there]
     if len(names) == 1 and damaged:
-        raise UserError(f"{files.root}/{names[0]}: {damaged[names[0]]}")
+        raise UserError(f"{shown_file(files.root, names[0])}: {damaged[names[0]]}")
     ids = chosen_ids({str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}, id_column)
     places = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
     shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
@@ -259,7 +260,7 @@ def _id_leaves(table: pq.ParquetFile, id_column: str | None, shown: str) -> list
 def _ids(files: Files, pieces: Mapping[str, Sequence[int]], column: Leaf) -> list[str | NoId]:
     ids: list[str | NoId] = []
     for name, starts in pieces.items():
-        shown = f"{files.root}/{name}"
+        shown = shown_file(files.root, name)
         with reading(shown), files.open(name) as file:
             try:
                 found = id_texts(list(_column(_opened(file), column)))

@@ -10,7 +10,15 @@ from typing import NamedTuple
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources.base import FoundImages, escaped, is_image_name, left_as, named
+from sea_pipeline.inputs.sources.base import (
+    FoundImages,
+    escaped,
+    is_image_name,
+    left_as,
+    named,
+    shown_file,
+    without_query,
+)
 from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.tar_members import Members, folders, followed, through_folders
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
@@ -76,7 +84,9 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
     with ThreadPoolExecutor(files.readers) as pool:
         tars = list(pool.map(lambda name: _listed(files, name), names))
     if len(tars) == 1 and tars[0].damage and not tars[0].images:
-        raise UserError(f"{files.root}/{names[0]}: expected a .tar with images, not compressed; {tars[0].damage}")
+        raise UserError(
+            f"{shown_file(files.root, names[0])}: expected a .tar with images, not compressed; {tars[0].damage}"
+        )
     for tar in tars:
         left_out.update(tar.left_out)
     shared = sum(len(tar.images) for tar in tars) > len({member for tar in tars for member in tar.images})
@@ -85,7 +95,7 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
         for tar in tars
         for member, location in tar.images.items()
     ]
-    samples += [Sample(tar.name, tar.name, tar.damage) for tar in tars if tar.damage]
+    samples += [Sample(without_query(tar.name), tar.name, tar.damage) for tar in tars if tar.damage]
     return FoundImages(
         PREFIX + files.root, samples, "members' names, their tar in front" if shared else "members' names"
     )
@@ -100,7 +110,7 @@ def _sample(image_id: str, location: _Location) -> Sample:
 def _listed(files: Files, name: str) -> _Tar:
     contents = _Contents(name)
     before = 0
-    with reading(f"{files.root}/{name}"), files.open(name) as file:
+    with reading(shown_file(files.root, name)), files.open(name) as file:
         members = Members(file)
         for member in members:
             is_whole = not members.damage
@@ -146,7 +156,7 @@ class _Contents:
         elif member.islnk() and target in self._links:
             self._links[path] = self._links[target]
         elif member.islnk():
-            self._locations[path] = self._locations.get(target) or _astray(path, member.linkname)
+            self._locations[path] = self._locations.get(target) or _astray(path, member.linkname, "before it ")
         else:
             self._locations[path] = self._location(path, member)
         if is_image_name(path):
@@ -187,5 +197,5 @@ def _path(name: str) -> str:
     return posixpath.normpath(name).lstrip("/")
 
 
-def _astray(path: str, target: str) -> _Location:
-    return _Location(path, f"is a link to {escaped(target)!r}, which is not in the tar")
+def _astray(path: str, target: str, where: str = "") -> _Location:
+    return _Location(path, f"is a link to {escaped(target)!r}, which is not {where}in the tar")

@@ -1,0 +1,42 @@
+"""Let threads take turns at stores whose clients in fsspec do one thing at a time."""
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+
+_INDEPENDENT = ("memory", ("file", "local"), "hf")
+"""Protocols of clients that are not asynchronous, and open a file anew for each reader."""
+_ONE = threading.RLock()
+_EACH = tuple(threading.RLock() for _ in range(64))
+"""One for a file, by the hash of its path."""
+
+
+def innermost(fs: Any) -> Any:  # noqa: ANN401 - fsspec has no types
+    """Return the client of the store that caches read from, or `fs` itself if it is no cache."""
+    while isinstance(inner := getattr(fs, "fs", None), AbstractFileSystem):
+        fs = inner
+    return fs
+
+
+def reads_at_once(fs: Any) -> bool:  # noqa: ANN401
+    """Tell whether threads may read different files of a store at once.
+
+    An archive has one position in its file, and FTP, SFTP and SMB have one connection. All caches but simplecache
+    write a record of all files at each of them.
+    """
+    while isinstance(inner := getattr(fs, "fs", None), AbstractFileSystem):
+        if type(fs).protocol != "simplecache":
+            return False
+        fs = inner
+    return isinstance(fs, AsyncFileSystem) or type(fs).protocol in _INDEPENDENT
+
+
+def turn(fs: Any, path: str) -> AbstractContextManager[object]:  # noqa: ANN401
+    """Return what a thread holds while it uses a file of a store."""
+    if not reads_at_once(fs):
+        return _ONE
+    # simplecache takes a file for whole that another thread is still fetching.
+    return nullcontext() if innermost(fs) is fs else _EACH[hash(path) % len(_EACH)]
