@@ -3,8 +3,10 @@
 It may import all rooms, and `trainer`. The commands share `app`, `options` and `terminal`.
 """
 
+import re
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -43,7 +45,7 @@ def _run() -> int:
     """Run the command, report what went wrong, and return the exit code."""
     try:
         working_folder()  # refused if it is gone, whatever the command
-        _refuse_arguments_that_are_not_utf8()
+        _refuse_arguments_of_no_use()
         with talk.interruptions_told(_stopping()):
             code = app.app(prog_name="sea-pipeline", standalone_mode=False) or 0
         return _told(code, _stopped()) if code == INTERRUPTED else code
@@ -119,8 +121,12 @@ def _given_command() -> str:
     return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
 
 
-def _refuse_arguments_that_are_not_utf8() -> None:
-    for argument in sys.argv[1:]:
+def _refuse_arguments_of_no_use() -> None:
+    """Refuse arguments that are not UTF-8 or empty: an empty path would be the working folder."""
+    for before, argument in pairwise(sys.argv):
+        if re.fullmatch(r"(--[^=]+=)?", argument):
+            name = argument.rstrip("=") or (before if before.startswith("-") else "an argument")
+            raise UserError(f"{name}: expected a value; found an empty text; a variable of the shell may be unset")
         try:
             argument.encode()
         except UnicodeEncodeError:

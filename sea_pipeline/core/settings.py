@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sea_pipeline.core.errors import UserError
 
@@ -26,8 +26,19 @@ Device = Annotated[
 ]
 
 
-class Settings(Strict):
-    """The base of a command's settings: its fields are the options, and their docstrings the help."""
+class Filled(Strict):
+    """A model whose values are no empty texts, because an empty path would be the working folder."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _filled(cls, value: Any) -> Any:  # noqa: ANN401 - whatever a field is given
+        if isinstance(value, str) and not value:
+            raise ValueError("expected a value")
+        return value
+
+
+class Options(Strict):
+    """A model whose fields are options, and their docstrings the help."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -46,6 +57,10 @@ class Settings(Strict):
                 for item in error.errors()
             )
             raise UserError("; ".join(problems)) from error
+
+
+class Settings(Filled, Options):
+    """The base of a command's settings."""
 
 
 def complaint(item: Any) -> str:  # noqa: ANN401 - one of pydantic's `errors()`

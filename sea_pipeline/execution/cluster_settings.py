@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.renamed import renamed
-from sea_pipeline.core.settings import Settings, complaint
+from sea_pipeline.core.settings import Options, Settings, complaint
 from sea_pipeline.storage.paths import data_folder
 
 if not TYPE_CHECKING:
@@ -40,7 +40,7 @@ MaxBad = Annotated[
 RetryBad = Annotated[bool, Field(description="Try bad images again, also in a finished folder.")]
 
 
-class _Cluster(Settings):
+class _Cluster(Options):
     start_timeout: Annotated[float, Field(gt=0)] = 120
     """The seconds without any worker after which the run ends. For a queue, this is how long it may take to start."""
 

@@ -246,7 +246,8 @@ def _hidden(value: Any, mode: str, depth: int) -> Any:  # noqa: ANN401 - a colou
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
+    # The picture in an ICNS has no palette of its own, for which Pillow's property looks.
+    if (image.mode != "P" or image.palette) and image.has_transparency_data:
         layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     if image.mode == "RGB":

@@ -18,6 +18,7 @@ from sea_pipeline.core.settings import Settings
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.labels.settings import ForecastSettings, LabelSettings, LlmProbeSettings, ProbeSettings
 from sea_pipeline.report.settings import ReportSettings
+from tests.support.refused import refused, refuses
 from trainer.data.settings import TokensSettings
 from trainer.evaluation.settings import EvaluateSettings
 from trainer.export.settings import ExportSettings
@@ -109,6 +110,26 @@ class _Outer(Settings):
     on: bool = True
     off: bool = False
     inner: _Inner = _Inner()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("label", "--images", ""), "--images"),
+        (("label", "--out="), "--out"),
+        (("evaluate", "--labels", "", "model"), "--labels"),
+        (("train", ""), "an argument"),
+        (("inspect", ""), "an argument"),
+    ],
+)
+def test_an_empty_text_is_no_path(command: Any, arguments: tuple[str, ...], named: str) -> None:
+    """It would be the working folder."""
+    refuses(command, f"error: {named}: expected a value; found an empty text; a variable of the shell", *arguments)
+
+
+def test_settings_have_no_empty_texts() -> None:
+    with refused("--images: expected a value, found ''; --out: expected a value, found ''"):
+        LabelSettings.of(images="", out="")
 
 
 def test_what_options_are_made_of_fields() -> None:

@@ -74,6 +74,11 @@ def test_alpha_lies_over_white_and_palettes_become_colours(tmp_path: Path) -> No
     transparent = Image.new("RGB", (1, 1), RED).quantize()
     assert pixel(save(tmp_path / "pt.png", transparent, transparency=0)) == (255, 255, 255)
     assert pixel(save(tmp_path / "1.png", Image.new("1", (1, 1), 1))) == (255, 255, 255)
+    picture = save(tmp_path / "128.png", Image.new("RGB", (128, 128), RED).quantize()).read_bytes()
+    (tmp_path / "p.icns").write_bytes(
+        b"icns" + struct.pack(">I", len(picture) + 16) + b"ic07" + struct.pack(">I", len(picture) + 8) + picture
+    )
+    assert pixel(tmp_path / "p.icns") == RED
 
 
 def png_row(depth: int, colours: int, row: bytes, hidden: bytes) -> bytes:

@@ -5,6 +5,7 @@ odd form is never refused. What only decoding shows, such as damage in the middl
 """
 
 import hashlib
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -128,7 +129,7 @@ def _look(name: str, path: Path, held: set[int]) -> _Found:
         status = path.stat()
         said = f"{name}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape")
         state = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
-        if state in held or _looks_whole(path, status.st_size):
+        if state in held or (stat.S_ISREG(status.st_mode) and _looks_whole(path, status.st_size)):
             return _Found(state, None)
     return _Found(state, unreadable_because(path))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sea_pipeline.core.settings import Strict
+from sea_pipeline.core.settings import Filled, Strict
 from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
@@ -41,7 +41,7 @@ class Parts(Strict):
     projector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
 
 
-class ExistingModel(Strict):
+class ExistingModel(Filled):
     """A vision-language model of another family, which keeps its own form; docs/attach.md lists the families."""
 
     attach: Path
@@ -64,7 +64,7 @@ Model = Annotated[
 ]
 
 
-class Data(Strict):
+class Data(Filled):
     """The conversations and images to train on."""
 
     train: str = SAMPLES
@@ -101,7 +101,7 @@ class Data(Strict):
     """Keep the frozen tower's output of every image in memory, see `tower_features`. It excludes `random_crop`."""
 
 
-class LabelSource(Strict):
+class LabelSource(Filled):
     """The labels: a finished folder of `sea-pipeline label`, or what to make."""
 
     path: str | Path | None = None
@@ -259,7 +259,7 @@ class Lora(Strict):
     """The layers with adapters. `all-linear`: every linear layer but the head. Or names, such as q_proj."""
 
 
-class Recipe(Strict):
+class Recipe(Filled):
     """One run of `sea-pipeline train`."""
 
     name: str = "run"

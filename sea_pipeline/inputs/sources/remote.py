@@ -113,11 +113,11 @@ class RemoteFiles:
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
         size = _asked(lambda: self._size(self._path(name)), shown_file(self.root, name))
-        if size is None and (size := len(self.part(name, 0, MOST_WHOLE + 1))) > MOST_WHOLE:
-            raise OSError(
-                errno.EFBIG,
-                f"the server does not say how long it is, and it has more than {MOST_WHOLE:,} bytes; download it",
-            )
+        if size is None:
+            size = len(self.part(name, 0, MOST_WHOLE + 1))
+            if size > MOST_WHOLE:
+                reason = f"the server does not say how long it is, and it has more than {MOST_WHOLE:,} bytes"
+                raise OSError(errno.EFBIG, f"{reason}; download it")
         return ranged_file(self.part, name, size)
 
     def names(self, left_out: Counter[str]) -> Iterator[str]:

@@ -88,6 +88,13 @@ def test_a_file_on_a_sick_sector_is_one_of_them_and_a_machine_without_memory_is_
         unreadable_files(["a.png"], folder.__truediv__, folder, SILENT)
 
 
+def test_what_is_no_file_is_not_opened(folder: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    os.mkfifo(folder / "pipe.jpg")
+    said = "expected images that can be read; found 'pipe.jpg': expected a file; found a folder or a device"
+    assert unreadable_files(["pipe.jpg"], folder.__truediv__, folder, SILENT) == {"pipe.jpg": said}
+
+
 def test_what_was_looked_at_before_a_stop_is_not_looked_at_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{number}.png" for number in range(6)]
     for name in names:

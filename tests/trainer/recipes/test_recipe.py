@@ -89,6 +89,15 @@ def test_overrides(tmp_path: Path, override: str, place: tuple[str, ...], value:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    "key", ["model", "model.attach", "data.train", "data.image_root", "data.evaluate", "labels.path", "teacher"]
+)
+def test_an_empty_text_is_no_path(tmp_path: Path, key: str) -> None:
+    """It would be the working folder."""
+    found = problem(tmp_path, "seed: 1", f"{key}=''")
+    assert f"{key}: expected a value, found ''" in found
+
+
 def test_later_overrides_win(tmp_path: Path) -> None:
     assert one(tmp_path, TRAINS, "seed=1", "loss.lm=3", "seed=2", "loss.lm=4").seed == 2
 
