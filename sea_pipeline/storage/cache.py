@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
-from sea_pipeline.storage.publish import make_folder, publish, sweep
+from sea_pipeline.storage.publish import make_folder, publish, sweep, writing
 
 _Kept = TypeVar("_Kept")
 
@@ -35,11 +34,9 @@ def remembered(
     if (kept := read(path)) is not None:
         return kept
     lock = path.with_suffix(".lock")
-    try:
-        make_folder(path.parent)
+    make_folder(path.parent)
+    with writing(path.parent):
         lock.touch()
-    except (UserError, OSError) as error:
-        raise UserError(f"{path.parent}: cannot be written; set SEA_PIPELINE_CACHE to a folder that can be") from error
     with locked(lock):
         if (kept := read(path)) is None:  # another process may have made it while this one waited
             sweep(path.parent)

@@ -55,9 +55,16 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
         if error.errno not in _CANNOT_WRITE or outside:
             raise
         raise UserError(
-            f"{path}: cannot be written: {os.strerror(error.errno)}; {_CANNOT_WRITE[error.errno]} and run the "
+            f"{path}: cannot be written: {os.strerror(error.errno)}; {_advice(path, error.errno)} and run the "
             f"same command again{' (what is finished is kept)' if in_parts else ''}"
         ) from raised
+
+
+def _advice(path: Place, code: int) -> str:
+    advice, cache = _CANNOT_WRITE[code], cache_folder().absolute()
+    if advice.startswith("choose") and isinstance(path, Path) and path.absolute().is_relative_to(cache):
+        return "set SEA_PIPELINE_CACHE to a folder that can be written"  # no option names the cache
+    return advice
 
 
 def os_error_of(error: BaseException) -> OSError | None:

@@ -58,11 +58,23 @@ def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int
         raise problems[said_by]
 
 
-def test_a_cache_that_cannot_be_written_is_a_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path))
-    monkeypatch.setattr(Path, "touch", lambda path: os.open(path / "none", os.O_RDONLY))
-    with refused(f"{tmp_path}/a: cannot be written; set SEA_PIPELINE_CACHE to a folder that can be"):
-        remembered("a/b", lambda path: None, lambda: 1, lambda value, path: None)
+@pytest.mark.parametrize("refusing", ["mkdir", "touch", "rename"])
+def test_a_cache_that_cannot_be_written_is_a_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    """Its message names the variable, as no option chooses the cache's folder; that of other folders does not."""
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(*{"rename": (os, "replace")}.get(refusing, (Path, refusing)), refuse)
+    with refused(
+        f"{tmp_path}/cache/a", "cannot be written: Permission denied; set SEA_PIPELINE_CACHE to a folder that can be "
+    ):
+        remembered("a/b", lambda path: None, lambda: 1, lambda value, path: path.write_text("1"))
+    with refused("out: cannot be written: Permission denied; choose a folder "), publishing.writing(tmp_path / "out"):
+        refuse(tmp_path / "out")
 
 
 def test_a_file_is_locked_on_a_network_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
