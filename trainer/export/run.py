@@ -1,13 +1,11 @@
 """Export a run or a model folder to a folder for other programs (`sea-pipeline export` as a function)."""
 
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
@@ -27,7 +25,7 @@ from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.llm_weights import stored_names, unread
 from trainer.model.parts import quiet
 from trainer.model.pretrained import some
-from trainer.model.tensor_files import LLM, PROJECTOR, write_weights
+from trainer.model.tensor_files import LLM, PROJECTOR, save_tensors, write_weights
 from trainer.towers import OURS
 
 
@@ -77,8 +75,6 @@ def export_model(settings: ExportSettings) -> Exported:
             folder, settings.source, done.kind, done.what, done.reader, done.notes, checkpoint=source.step
         )
         (scratch / "README.md").write_text(card, "utf-8")
-        for file in scratch.iterdir():  # safetensors writes files that only their owner can read
-            shutil.copymode(scratch / "README.md", file)
     if settings.push is not None:
         done.pushed = hub.push(settings.out, settings.push)
     return done
@@ -195,7 +191,7 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     if settings.format == "bin":
         torch.save(stored, scratch / "mm_projector.bin")
     else:
-        save_file(stored, scratch / "mm_projector.safetensors", metadata={"format": "pt"})
+        save_tensors(stored, scratch / "mm_projector.safetensors", metadata={"format": "pt"})
     first = "" if folder.linear_projector else layers["linear_1"]
     shape = " x ".join(str(size) for size in stored[f"model.mm_projector.{first}weight"].shape[::-1])
     size = sum(value.nbytes for value in stored.values())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from sea_pipeline.core.errors import UserError, one_line
@@ -26,6 +26,7 @@ from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
 from trainer.model.fsdp import load_state, trained
+from trainer.model.tensor_files import save_tensors
 
 TRAINED = "trained.safetensors"
 _BALANCE = "balance."
@@ -38,7 +39,7 @@ def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value.contiguous() for name, value in state.items()}
     kept |= {f"{_BALANCE}{name}": value for name, value in balances.state_dict().items()}
-    save_file(kept, folder / TRAINED)
+    save_tensors(kept, folder / TRAINED)
 
 
 def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:

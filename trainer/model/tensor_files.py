@@ -68,8 +68,12 @@ def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
     """List a safetensors file's tensors, as `read_weights` does for a folder.
 
     Raises:
-        UserError: it cannot be read; the line ends with `advice`.
+        UserError: it cannot be read, or is damaged; the line then ends with `advice`.
     """
+    try:
+        file.open("rb").close()  # of a file that may not be read safetensors says that there is none
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     try:
         opened = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -133,6 +137,17 @@ def overwrite(file: Path, value_of: Callable[[str], torch.Tensor | None]) -> set
     return written
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that whoever may read new files of this process may read.
+
+    `save_file` alone makes it readable by its owner only.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata=metadata)
+    file.chmod(mode)
+
+
 def _reader(opened: safe_open, name: str) -> Callable[[], torch.Tensor]:
     return lambda: opened.get_tensor(name)
 
@@ -159,7 +174,7 @@ def write_weights(entries: Iterable[Entry], folder: Path, *, max_shard_size: int
     parameters = 0
     for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name].read().contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        save_tensors(shard, folder / file, metadata={"format": "pt"})
         parameters += sum(value.numel() for value in shard.values())
         del shard  # before the next one is read
     if split.is_sharded:

@@ -84,6 +84,7 @@ def test_the_projector_as_llava_names_it(run: TrainRun, tmp_path: Path) -> None:
     same = torch.load(written(run.out, tmp_path / "b", kind="projector", format="bin") / "mm_projector.bin")
     assert stored.keys() == same.keys()
     assert all(torch.equal(value, same[name]) for name, value in stored.items())
+    assert len({file.stat().st_mode for kind in ("a", "b") for file in (tmp_path / kind).iterdir()}) == 1
     theirs = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 32))
     theirs.load_state_dict({name.removeprefix("model.mm_projector."): value for name, value in stored.items()})
     ours = tensors(run.model)

@@ -16,7 +16,7 @@ from tests.support.run_values import sharded, tensors, written
 from tests.support.tiny_models import tiny_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import quiet
-from trainer.model.tensor_files import canonical
+from trainer.model.tensor_files import canonical, read_file
 from trainer.recipes.recipe import Recipe
 
 HEAD, EMBEDDINGS = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -122,3 +122,9 @@ def test_a_linear_projector_is_one_layer(tmp_path: Path) -> None:
         wanted = wanted @ ours[f"{part}.weight"].T + ours[f"{part}.bias"]
     one_layer = features @ stored["model.mm_projector.weight"].T + stored["model.mm_projector.bias"]
     torch.testing.assert_close(one_layer, wanted)
+
+
+def test_a_file_that_is_there_and_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    (file := tmp_path / "trained.safetensors").mkdir()
+    with refused(f"{file}: cannot be read: Is a directory"):
+        read_file(file)

@@ -193,8 +193,9 @@ def test_a_disk_that_fills(tiny: World, stopped: Path, whole: Path, program: Beg
     assert weights(stopped) == weights(whole)
 
 
-def test_the_record_names_every_file(whole: Path) -> None:
+def test_the_record_names_every_file_and_who_reads_one_reads_all(whole: Path) -> None:
     for step in SAVED:
+        assert len({path.stat().st_mode for path in of(whole, step).iterdir()}) == 1
         named = {file["path"] for file in json.loads((of(whole, step) / "files.json").read_text())["files"]}
         there = {path.name for path in of(whole, step).iterdir()} - {"files.json"}
         assert named == there == set(PARTS.values()) - {"files.json"}
