@@ -11,6 +11,9 @@ from sea_pipeline.output.records import Record, first_problem
 from sea_pipeline.storage.json_files import Count, Seconds, Text, json_object, read_json
 
 
+MEASURED_ON = "measured_on"
+"""The key of a logged evaluation that says of which held-out rows and labels it is; early versions lack it."""
+
 class RunFile(Record):
     """The parts of a training run's `run.json` that other commands read."""
 
@@ -75,3 +78,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             break
         lines.append(line)
     return lines
+
+
+def comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the evaluations of other held-out rows or labels than those of the last one.
+
+    One that does not say what it is of stays.
+    """
+    said = [line[MEASURED_ON] for line in lines if MEASURED_ON in line]
+    return [line for line in lines if line.get(MEASURED_ON) in (None, *said[-1:])]

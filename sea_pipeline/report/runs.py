@@ -16,7 +16,7 @@ from PIL import Image
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.pixels import read_image
-from sea_pipeline.output.run_files import RunFile, SummaryFile, read_log, read_run_file
+from sea_pipeline.output.run_files import RunFile, SummaryFile, comparable, read_log, read_run_file
 from sea_pipeline.report.packing import narrow, packed, thumbnail
 from sea_pipeline.storage.hashing import file_sha256, leaves
 from sea_pipeline.storage.json_files import json_object
@@ -194,9 +194,9 @@ def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _curves(path: Path) -> dict[str, dict[str, list[float]]]:
-    """Read, for each metric, the logged steps and values that are finite."""
+    """Read, for each metric, the logged steps and values that are finite, and of the rows last measured on."""
     curves: dict[str, dict[str, list[float]]] = {}
-    for line in read_log(path):
+    for line in comparable(read_log(path)):
         for name, value in line.items():
             if name not in _NOT_CURVES and isinstance(value, int | float) and math.isfinite(value):
                 curve = curves.setdefault(name, {"steps": [], "values": []})

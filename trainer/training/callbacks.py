@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sea_pipeline.core.progress import Advance, Reporter
-from sea_pipeline.output.run_files import read_log
+from sea_pipeline.output.run_files import MEASURED_ON, read_log
 from sea_pipeline.storage.publish import publish_bytes, writing
 
 _FEW = 64
@@ -24,10 +24,12 @@ class MetricsLog(TrainerCallback):
     Args:
         path: `metrics.jsonl`.
         shown: called with a title and the metrics of each evaluation.
+        measured_on: says of which held-out rows and labels evaluations are, and is logged with each; empty for nothing.
     """
 
-    def __init__(self, path: Path, shown: Callable[[str, dict[str, float]], None]) -> None:
+    def __init__(self, path: Path, shown: Callable[[str, dict[str, float]], None], measured_on: str = "") -> None:
         self._path = path
+        self._measured_on = measured_on
         self._shown = shown
         self._begun = time.monotonic()
         self.before = 0.0
@@ -38,6 +40,14 @@ class MetricsLog(TrainerCallback):
         kept = self._keep(lambda line: line["step"] <= step)
         self.before = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.monotonic()
+
+    def is_measured(self, step: int) -> bool:
+        """Tell whether the metrics of a step are logged, and remove those of other held-out rows or labels."""
+        found = [line for line in self.lines() if line["step"] == step and is_evaluation(line)]
+        same = any(line.get(MEASURED_ON, self._measured_on) == self._measured_on for line in found)
+        if found and not same:
+            self.forget_evaluation(step)
+        return same
 
     def forget_evaluation(self, step: int) -> None:
         """Remove the metrics of a step whose model has changed since."""
@@ -65,6 +75,7 @@ class MetricsLog(TrainerCallback):
         if not state.is_world_process_zero or summary:
             return
         line = {"step": state.global_step, "seconds": round(self.seconds(), 3), **logs}
+        line |= {MEASURED_ON: self._measured_on} if self._measured_on and is_evaluation(logs) else {}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         evaluated = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}

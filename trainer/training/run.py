@@ -6,7 +6,7 @@ written last.
 """
 
 import json
-import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,6 @@ from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run, locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.attach.folder import save_existing
-from trainer.data.conversations import summary
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack, without_untaught
 from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
@@ -47,7 +46,7 @@ from trainer.training import run_folder
 from trainer.training.align_trainer import TrainedModel
 from trainer.training.arguments import training_arguments, without_traces
 from trainer.training.build import build, premise_of, trainable
-from trainer.training.callbacks import FewPairs, MetricsLog, Screen, is_evaluation
+from trainer.training.callbacks import FewPairs, MetricsLog, Screen
 from trainer.training.checks import check_recipe, check_recipes, of_stage, unfinished
 from trainer.training.existing import ExistingInputs, build_existing, existing_inputs, premise_of_existing
 from trainer.training.kept_checkpoints import KeptCheckpoints
@@ -55,6 +54,7 @@ from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
 from trainer.training.run_folder import METRICS, SUMMARY, after_stop, begin_run, check_begun, default_folder, run_fields
 from trainer.training.trackers import ending_trackers
+from trainer.training.run_summary import counted_rows, measured_on, start_and_end
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class _Training:
         self.reporter = reporter
         self.tables = reporter if isinstance(reporter, TrainReporter) else TrainReporter()
         self.fields = fields
-        self.log = MetricsLog(out / METRICS, self.tables.metrics)
+        self.log = MetricsLog(out / METRICS, self.tables.metrics, measured_on(inputs))
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
         callbacks = [self.log, Screen(reporter), FewPairs(reporter), kept]
         if isinstance(inputs, ExistingInputs):
@@ -212,7 +212,7 @@ class _Training:
 
     def finish(self) -> TrainRun:
         """Train from the newest checkpoint or from the start, evaluate, and save."""
-        self.tables.data(self._rows())
+        self.tables.data(counted_rows(self.inputs))
         model = cast("TrainedModel", self.trainer.model)
         self.tables.trainable(trainable(model, self.inputs.recipe))
         if self.trainer.is_world_process_zero():
@@ -290,43 +290,27 @@ class _Training:
 
     def _evaluate(self, step: int) -> None:
         """Measure the metrics at a step, unless they are logged already."""
-        logged = [any(line["step"] == step and is_evaluation(line) for line in self.log.lines())]
+        if (held_out := self.inputs.conversations.held_out) is None:
+            return
+        logged = [self.trainer.is_world_process_zero() and self.log.is_measured(step)]
         broadcast_object_list(logged)  # the first process's file decides for all
-        held_out = self.inputs.conversations.held_out
-        if held_out is not None and not logged[0]:
+        if not logged[0]:
             with self.reporter.progress("evaluating", len(held_out)) as advance:
                 self.trainer.evaluate(advance=advance)
 
-    def _rows(self) -> dict[str, int]:
-        """Count the rows to train on by sort, and those left out by kind."""
-        conversations = self.inputs.conversations
-        counts = summary(conversations.train)
-        rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
-        cut = counts.truncated + conversations.cut
-        rows |= {"cut at max_length": cut} if cut else {}
-        data = self.inputs.recipe.data
-        measured = "measured, though trained on" if data.evaluate == data.train else "held out"
-        rows |= {measured: len(conversations.held_out)} if conversations.held_out is not None else {}
-        rows |= {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
-        return rows | {f"held out, left out: {kind}": n for kind, n in conversations.evaluate_bad.kinds().items()}
-
     def _summarise(self) -> None:
-        evaluated = [line for line in self.log.lines() if is_evaluation(line)]
-
-        def metrics(line: dict[str, Any]) -> dict[str, float]:
-            named = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
-            return {name: value for name, value in named.items() if math.isfinite(value)}
-
+        steps = self.trainer.state.global_step
+        start, end = start_and_end(self.log.lines(), steps, self.out, self.reporter)
         written = {
             "name": self.inputs.recipe.name,
-            "start": metrics(evaluated[0]) if evaluated else {},
-            "end": metrics(evaluated[-1]) if evaluated else {},
-            "steps": self.trainer.state.global_step,
+            "start": start,
+            "end": end,
+            "steps": steps,
             "seconds": round(self.log.seconds(), 1),
             "seed": self.inputs.recipe.seed,
             "fingerprint": fingerprint_of(self.fields),
             "labels": self.fields["labels"],
-            "rows": self._rows(),
+            "rows": counted_rows(self.inputs),
         }
         publish_bytes(self.out / SUMMARY, (json.dumps(written, indent=2) + "\n").encode(), self.out)
 

@@ -1,6 +1,7 @@
 """A run that was killed, wherever that was, ends with the same bytes as one that was not."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from functools import partial
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.run import label_images
+from sea_pipeline.report.runs import RunInput, runs_data
 from sea_pipeline.storage import locks, publish
 from tests.support import tiny_runs
+from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
 from tests.support.run_values import copied, killed, values, weights
-from tests.support.tiny_runs import FinishedRuns, World, logged, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
@@ -93,6 +97,37 @@ def test_a_resumed_run_saves_logs_and_evaluates_as_often_as_it_is_now_asked(
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if is_evaluation(line)] == [0, 6, 8]
     assert weights(out) == weights(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["rows", "labels", "none"])
+def test_metrics_of_other_rows_or_labels_do_not_stand_side_by_side(other: str, tiny: World, tmp_path: Path) -> None:
+    """Lines of early versions do not say what they are of, and count as the same."""
+    held_out, labels = tmp_path / "held.json", tmp_path / "labels"
+    shutil.copy(tiny.held_out, held_out)
+    changes: dict[str, Any] = {"loss": {"sea": {"weight": 0}}, "data": {"evaluate": str(held_out)}}
+    changes["training_arguments"] = {"max_steps": 4}
+    out = copied(train(tiny_recipe(tiny, **changes), tmp_path / "whole").out, tmp_path / "out", 2)
+    if other == "rows":
+        held_out.write_text(json.dumps(json.loads(held_out.read_text())[1:]))
+    elif other == "labels":
+        with tiny_runs.colours():
+            label_images(label_settings(tiny.data.parent / "images", tiny.words, labels, top_n=2))
+        changes["labels"] = {"path": str(labels)}
+    else:
+        lines = (out / "metrics.jsonl").read_text()
+        (out / "metrics.jsonl").write_text(re.sub(r', "measured_on": "\w+"', "", lines))
+    heard = Heard()
+    summary = train(tiny_recipe(tiny, **changes), out, reporter=heard).summary
+    curve = runs_data([RunInput.of(out, "out")])["list"][0]["curves"]["eval_lm_loss"]
+    told = f"{out}: the metrics at the start are of other held-out rows or labels than those at the end; "
+    if other == "none":
+        assert (set(summary["start"]), curve["steps"]) == (set(summary["end"]), [0, 4])
+        assert not any(told in line for line in heard.warnings)
+    else:
+        assert (summary["start"], curve["steps"]) == ({}, [4])
+        assert [line for line in heard.warnings if told in line]
+        assert "label_hit@1" in summary["end"]
 
 
 @pytest.mark.slow

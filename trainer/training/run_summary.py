@@ -1,0 +1,72 @@
+"""Collect what a run's `summary.json` says of its rows and of its metrics at the start and at the end."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sea_pipeline.core.progress import Reporter
+from sea_pipeline.output.run_files import comparable
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
+from trainer.data.bad_rows import image_names
+from trainer.data.conversations import summary
+from trainer.data.inputs import Inputs
+from trainer.training.callbacks import is_evaluation
+from trainer.training.existing import ExistingInputs
+from trainer.training.run_folder import SUMMARY
+
+
+def measured_on(inputs: Inputs | ExistingInputs) -> str:
+    """Hash what evaluations are measured on: the held-out rows, and the labels of their images."""
+    rows, store = inputs.conversations, inputs.store
+    if rows.held_out is None:
+        return ""
+    file, bad = rows.evaluate_file or rows.file, rows.evaluate_bad if rows.evaluate_file else rows.bad
+    labels = None
+    if store is not None:  # which may grow under one fingerprint
+        labels = [store.fingerprint, sum(image in store for image in image_names(rows.held_out))]
+    return fingerprint_of({"data": file_sha256(file), **bad.fields(), "labels": labels})[:16]
+
+
+def counted_rows(inputs: Inputs | ExistingInputs) -> dict[str, int]:
+    """Count the rows to train on by sort, and those left out by kind."""
+    conversations = inputs.conversations
+    counts = summary(conversations.train)
+    rows = {"rows": counts.rows, "text alone": counts.text_only, "images": counts.images}
+    cut = counts.truncated + conversations.cut
+    rows |= {"cut at max_length": cut} if cut else {}
+    data = inputs.recipe.data
+    measured = "measured, though trained on" if data.evaluate == data.train else "held out"
+    rows |= {measured: len(conversations.held_out)} if conversations.held_out is not None else {}
+    rows |= {f"left out: {kind}": count for kind, count in conversations.bad.kinds().items()}
+    return rows | {f"held out, left out: {kind}": n for kind, n in conversations.evaluate_bad.kinds().items()}
+
+
+def start_and_end(
+    lines: list[dict[str, Any]], steps: int, out: Path, reporter: Reporter
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Find the metrics at the start and at the end, which are empty if there are none.
+
+    Those at the start are empty, too, if they are of other held-out rows or labels than those at the end.
+
+    Args:
+        lines: of the run's `metrics.jsonl`.
+        steps: of the run.
+        out: the run's folder.
+        reporter: is told of metrics at the start that are left out.
+    """
+    evaluated = [line for line in lines if is_evaluation(line)]
+    if not evaluated:
+        return {}, {}
+    start, end = evaluated[0], evaluated[-1]
+    if start not in comparable(evaluated):
+        reporter.warning(
+            f"{out}: the metrics at the start are of other held-out rows or labels than those at the end; "
+            f"{SUMMARY} leaves them out"
+        )
+        start = {}
+    return _metrics(start), _metrics(end) if end["step"] == steps else {}
+
+
+def _metrics(line: dict[str, Any]) -> dict[str, float]:
+    named = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
