@@ -1,8 +1,9 @@
 """Read the small files that a training run leaves, for reports, exports and later commands."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -10,9 +11,9 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.output.records import Record, first_problem
 from sea_pipeline.storage.json_files import Count, Seconds, Text, json_object, read_json
 
-
 MEASURED_ON = "measured_on"
 """The key of a logged evaluation that says of which held-out rows and labels it is; early versions lack it."""
+
 
 class RunFile(Record):
     """The parts of a training run's `run.json` that other commands read."""
@@ -23,6 +24,8 @@ class RunFile(Record):
     fields: dict[str, Any] = Field(default_factory=dict)
     fingerprint: Text = ""
     versions: dict[str, str] = Field(default_factory=dict)
+    stages: list[Text] = Field(default_factory=list)
+    """The names of the recipe's stages, in order."""
 
 
 class SummaryFile(Record):
@@ -56,10 +59,30 @@ def read_run_file(path: Path, record: type[RunFile | SummaryFile]) -> dict[str, 
     return found
 
 
-def stage_folders(folder: Path) -> list[Path]:
-    """List the folders of a training run's stages in the order in which they began."""
+class Stages(NamedTuple):
+    """The folders of a training run's stages."""
+
+    folders: list[Path]
+    ordered: bool
+    """Whether the runs say their order. Otherwise it is that of their files' times, which a copy may lose."""
+
+
+def stage_folders(folder: Path) -> Stages:
+    """List the folders of a training run's stages in the order of the recipe, or else in that in which they began."""
     records = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in records]
+    named = max((_stage_names(path) for path in records), key=len, default=[])
+    folders = [path.parent for path in records]
+    if ordered := all(one.name in named for one in folders):
+        folders.sort(key=lambda one: named.index(one.name))
+    return Stages(folders, ordered)
+
+
+def _stage_names(path: Path) -> list[str]:
+    """Read the names of a recipe's stages; early versions do not write them, and what is damaged has none."""
+    with suppress(UserError):
+        names: list[str] = read_run_file(path, RunFile).get("stages", [])
+        return names
+    return []
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

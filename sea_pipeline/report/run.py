@@ -27,7 +27,7 @@ __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views
 def find_inputs(folders: Sequence[str | Place]) -> tuple[LabelStore | None, list[RunInput]]:
     """Find the labels and the runs among folders.
 
-    A folder whose subfolders are runs gives these runs, in the order of their start.
+    A folder whose subfolders are runs gives these runs, in the order of `stage_folders`.
 
     Raises:
         UserError: a folder is neither or is not finished, or several are labels.
@@ -54,7 +54,7 @@ def _runs_in(folder: Place) -> list[RunInput]:
         return []
     if (folder / "run.json").is_file():
         return [RunInput.of(folder, folder.name)]
-    return [RunInput.of(stage, f"{folder.name}/{stage.name}") for stage in stage_folders(folder)]
+    return [RunInput.of(stage, f"{folder.name}/{stage.name}") for stage in stage_folders(folder).folders]
 
 
 def check_out(out: Path) -> None:

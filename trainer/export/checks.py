@@ -72,9 +72,11 @@ def is_run(source: Path, checkpoint: int | None) -> bool:
     """
     if (source / "run.json").is_file():
         return True
-    if stages := stage_folders(source):
+    stages, ordered = stage_folders(source)
+    if stages:
         names = ", ".join(stage.name for stage in stages)
-        raise UserError(f"{source}: holds the stages {names}; name one, such as the last one, {stages[-1]}")
+        last = " the last one," if ordered else ""
+        raise UserError(f"{source}: holds the stages {names}; name one, such as{last} {stages[-1]}")
     if checkpoint is not None:
         raise UserError(f"--checkpoint {checkpoint}: expected the folder of a run; found no run.json in {source}")
     return False

@@ -60,10 +60,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is another model's.
     """
     if not (folder / "config.json").is_file():
-        models = [one / "model" for one in (folder, *stage_folders(folder))]
-        inner = [model for model in models if (model / "config.json").is_file()]
+        stages, ordered = stage_folders(folder)
+        models = [one / "model" for one in (folder, *stages)]
+        inner = [str(model) for model in models if (model / "config.json").is_file()]
         found = "there is no config.json in it" if folder.exists() else "there is no such folder"
-        wanted = f"give {inner[-1]}" if inner else "expected a model of sea-pipeline init, or that of a run: RUN/model"
+        wanted = "expected a model of sea-pipeline init, or that of a run: RUN/model"
+        if inner:
+            wanted = f"give {inner[-1] if ordered else ' or '.join(inner)}"
         raise UserError(f"{folder}: {found}; {wanted}")
     said: dict[str, Any] = read_json(folder / "config.json")
     check_form(folder, said)

@@ -91,7 +91,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         return _train(recipe, out, resume, reporter)
 
 
-def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -> TrainRun:
+def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, stages: Sequence[str] = ()) -> TrainRun:
     finished = out is not None and (out / SUMMARY).is_file()
     args = training_arguments(recipe, Path(), finished=finished)  # a check before any work is done
     check_recipe(recipe)
@@ -106,7 +106,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter) -
         _check_rows(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
-        begin_run(out, fields, recipe, resume)
+        begin_run(out, fields, recipe, resume, stages)
     reporter = reporter if args.process_index == 0 else SILENT
     if run_folder.is_finished(out):
         return _finished(out, reporter)
@@ -344,7 +344,8 @@ def train_stages(
             reporter.message(f"stage {name}")
         if runs:
             recipe = _from_model(recipe, next(reversed(runs.values())).model, existing)
-        runs[name] = train(recipe, out and out / name, resume=resume and not runs, reporter=reporter)
+        with without_autocast():
+            runs[name] = _train(recipe, out and out / name, resume and not runs, reporter, [*filter(None, recipes)])
     return runs
 
 

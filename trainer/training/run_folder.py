@@ -5,6 +5,7 @@ Two runs whose fields are equal give the same weights.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
@@ -129,7 +130,7 @@ def check_begun(recipe: Recipe, out: Path | None) -> None:
         raise UserError(f"{out or begun}: {NO_RUN}")
 
 
-def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -> None:
+def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool, stages: Sequence[str] = ()) -> None:
     """Begin a run's folder, or check that the folder is this run's.
 
     A folder of another run that has saved nothing, and that nobody works on, is begun anew.
@@ -139,6 +140,7 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
         fields: what the run is, see `run_fields`.
         recipe: recipe to write to the record.
         resume: require a run to resume.
+        stages: names of the stages of which this is one, in order, to write to the record.
 
     Raises:
         UserError: the folder holds another run or other files, or `resume` is set and it holds no run.
@@ -153,12 +155,12 @@ def begin_run(out: Path, fields: dict[str, Any], recipe: Recipe, resume: bool) -
         make_folder(out)
         sweep(out)
         with suppress(FileExistsError):  # another machine that does not share the lock was faster
-            publish_bytes(described, _described(fields, recipe), out, exclusive=True)
+            publish_bytes(described, _described(fields, recipe, stages), out, exclusive=True)
             return
     if described.name in held and _differences(out, fields, recipe) and not _has_saved(out):
         with suppress(UserError), claimed_for_run(out, seconds=0):
             (out / METRICS).unlink(missing_ok=True)
-            publish_bytes(described, _described(fields, recipe), out)
+            publish_bytes(described, _described(fields, recipe, stages), out)
             return
     check_run(out, fields, recipe)
     sweep(out)
@@ -199,12 +201,13 @@ def after_stop(out: Path, error: BaseException) -> str:
     return f"{cause}, and run the same command again ({kept})"
 
 
-def _described(fields: dict[str, Any], recipe: Recipe) -> bytes:
+def _described(fields: dict[str, Any], recipe: Recipe, stages: Sequence[str]) -> bytes:
     """Write a run's record."""
     record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
     record["versions"] = {
         "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
     }  # fmt: skip
+    record |= {"stages": list(stages)} if stages else {}
     return (json.dumps(record, indent=2) + "\n").encode()
 
 

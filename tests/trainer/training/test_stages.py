@@ -11,6 +11,7 @@ import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
+from sea_pipeline.output.run_files import stage_folders
 from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe
@@ -78,20 +79,29 @@ def test_a_later_stage_is_checked_first(
 def test_a_finished_stage_is_not_checked(tiny: World, tmp_path: Path) -> None:
     recipes = stages(tiny)
     train_stages(recipes, tmp_path / "out")
+    os.utime(tmp_path / "out" / "language" / "run.json", (0, 0))  # as a copy may have it
+    assert stage_folders(tmp_path / "out") == ([tmp_path / "out" / name for name in recipes], True)
     with pytest.raises(UserError, match=r"^stage later: nowhere"):
         later = tiny_recipe(tiny, data={"train": "nowhere.json"})
         train_stages({**recipes, "last": recipes["language"], "later": later}, tmp_path / "out")
 
 
-def test_stages_are_named_in_the_order_in_which_they_began(tmp_path: Path) -> None:
-    for seconds, name in enumerate(("tune", "adapt")):
+@pytest.mark.parametrize(
+    ("written", "named", "last"),
+    [("{}", "such as", "adapt/model or {}/tune/model"), ('{"stages": ["tune", "adapt"]}', "such as the last one,", "")],
+    ids=["by an early version", "with their order"],
+)
+def test_stages_are_named_in_their_order(written: str, named: str, last: str, tmp_path: Path) -> None:
+    """A copy may have lost the times, so none is the last one where nothing else says it."""
+    for seconds, name in enumerate(("adapt", "tune")):
         (tmp_path / name / "model").mkdir(parents=True)
         (tmp_path / name / "model" / "config.json").write_text("{}")
-        (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / name / "run.json").write_text(written)
         os.utime(tmp_path / name / "run.json", (seconds, seconds))
-    with refused(f"holds the stages tune, adapt; name one, such as the last one, {tmp_path / 'adapt'}"):
+    order = ("adapt", "tune") if last else ("tune", "adapt")
+    with refused(f"holds the stages {', '.join(order)}; name one, {named} {tmp_path / order[1]}"):
         is_run(tmp_path, None)
-    with refused(f"give {tmp_path / 'adapt' / 'model'}"):
+    with refused(f"give {tmp_path}/{last.format(tmp_path) or 'adapt/model'}"):
         check_llava_folder(tmp_path)
     for folder in (tmp_path, tmp_path / "tune"):
         with refused("expected a folder of labels or targets; found a training run, which sea-pipeline report shows"):
