@@ -195,6 +195,10 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/trainer/teacher/test_teach.py::test_images_that_were_not_taught_cost_their_rows": [
         "{} {}; run sea-pipeline teacher on that file, or leave their rows out with data.bad_rows: leave_out",
     ],
+    "tests/trainer/training/test_resume.py::"
+    "test_a_model_that_is_replaced_meanwhile_does_not_get_into_the_one_that_is_saved": [
+        "{}: has changed since the run began; put it back and run the same command again ({})",
+    ],
     "tests/trainer/training/test_resume.py::test_a_run_that_a_callback_stops_is_not_finished": [
         "{}: {}; run the same command again ({})",
     ],

@@ -1,7 +1,9 @@
 """Open a run's inputs, which are labels that fit its conversations and a teacher's targets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -32,11 +34,13 @@ def open_label_source(
     conversations: Conversations,
     *,
     make: Callable[[LabelSettings], StageRun] | None = label_images,
+    known: str | None = None,
 ) -> LabelStore | None:
     """Open the labels of a run, or make them.
 
     Takes the folder that the recipe names, else the newest one that fits, else makes new labels if L_a has a weight.
-    Returns None if nothing fits and L_a has no weight, or `make` is None.
+    Before newer ones it takes those with the fingerprint `known`, with which the run was begun. Returns None if nothing
+    fits and L_a has no weight, or `make` is None.
 
     Raises:
         UserError: the named folder is no label folder, shares no image with the data or has too few crops; or see
@@ -53,7 +57,7 @@ def open_label_source(
                 f"label with --crops {labels.crops}, or set labels.crops to {_crops(store)}"
             )
         return store
-    if (newest := _newest(folder, wanted, labels)) is not None:
+    if (newest := _newest(folder, wanted, labels, known)) is not None:
         return newest
     if not recipe.loss.sea.weight:
         return None
@@ -139,19 +143,24 @@ def _crops(store: LabelStore) -> int:
     return number
 
 
-def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource) -> LabelStore | None:
+def _openable(manifests: Iterable[Path]) -> Iterator[LabelStore]:
+    for manifest in manifests:
+        with suppress(UserError):
+            yield open_labels(manifest.parent, verify=False)
+
+
+def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, known: str | None) -> LabelStore | None:
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
-    for manifest in manifests:
-        try:
-            store = open_labels(manifest.parent, verify=False)
-        except UserError:
-            continue
+    stores: Iterable[LabelStore] = _openable(manifests)
+    if known is not None:
+        stores = sorted(stores, key=lambda store: store.fingerprint != known)
+    for store in stores:
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
         if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
-            return open_labels(manifest.parent)
+            return open_labels(store.path)
     return None
 
 

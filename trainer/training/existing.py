@@ -41,6 +41,7 @@ def existing_inputs(
     recipe: Recipe,
     make: Any,  # noqa: ANN401 - a function that makes labels, or None
     reporter: Reporter = SILENT,
+    known: str | None = None,
 ) -> ExistingInputs:
     """Open what a run reads.
 
@@ -48,6 +49,7 @@ def existing_inputs(
         recipe: its `model` is an `ExistingModel`.
         make: makes labels if none fit, see `open_label_source`.
         reporter: receives progress, see `without_unreadable` and `without_unfit`.
+        known: see `open_label_source`.
 
     Raises:
         UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
@@ -58,7 +60,7 @@ def existing_inputs(
     folder = open_existing_folder(recipe.model.attach)
     conversations = open_rows(recipe.data, partial(read_texts, chat=folder.chat))
     carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
-    store = open_label_source(carried, cast("Any", folder), conversations, make=make)
+    store = open_label_source(carried, cast("Any", folder), conversations, make=make, known=known)
     conversations = without_unreadable(conversations, recipe.data, store, reporter)
     max_length = recipe.data.max_length
     conversations = without_unfit(

@@ -38,6 +38,7 @@ from trainer.model.aspect_ratio import pads
 from trainer.model.assemble import init_model
 from trainer.model.borders import border
 from trainer.model.digests import MODELS, start_folder
+from trainer.model.fsdp import agreed
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
 from trainer.model.trained_template import say_template
@@ -53,8 +54,8 @@ from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
 from trainer.training.run_folder import METRICS, SUMMARY, after_stop, begin_run, check_begun, default_folder, run_fields
-from trainer.training.trackers import ending_trackers
 from trainer.training.run_summary import counted_rows, measured_on, start_and_end
+from trainer.training.trackers import ending_trackers
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         check_begun(recipe, out)
     set_seed(recipe.seed)
     labels = not resume or out is not None  # a run whose folder is named after its labels has them
-    inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels)
+    known = run_folder.begun_with_labels(out)
+    inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels, known=known)
     fields = run_fields(inputs, args.world_size)
     out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
@@ -141,15 +143,17 @@ def _check_rows(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> Non
         )
 
 
-def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True) -> Inputs | ExistingInputs:
+def _inputs(
+    recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True, known: str | None = None
+) -> Inputs | ExistingInputs:
     """Open what a run reads; whatever each process does for itself, the first one says.
 
-    With `labels` False, labels that are to be made are not made, and absent.
+    With `labels` False, labels that are to be made are not made, and absent. `known` is as in `open_label_source`.
     """
     make = partial(_label, reporter) if labels else None
     heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, make, heard)
+        return existing_inputs(recipe, make, heard, known)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -161,7 +165,7 @@ def _inputs(recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: b
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     if recipe.loss.basic_terms() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
-    store = open_label_source(recipe, folder, conversations, make=make)
+    store = open_label_source(recipe, folder, conversations, make=make, known=known)
     conversations = without_unreadable(conversations, recipe.data, store, heard)
     targets = open_teacher(recipe, folder, conversations)
     conversations = without_untaught(conversations, recipe.data, targets)
@@ -260,6 +264,9 @@ class _Training:
 
     def _save(self, model: TrainedModel) -> None:
         recipe, write = self.inputs.recipe, self.trainer.args.should_save
+        with agreed():
+            if write:
+                run_folder.check_start(self.inputs.folder, self.fields, self.out)
         if isinstance(model, AlignedLlava):
             assert isinstance(self.inputs, Inputs)
             save_model(model, self.inputs.folder, self.out / "model", recipe, write=write)

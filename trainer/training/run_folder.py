@@ -30,6 +30,7 @@ from trainer.data.inputs import Inputs
 from trainer.model import checkpoints
 from trainer.model.borders import has_lost_others, lacks_memory
 from trainer.model.digests import processing_digests, start_folder, weights_digest
+from trainer.model.load import ModelFolder
 from trainer.model.tensor_files import PROJECTOR
 from trainer.model.text_lens import lens_fields
 from trainer.recipes.recipe import Parts, Recipe
@@ -53,7 +54,6 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     """
     recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
     targets = inputs.targets if isinstance(inputs, Inputs) else None
-    projector = folder.projector if isinstance(folder, ExistingFolder) else PROJECTOR
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every", "keep_checkpoints"}
     aside |= {"lora"} if recipe.lora is None else set()
     settings = recipe.model_dump(mode="json", exclude=aside)
@@ -78,11 +78,7 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
         "recipe": settings,
         "transfer": recipe.labels.transfer,
         "crops": recipe.labels.crops,
-        "model": {
-            "config": file_sha256(folder.path / "config.json"),
-            "weights": weights_digest(folder.path, projector),
-        },
-        "processing": processing_digests(folder.path),
+        **_model_fields(folder),
         "data": file_sha256(inputs.conversations.file),
         "labels": None if labels is None else labels.fingerprint,
         # A label folder may grow under one fingerprint: old labels stay, but more of our images may have labels.
@@ -91,30 +87,70 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     }
 
 
-def default_name_fields(inputs: Inputs | ExistingInputs) -> dict[str, Any]:
-    """Collect what else distinguishes runs without a named folder.
+def _model_fields(folder: ModelFolder | ExistingFolder) -> dict[str, Any]:
+    projector = folder.projector if isinstance(folder, ExistingFolder) else PROJECTOR
+    weights = weights_digest(folder.path, projector)
+    return {
+        "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
+        "processing": processing_digests(folder.path),
+    }
 
-    It is no part of the run's fields, because a resumed run may find its images elsewhere.
+
+def check_start(folder: ModelFolder | ExistingFolder, fields: dict[str, Any], out: Path) -> None:
+    """Refuse to save a run whose model folder has changed since `run_fields` was called.
+
+    What did not train is read from it again then.
+
+    Raises:
+        UserError: it has changed, or cannot be read any more.
+    """
+    now: dict[str, Any] = {}
+    with suppress(OSError, UserError):
+        now = _model_fields(folder)
+    if now != {name: fields[name] for name in ("model", "processing")}:
+        raise UserError(
+            f"{folder.path}: has changed since the run began; put it back and run the same command again "
+            f"({checkpoints.kept(out / 'checkpoints')})"
+        )
+
+
+def begun_with_labels(out: Path | None) -> str | None:
+    """Return the fingerprint of the labels that a run in a folder was begun with, if there is one that has some."""
+    if out is not None and (out / "run.json").is_file():
+        with suppress(UserError):  # `begin_run` says what is wrong with it
+            found = load_record(out / "run.json", RunFile).fields.get("labels")
+            return found if isinstance(found, str) else None
+    return None
+
+
+def _default_name(inputs: Inputs | ExistingInputs, fields: dict[str, Any], image_root: Path) -> str:
+    """Return the name of a run's folder, which also depends on what is no part of its fields.
+
+    A resumed run may find its images elsewhere, and be measured on other rows.
     """
     evaluate = inputs.recipe.data.evaluate
-    return {
-        "image_root": str(inputs.conversations.image_root.resolve()),
+    others = {
+        "image_root": str(image_root),
         "evaluate": file_sha256(Path(evaluate)) if evaluate and Path(evaluate).is_file() else evaluate,
     }
+    return f"{inputs.recipe.name}-{fingerprint_of(fields | others)[:8]}"
 
 
 def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> Path:
     """Return the folder of a run for which none is named; its name is a hash of what the run is.
 
-    Earlier versions counted more arguments, so a run that one of them began is found by its earlier name.
+    Earlier versions counted more arguments and the place of the whole project, so a run that one of them began is found
+    by its earlier name.
     """
     recipe = inputs.recipe
     once = {key: value for key, value in recipe.training_arguments.items() if not key.startswith(EARLIER)}
     settings = {"training_arguments": once | fields["recipe"]["training_arguments"]}
     every = [fields | {"recipe": fields["recipe"] | settings}, fields]
-    names = [f"{recipe.name}-{fingerprint_of(each | default_name_fields(inputs))[:8]}" for each in every]
-    earlier, name = (Path("runs") / "train" / one for one in names)
-    return earlier if (earlier / "run.json").is_file() else name
+    root, here = inputs.conversations.image_root.resolve(), Path.cwd().resolve()
+    roots = [root, root.relative_to(here)] if root.is_relative_to(here) else [root]
+    names = [_default_name(inputs, each, one) for one in roots for each in every]
+    *earlier, name = (Path("runs") / "train" / one for one in names)
+    return next((one for one in earlier if (one / "run.json").is_file()), name)
 
 
 def check_begun(recipe: Recipe, out: Path | None) -> None:

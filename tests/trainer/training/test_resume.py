@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import label_images
@@ -19,8 +20,8 @@ from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
-from tests.support.run_values import copied, killed, values, weights
-from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, tiny_recipe
+from tests.support.run_values import copied, killed, tensors, values, weights
+from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
@@ -128,6 +129,30 @@ def test_metrics_of_other_rows_or_labels_do_not_stand_side_by_side(other: str, t
         assert (summary["start"], curve["steps"]) == ({}, [4])
         assert [line for line in heard.warnings if told in line]
         assert "label_hit@1" in summary["end"]
+
+
+@pytest.mark.slow
+def test_a_model_that_is_replaced_meanwhile_does_not_get_into_the_one_that_is_saved(
+    tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is frozen is read from its files again at the end."""
+    model = Path(shutil.copytree(tiny.model, tmp_path / "model"))
+    recipe, out = short_recipe(tiny, model=str(model)), tmp_path / "out"
+
+    def replace(*_: Any, **__: Any) -> None:
+        other = {name: value + 1 if "language_model" in name else value for name, value in tensors(model).items()}
+        save_file(other, model / "model.safetensors", metadata={"format": "pt"})
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Screen, "on_train_end", replace)
+        with refused(
+            f"{model}: has changed since the run began; put it back and run the same command again (", "is kept"
+        ):
+            train(recipe, out)
+    assert not (out / "model").exists()
+    shutil.copy(tiny.model / "model.safetensors", model)
+    train(recipe, out)
+    assert weights(out) == weights(finished(short_recipe(tiny)))
 
 
 @pytest.mark.slow

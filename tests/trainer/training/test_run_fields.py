@@ -16,6 +16,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import LabelSettings, label_images
+from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
@@ -229,6 +230,45 @@ def test_without_a_name_other_images_and_another_measure_are_runs_of_their_own(
     ]
     assert len({train(short_recipe(tiny, **change)).out for change in changes}) == 4
     assert train(short_recipe(tiny)).out == train(short_recipe(tiny, name="run")).out
+
+
+@pytest.mark.slow
+def test_a_run_without_a_name_is_found_where_its_project_has_moved(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by the name that earlier versions gave it."""
+    monkeypatch.setattr(train_run._Training, "finish", lambda training: TrainRun(training.out, {}))
+    for folder in (tiny.data.parent / "images", tiny.labels, tiny.model):
+        shutil.copytree(folder, tmp_path / "a" / folder.name)
+    shutil.copy(tiny.data, tmp_path / "a" / "data.json")
+    recipe = tiny_recipe(tiny, model="model", data={"train": "data.json", "image_root": "images"})
+    monkeypatch.chdir(tmp_path / "a")
+    out = train(recipe).out
+    (tmp_path / "a").rename(tmp_path / "b")
+    monkeypatch.chdir(tmp_path / "b")
+    assert train(recipe).out == out
+    fields = json.loads((out / "run.json").read_text())["fields"]
+    others = {"image_root": str(tmp_path / "b" / "images"), "evaluate": None}
+    earlier = out.with_name(f"run-{fingerprint_of(fields | others)[:8]}")
+    out.rename(earlier)
+    assert train(recipe).out == earlier
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_goes_on_with_the_labels_that_it_was_begun_with(
+    named: bool, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer ones that fit, too, are for other runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_run._Training, "finish", lambda training: TrainRun(training.out, {}))
+    shutil.copytree(tiny.labels, "runs/labels/first")
+    recipe = short_recipe(tiny, labels={"path": None})
+    out = train(recipe, Path("out") if named else None).out
+    begun = (out / "run.json").read_bytes()
+    label_images(label_settings(tiny.data.parent / "images", tiny.words, Path("runs/labels/second"), top_n=2))
+    again = train(recipe, Path("out") if named else None).out
+    assert (again == out, (out / "run.json").read_bytes() == begun) == (named, True)
 
 
 @pytest.mark.slow
