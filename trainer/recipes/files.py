@@ -135,6 +135,8 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 _KeyPath = tuple[str | int, ...]
+_OF_FILES = ["stages", "base"]
+"""Keys of a file that are none of a `Recipe`."""
 
 
 def problems(error: ValidationError, where: str, overrides: Mapping[str, Any]) -> str:
@@ -206,6 +208,7 @@ def _line(key_path: _KeyPath, items: Sequence[Any]) -> str:
     if items[0]["type"] == "extra_forbidden":
         _, model = _located(items[0])
         keys = list(model.model_fields) if model else []
+        keys += _OF_FILES if model is Recipe and key_path[-1] not in _OF_FILES else []
         near = get_close_matches(str(key_path[-1]), keys, cutoff=0.7)
         return f"there is no such key; expected {' or '.join(near) or ', '.join(keys)}"
     first, *others = dict.fromkeys(complaint(item) for item in items)

@@ -111,6 +111,7 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         ("seed=2024-13-45", "--set seed=2024-13-45: the value is no YAML"),
         ("sead=3", "--set sead: there is no such key; expected seed"),
         ("lr=3", "lr: there is no such key; expected name, preset, model, "),
+        ("stage.first.seed=3", "stage: there is no such key; expected stages"),
         ("loss.sea.weigth=3", "loss.sea.weigth: there is no such key; expected weight"),
         ("model.visoin=x", "--set model.visoin: there is no such key; expected vision"),
         ("loss.sae.weight=3", "loss.sae: there is no such key"),
@@ -180,6 +181,9 @@ def test_a_base_holds_where_the_file_says_nothing(tmp_path: Path) -> None:
     assert (mine.name, mine.seed, mine.data.template, mine.learning_rates.llm) == ("mine", 4, "vicuna_v1", 2e-5)
     second = written(tmp_path, "base: r.yaml\nseed: 8\nstages: {finetune: {seed: 9}}", "second.yaml")
     assert read_recipes(second)["finetune"].seed == 9
+    found = problem(tmp_path, TRAINS, "base=r.yaml")  # only a file has one
+    assert found.startswith("--set base: there is no such key; expected name, ")
+    assert "base" not in found.partition("expected")[2]
 
 
 @pytest.mark.parametrize(
