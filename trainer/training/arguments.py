@@ -18,6 +18,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from trainer.model.borders import border
 from trainer.recipes.recipe import Recipe
 from trainer.training.argument_table import REFUSED, SECRET
+from trainer.training.argument_types import checked_arguments, is_checked
 from trainer.training.schedule import BY_EVALUATION, check_schedule
 from trainer.training.trackers import tracked_name
 
@@ -69,14 +70,17 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     A run that is finished needs no processes and no GPU.
 
     Raises:
-        UserError: transformers does not know an argument or refuses its value; FSDP has nothing to shard; DeepSpeed is
-            asked for; a process has several GPUs; a learning rate would rise above its peak.
+        UserError: transformers does not know an argument or refuses its value; an argument is of another type; FSDP has
+            nothing to shard; DeepSpeed is asked for; a process has several GPUs; a learning rate would rise above its
+            peak.
     """
     given, peaks = recipe.training_arguments, _peaks(recipe)
     fixed = {"output_dir": str(out / "checkpoints"), "seed": recipe.seed, "data_seed": recipe.seed}
     if both := set(fixed) & set(given) | {"learning_rate"} & set(given):
         raise UserError(f"training_arguments.{sorted(both)[0]}: set `seed`, `learning_rates` or --out instead")
     _refuse(given)
+    given = checked_arguments(given)
+    _refuse_values(given)
     named = {"run_name": tracked_name(out)} if out != Path() else {}
     fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives other values from it
     evaluation = _evaluation(recipe)
@@ -85,7 +89,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     with border("training_arguments", "set another value, or leave it out", given=True):
         try:
             args = TrainingArguments(**DEFAULTS | named | evaluation | given | fixed)
-        except (TypeError, ValueError, ImportError) as error:
+        except (ValueError, ImportError) as error:
             raise _named(error, given) from error
         with suppress(ValueError):  # some optimizers need the model first
             Trainer.get_optimizer_cls_and_kwargs(args)
@@ -123,10 +127,8 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
 def _named(error: Exception, given: Mapping[str, Any]) -> Exception:
     """Name the argument that transformers refuses as users write it, if its message does."""
     text = one_line(error)
-    if isinstance(error, TypeError):  # the recipe names an argument that does not exist
-        return UserError(f"training_arguments: {text.replace('TrainingArguments.__init__() got an', 'found an')}")
     places = {name: found.start() for name in given if (found := re.search(rf"(?<![\w.]){name}(?!\w)", text))}
-    places |= {name: -1 for name, value in given.items() if isinstance(value, str) and text.startswith(f"{value} ")}
+    places |= {name: -1 for name, value in given.items() if not is_checked(name) and text.startswith(f"{value} ")}
     if not places:
         return error
     name = min(places, key=places.__getitem__)
@@ -171,12 +173,13 @@ def _refuse(given: Mapping[str, Any]) -> None:
         if (found := given.get(name)) is not None and found != allowed:
             shown = "a value" if name in SECRET else repr(found)
             raise UserError(f"training_arguments.{name}: found {shown}; {reason}; leave it out")
-    _refuse_no_steps(given)
-    if (size := given.get("per_device_train_batch_size", 1)) == 0:
-        raise UserError(f"training_arguments.per_device_train_batch_size: expected at least 1; found {size}")
     clip = given.get("max_grad_norm", 0)
     if isinstance(clip, bool) or not isinstance(clip, int | float) or not clip >= 0:
         raise UserError(f"training_arguments.max_grad_norm: expected a number, 0 for no clipping; found {clip!r}")
+
+
+def _refuse_values(given: Mapping[str, Any]) -> None:
+    _refuse_no_steps(given)
     if given.get("fp16") and not torch.cuda.is_available():
         raise UserError("training_arguments.fp16: it does nothing without a GPU; set bf16: true, or leave it out")
     accelerator = given.get("accelerator_config")
@@ -208,7 +211,7 @@ def _refuse_no_steps(given: Mapping[str, Any]) -> None:
     steps, epochs = given.get("max_steps", -1), given.get("num_train_epochs", 1)
     if steps == 0:
         raise UserError("training_arguments.max_steps: expected at least 1; found 0, which trains nothing")
-    if isinstance(steps, int) and steps < 0 and isinstance(epochs, int | float) and not epochs > 0:
+    if steps < 0 and not epochs > 0:
         raise UserError(f"training_arguments.num_train_epochs: expected more than 0; found {epochs}")
 
 

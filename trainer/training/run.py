@@ -175,9 +175,8 @@ def _inputs(
 def _model_path(recipe: Recipe, reporter: Reporter) -> Path:
     if isinstance(recipe.model, Path):
         return recipe.model
-    parts = recipe.model
+    parts, path = recipe.model, start_folder(recipe)
     assert isinstance(parts, Parts)
-    path = start_folder(recipe)
     make_folder(MODELS)
     with locked(MODELS):  # all processes of a run come here at once; the first one makes it
         if not path.is_dir():
@@ -346,7 +345,8 @@ def train_stages(
     runs: dict[str, TrainRun] = {}
     existing = isinstance(recipes[first].model, ExistingModel)
     for name, recipe in recipes.items():
-        args = training_arguments(recipe, Path(), finished=name not in todo)
+        with of_stage(name):
+            args = training_arguments(recipe, Path(), finished=name not in todo)
         if name and args.process_index == 0:
             reporter.message(f"stage {name}")
         if runs:

@@ -1,6 +1,6 @@
 """Check transformers' learning-rate schedules, none of which may leave the range from 0 to the recipe's rate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def schedule_options(args: TrainingArguments, peaks: Sequence[float]) -> dict[st
         UserError: an option is a rate although there are several peaks, or is above the peak, or would be ignored.
     """
     kind, given = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs or {}
-    if isinstance(given, str):
+    if not isinstance(given, Mapping):
         raise UserError(f"{_WHERE}: expected names and values; found {given!r}")
     options = dict(given)
     if options and kind in _WITHOUT:

@@ -90,6 +90,52 @@ def test_several_gpus_in_one_process_are_refused_before_any_work(
     training_arguments(tiny_recipe(tiny), tmp_path, finished=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("max_steps", "two", "input should be a valid integer, found 'two'"),
+        ("max_steps", None, "input should be a valid integer, found None"),
+        ("max_steps", 2.5, "input should be a valid integer, got a number with a fractional part, found 2.5"),
+        ("per_device_train_batch_size", 0, "input should be greater than or equal to 1, found 0"),
+        ("per_device_eval_batch_size", -1, "input should be greater than or equal to 1, found -1"),
+        ("gradient_accumulation_steps", "2", "input should be a valid integer, found '2'"),  # 2 processes: '22'
+        ("gradient_accumulation_steps", 0, "input should be greater than or equal to 1, found 0"),
+        ("save_steps", 0, "input should be greater than 0, found 0"),
+        ("warmup_steps", "ten", "input should be a valid number, found 'ten'"),
+        ("warmup_steps", float("inf"), "input should be a finite number, found inf"),
+        ("bf16", "False", "input should be a valid boolean, found 'False'"),
+        ("tf32", 3, "input should be a valid boolean, found 3"),
+        ("optim", 3, "3 is not a valid OptimizerNames"),  # transformers' own words
+    ],
+)
+def test_a_value_of_another_type_is_named(name: str, value: Any, said: str, tiny: World) -> None:
+    others = {"logging_steps": 3, "save_total_limit": 3}
+    with refused(said, start=f"training_arguments.{name}: "):
+        training_arguments(tiny_recipe(tiny, training_arguments=others | {name: value}), Path())
+
+
+def test_every_argument_of_another_type_is_named_at_once(tiny: World) -> None:
+    with refused("training_arguments.max_steps: ", "; training_arguments.adam_bta1: ", "nearest is 'adam_beta1'"):
+        training_arguments(tiny_recipe(tiny, training_arguments={"max_steps": "two", "adam_bta1": 0.9}), Path())
+
+
+WORKING: dict[str, Any] = {
+    "max_steps": 1e3, "num_train_epochs": 2, "bf16": None, "use_cache": 1, "disable_tqdm": None, "fsdp": False,
+    "debug": None, "report_to": ["none"], "lr_scheduler_kwargs": "{}", "save_total_limit": None, "optim": "adamw_torch",
+    "include_num_input_tokens_seen": True, "run_name": 7, "trackio_static_space_id": False, "warmup_steps": 0.5,
+    "activation_checkpointing_kwargs": {"use_reentrant": False}, "neftune_noise_alpha": 5,
+}  # fmt: skip
+
+
+def test_values_that_work_stay_as_they_are(tiny: World) -> None:
+    """A recipe keeps what it says, and with it its fingerprint."""
+    recipe = tiny_recipe(tiny, training_arguments=WORKING)
+    args = training_arguments(recipe, Path())
+    assert (args.max_steps, type(args.max_steps), type(args.num_train_epochs)) == (1000, int, int)
+    assert recipe.training_arguments.items() >= WORKING.items()
+    assert type(recipe.training_arguments["max_steps"]) is float
+
+
 def short(tiny: World, **arguments: Any) -> Recipe:
     return tiny_recipe(tiny, training_arguments={"max_steps": 2} | arguments)
 

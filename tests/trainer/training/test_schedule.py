@@ -148,6 +148,7 @@ NOT_A_RATE = "expected at least 0 and at most the learning rate, 0.001; found"
         ("constant", {"min_lr": 1e-5}, "constant has no options; found min_lr; leave them out"),
         ("inverse_sqrt", {"timescale": -5}, "inverse_sqrt"),
         ("cosine", "num_cycles", "expected names and values; found 'num_cycles'"),
+        ("cosine", 3, "expected names and values; found 3"),
     ],
 )
 def test_what_would_leave_the_range_is_refused(scheduler: str, options: Any, message: str, tiny: World) -> None:

@@ -143,10 +143,10 @@ def test_what_is_missing_at_the_end_is_made_again(tiny: World, finished: Finishe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"no_such_argument": 1}, "training_arguments: found an unexpected keyword argument 'no_such_argument'"),
+        ({"max_step": 1}, "training_arguments.max_step: there is no such key; the nearest is 'max_steps'"),
         ({"learning_rate": 1e-3}, "training_arguments.learning_rate: set `seed`, `learning_rates` or --out instead"),
         ({"fp16": True}, "training_arguments.fp16: it does nothing without a GPU"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected at least 1; found 0"),
+        ({"bf16": "False", "max_steps": 0}, "training_arguments.bf16: input should be a valid boolean, found 'False'"),
         ({"max_grad_norm": None}, "max_grad_norm: expected a number, 0 for no clipping; found None"),
         ({"max_grad_norm": -1}, "max_grad_norm: expected a number, 0 for no clipping; found -1"),
         ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
