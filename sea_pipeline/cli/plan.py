@@ -1,5 +1,7 @@
 """The command that says what labelling many images would take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import Parameter
 from typing import Annotated
 
@@ -7,6 +9,7 @@ import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.core.errors import UserError
 
 
 def options() -> list[Parameter]:
@@ -52,11 +55,21 @@ def plan(
     from sea_pipeline.labels.settings import ForecastSettings
 
     settings = settings_of(ForecastSettings, asked)
-    check_label(settings)
-    from sea_pipeline.labels.forecast import forecast  # late, to report mistakes in the settings at once
+    with _as_sample(settings.images):
+        check_label(settings)
+        from sea_pipeline.labels.forecast import forecast  # late, to report mistakes in the settings at once
 
-    found = forecast(settings, terminal.Terminal())
+        found = forecast(settings, terminal.Terminal())
     if as_json:
         print_json(found.to_json())
     else:
         forecast_tables(found)
+
+
+@contextmanager
+def _as_sample(images: str | None) -> Iterator[None]:
+    """Name `--sample` in each error of the block that names what `label` has as `--images`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(f"--images {images}", f"--sample {images}")) from error

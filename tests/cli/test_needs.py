@@ -205,7 +205,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "plan": [
         ("--images 10 --measure 1", "--measure: input should be greater"),
-        ("--images 10 --sample nowhere", "--images nowhere: expected a folder"),
+        ("--images 10 --sample nowhere", "--sample nowhere: expected a folder"),
         ("--images 10 --wordlist nowhere", "--wordlist nowhere: expected a file"),
         ("--images 10 --encoder packged", "--encoder packged: expected packaged"),
         ("--images 10 --device banana", "--device banana: expected auto"),
