@@ -44,9 +44,11 @@ def recipes(
 
     rows, builtins = paper_rows(), builtin_recipes()
     if name is not None and name not in {*rows, *builtins}:
+        file = name.endswith((".yaml", ".yml")) or "/" in name
+        near = "; it takes names alone, no files" if file else nearest_name(name, [*rows, *builtins])
         raise UserError(
             f"{name}: expected a row of the papers or a recipe of the project; found no such name; "
-            f"sea-pipeline recipes lists them{nearest_name(name, [*rows, *builtins])}"
+            f"sea-pipeline recipes lists them{near}"
         )
     if as_json:
         shown = {own: file for own, file in builtins.items() if name in (None, own)}

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ def load_config(spec: str) -> PreTrainedConfig:
 def _check_there(spec: str) -> None:
     """Refuse a spec that is neither a model folder nor a possible name on the hub."""
     folder = Path(spec)
-    if not folder.exists() and not _HUB_NAME.fullmatch(spec):
+    near = "/" not in spec and get_close_matches(spec, ["packaged"], cutoff=0.7)
+    if not folder.exists() and (near or not _HUB_NAME.fullmatch(spec)):
         raise UserError(
             f"{spec}: no such folder; expected `packaged`, a model folder, or a name on the Hugging Face hub"
+            + ("; the nearest is `packaged`" if near else "")
         )
     _check_whole(spec)
     if folder.exists() and not (folder / "config.json").is_file():

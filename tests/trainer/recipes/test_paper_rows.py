@@ -243,3 +243,4 @@ def test_the_command_lists_rows_and_shows_one(command: Any, monkeypatch: pytest.
         for program, expected in (("recipes", "a row of the papers"), ("train", "a recipe's .yaml file or a name")):
             said = refuses(command, f"{wrong}: expected {expected}", program, wrong)
             assert said.endswith(f"; the nearest is {nearest!r}\n")
+    assert refuses(command, "r.yaml: expected", "recipes", "r.yaml").endswith("; it takes names alone, no files\n")
