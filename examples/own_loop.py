@@ -31,6 +31,7 @@ def train(
     projector.register_forward_hook(lambda module, given, visual: made.append(visual))  # (images, patches, d)
     store = open_labels(labels)
     embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
     table = words.llm_word_table(embeddings, processor.tokenizer, store.words, "space")  # Eq. 8
     log_scale = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.AdamW([*projector.parameters(), log_scale], lr=1e-3, weight_decay=0)

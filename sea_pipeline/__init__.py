@@ -1,6 +1,7 @@
 """From photos to per-patch word labels: the first stage of SEA and BASIC.
 
-The public way in is `open_labels`; everything else is reached through the command `sea-pipeline`.
+`open_labels` reads the labels; docs/reference.md lists what else a script of yours imports. The rest is reached through
+the command `sea-pipeline`.
 Importing this package loads neither torch nor FAISS, and what it offers only when it is asked for: a shell that
 completes a command line waits for this import.
 """
