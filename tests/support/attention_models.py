@@ -47,7 +47,7 @@ def batch(device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tenso
 
 
 def run(model: Any, embeds: torch.Tensor, valid: torch.Tensor | None, **settings: Any) -> Any:
-    mask = None if valid is None else valid.long()
+    mask = valid.long() if valid is not None and valid.dtype == torch.bool else valid
     return model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **settings)
 
 

@@ -33,10 +33,9 @@ class AttentionRecording:
     """The attention on some columns, summed while the LLM runs once."""
 
     def __init__(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, layers: list[nn.Module]) -> None:
-        self._columns, self._waiting = columns, set(layers)
+        self._columns, self._rows, self._waiting = columns, rows & valid, set(layers)
         self._sum: torch.Tensor | None = None
-        # Causality: text before all images has no attention on them.
-        self._chunks = list(_chunks((rows & valid & (columns.cumsum(1) > 0)).cpu(), columns.device))
+        self._chunks: list[_Chunk] = []
 
     @property
     def is_empty(self) -> bool:
@@ -77,8 +76,16 @@ class AttentionRecording:
         with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             if self._sum is None:
                 self._sum = query.new_zeros(self._columns.shape, dtype=_wide(query))
+                self._chunks = self._cut(mask)
             for chunk in self._chunks:
                 self._sum[chunk.samples, : chunk.end] += _received(query, key, mask, chunk, scaling, window)
+
+    def _cut(self, mask: torch.Tensor | None) -> list["_Chunk"]:
+        """Cut the rows into chunks, without what causality leaves out if the mask is causal."""
+        if _sees_ahead(mask, self._rows):
+            return list(_chunks(self._rows.cpu(), self._rows.device, self._rows.shape[1]))
+        # Causality: text before all images has no attention on them.
+        return list(_chunks((self._rows & (self._columns.cumsum(1) > 0)).cpu(), self._rows.device))
 
 
 class _Chunk(NamedTuple):
@@ -90,11 +97,22 @@ class _Chunk(NamedTuple):
     there: torch.Tensor
     """bool (b, n): False for filled-up places of samples with fewer rows."""
     end: int
-    """One more than the largest row. By causality no row attends to later keys."""
+    """The number of first keys that the rows may attend to."""
 
 
-def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
-    """Split the chosen rows of a batch, bool (B, L) on the CPU, into chunks on a device."""
+def _sees_ahead(mask: torch.Tensor | None, rows: torch.Tensor) -> bool:
+    """Tell whether any of the rows, bool (B, L), attends to a later key, as in PaliGemma's prompts."""
+    if mask is None or mask.dim() != 4:
+        return False
+    allowed = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min
+    return bool((allowed & rows.unsqueeze(-1)).triu(1).any())
+
+
+def _chunks(chosen: torch.Tensor, device: torch.device, end: int | None = None) -> Iterator[_Chunk]:
+    """Split the chosen rows of a batch, bool (B, L) on the CPU, into chunks on a device.
+
+    The rows of a chunk may attend to the keys up to `end`, or by causality up to the largest row.
+    """
     kind = "cpu" if device.type == "cpu" else "gpu"
     most, together = ROWS[kind], 1 if kind == "cpu" else len(chosen)  # a GPU has no use for small kernels
     for first in range(0, len(chosen), together):
@@ -105,7 +123,7 @@ def _chunks(chosen: torch.Tensor, device: torch.device) -> Iterator[_Chunk]:
         there = torch.arange(rows.shape[1]) < torch.tensor([[len(one)] for one in each])
         for part, known in zip(*(both.split(max(1, most // len(each)), 1) for both in (rows, there)), strict=True):
             if part.shape[1]:
-                yield _Chunk(samples, part.to(device), known.to(device), int(part.max()) + 1)
+                yield _Chunk(samples, part.to(device), known.to(device), end or int(part.max()) + 1)
 
 
 class AttentionTap:
@@ -197,7 +215,7 @@ def _received(
     scores = (grouped @ keys.mT).mul_(scaling).view(len(keys), heads, -1, chunk.end)
     bias = _bias(mask, chunk, window).unsqueeze(1)
     scores = scores.masked_fill_(~bias, -torch.inf) if bias.dtype == torch.bool else scores.add_(bias)
-    # The softmax is over keys up to `end`: causality gives later keys nothing. Padded rows are multiplied by 0.
+    # The softmax is over keys up to `end`: later keys get nothing. Padded rows are multiplied by 0.
     received: torch.Tensor = scores.softmax(-1).mul_(chunk.there[:, None, :, None]).sum((1, 2))
     return received / heads
 

@@ -188,7 +188,8 @@ class Supervision:
 
         Args:
             columns: bool (B, L), the visual tokens.
-            rows: bool (B, L), the text tokens whose attention counts; those before an image have no attention on it.
+            rows: bool (B, L), the text tokens whose attention counts. If the LLM is causal, those before an image have
+                no attention on it.
             valid: bool (B, L), False for padding.
             length: the mean length of the LLM's embeddings; with `normalise: unit` V^ is multiplied by it.
         """

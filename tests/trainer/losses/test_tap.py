@@ -8,7 +8,7 @@ import torch
 from transformers import modeling_flash_attention_utils
 
 from sea_pipeline.core.errors import UserError
-from tests.support.attention_models import LAYERS, LENGTH, batch, close, expected, llm, run, tapped_run
+from tests.support.attention_models import LAYERS, LENGTH, batch, close, expected, llm, run, tapped_run, twin
 from tests.support.pretend_gpu import pretend_gpu
 from tests.support.random_values import random
 from trainer.losses import attention_tap
@@ -149,6 +149,24 @@ def test_no_2d_mask_hides_keys_that_are_padding_in_front() -> None:
     for i in (2, 3):
         shares = [math.exp(of[i - 1]) / sum(map(math.exp, of)) for of in logits]
         assert found.attention[0, i].item() == pytest.approx(sum(shares) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prompt_that_attends_to_later_text(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PaliGemma's does; text before all images then looks at them, too."""
+    columns, rows, valid, embeds = batch()
+    at = torch.arange(LENGTH)
+    ahead = (at <= at[:, None]) | ((at < 18) & (at[:, None] < 18))
+    mask = torch.zeros(4, 1, LENGTH, LENGTH).masked_fill(~(ahead & valid[:, None, None, :]), torch.finfo().min)
+    with torch.no_grad():
+        given = run(llm(attention="eager"), embeds, mask, output_attentions=True)
+    wanted = twin(given.attentions, columns, rows, 2)
+    seen = _counting(monkeypatch, {"cpu": 3})
+    model = llm(attention=attention)
+    with AttentionTap(model, 2).open(columns, rows, valid) as found, torch.no_grad():
+        run(model, embeds, mask)
+    close(found.attention, wanted)
+    assert sum(int(there.sum()) for there in seen) == 2 * int(rows.sum())
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])
