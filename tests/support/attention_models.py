@@ -51,8 +51,9 @@ def run(model: Any, embeds: torch.Tensor, valid: torch.Tensor | None, **settings
     return model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **settings)
 
 
-def tapped_run(model: Any, layers: int, *, padded: bool = True) -> torch.Tensor:
-    columns, rows, valid, embeds = batch(model.device)
+def tapped_run(model: Any, layers: int, *, padded: bool = True, flipped: bool = False) -> torch.Tensor:
+    """`flipped`: the other way round, so that padding is in front."""
+    columns, rows, valid, embeds = (one.flip(1) if flipped else one for one in batch(model.device))
     with AttentionTap(model, layers).open(columns, rows, valid) as found, torch.no_grad():
         run(model, embeds.to(model.dtype), valid if padded else None)
     return found.attention

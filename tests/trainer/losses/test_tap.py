@@ -169,6 +169,15 @@ def test_a_prompt_that_attends_to_later_text(attention: str, monkeypatch: pytest
     assert sum(int(there.sum()) for there in seen) == 2 * int(rows.sum())
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_gpu_leaves_padding_in_front_out(attention: str) -> None:
+    """A sample with fewer rows is filled up with its first place, which then attends to nothing."""
+    wanted = tapped_run(llm(attention=attention), 2, flipped=True)
+    with pretend_gpu():
+        found = tapped_run(llm(attention=attention).to("cuda"), 2, flipped=True).cpu()
+    close(found, wanted.double())
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_chunks_of_rows_change_nothing(rows_at_once: int, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
