@@ -229,13 +229,16 @@ class Watch:
 
     def _project(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
         kept = self._running
-        found = original(*given, **named)
         if kept is None or self._given is None:
-            return found
+            return original(*given, **named)
         features = given[0]
         if self._watching and features.requires_grad and torch.is_grad_enabled():
+            # Dropout draws the same here and below, which is what it draws without this.
+            with torch.random.fork_rng([features.device] if features.is_cuda else []):
+                kept.apart = original(features.detach(), *given[1:], **named)
+        found = original(*given, **named)
+        if kept.apart is not None:
             kept.made = found
-            kept.apart = original(features.detach(), *given[1:], **named)
         if self.parts.family.late:
             self._keep(kept, found.flatten(0, -2), [found[..., 0].numel()])
             if self._order is not None:

@@ -156,6 +156,30 @@ def test_basic_trains_the_projector_alone_beside_adapters_on_the_tower(name: str
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:attached.loss.* no effect")
+@pytest.mark.parametrize(("name", "projector"), [("llava", "linear_[12]"), ("qwen2_5_vl", r"mlp\.[02]")])
+def test_dropout_draws_the_same_attached_or_not(name: str, projector: str, pictures: Pictures) -> None:
+    """In the LLM, too. A tower that trains has the projector run twice, with the same dropout."""
+    peft = pytest.importorskip("peft")
+    made = MAKERS[name]()
+    targets = rf".*({projector}|q_proj|qkv)"
+    config = peft.LoraConfig(r=4, lora_dropout=0.5, target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(made.model, config).train()
+    batch = made.batch(pictures.batch(NAMES))
+    torch.manual_seed(1)
+    alone = model(**batch).loss.item()
+    for settings in ({"sea": {}}, {"basic": {}}):
+        one = attach(model, made.processor, labels=pictures.open(), **settings)
+        torch.manual_seed(1)
+        assert model(**batch).loss.item() == alone
+        kept = one.kept()
+        one.detach()
+    assert kept.apart is not None
+    assert kept.made is not None
+    assert torch.equal(kept.apart, kept.made)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_bfloat16_is_near(name: str, pictures: Pictures) -> None:
     settings = BOTH | {"sds": {"weight": 0.5, "precision": "float32"}}
