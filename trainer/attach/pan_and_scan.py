@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import WHOLE, CropBox, patch_reach
 from trainer.attach.tiles import Call, ImageTokens, Size, known_size, views
+from trainer.data.geometry import image_setting
 
 
 def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
@@ -16,7 +16,8 @@ def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     side, tower = math.isqrt(call.inner.config.mm_tokens_per_image), call.inner.config.vision_config
     pooled = tower.image_size // tower.patch_size // side * tower.patch_size
     reach = patch_reach((side, side), (pooled, pooled), (tower.image_size, tower.image_size))
-    if call.total == len(sizes) * side * side:
+    alone = None in sizes or unscanned(call) is not None
+    if alone and call.total == len(sizes) * side * side:
         return [views((side, side), [WHOLE], reach) for _ in sizes]
     laid = [views((side, side), [WHOLE, *_scans(call, known_size(call, size))], reach) for size in sizes]
     if (tokens := sum(one.tokens for one in laid)) != call.total:
@@ -36,7 +37,7 @@ def _scans(call: Call, size: Size) -> list[CropBox]:
     """
     processor, (width, height) = call.processor.image_processor, size
     names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-    chosen = {name: _scan_setting(call, name) for name in (f"pan_and_scan_{name}" for name in names)}
+    chosen = {name: image_setting(call.processor, name) for name in (f"pan_and_scan_{name}" for name in names)}
     # The processor that reads with Pillow has one function, the other one has another; both cut the last two sides.
     cut = getattr(processor, "pan_and_scan_batched", None) or processor.pan_and_scan
     columns = cut(torch.arange(width).expand(1, height, width), **chosen)
@@ -49,9 +50,4 @@ def _scans(call: Call, size: Size) -> list[CropBox]:
 
 def unscanned(call: Call) -> int | None:
     """Count Gemma 3's images, which are all views; None if pan and scan is on in the processor's settings."""
-    return None if _scan_setting(call, "do_pan_and_scan") else len(call.given["pixel_values"])
-
-
-def _scan_setting(call: Call, name: str) -> Any:  # noqa: ANN401 - a setting
-    default = (getattr(call.processor, "images_kwargs", None) or {}).get(name)  # takes precedence
-    return getattr(call.processor.image_processor, name, None) if default is None else default
+    return None if image_setting(call.processor, "do_pan_and_scan") else len(call.given["pixel_values"])

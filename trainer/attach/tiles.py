@@ -23,7 +23,7 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import WHOLE, CropBox, Reach, reached
-from trainer.data.geometry import Middles, processor_box
+from trainer.data.geometry import Middles, image_setting, processor_box
 from trainer.towers import sides, tower_reach
 
 Size = tuple[int, int]
@@ -92,7 +92,8 @@ class Call(NamedTuple):
         """Make the error to raise if the tokens do not fit the images."""
         return UserError(
             f"{self.family}: expected {expected}; found {found}; give the model the images as they were labelled, "
-            "upright and whole, through its own processor, and their ids in the order of the images in the batch"
+            "upright and whole, through its own processor without image settings per call, and their ids in the order "
+            "of the images in the batch"
         )
 
 
@@ -229,7 +230,7 @@ def split_tiles(given: Any, size: Size) -> tuple[int, int]:  # noqa: ANN401 - tr
     """Compute the rows and columns of tiles that Idefics3's and SmolVLM's processors cut an image into."""
     processor = given.image_processor
     side = processor.max_image_size["longest_edge"]
-    if not processor.do_image_splitting:
+    if not image_setting(given, "do_image_splitting"):
         return 1, 1
     width, height = size
     if processor.do_resize:
@@ -273,6 +274,8 @@ def canvas(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
 def canvas_tiles(given: Any, size: Size) -> tuple[int, int]:  # noqa: ANN401 - transformers' processor
     """Compute the rows and columns of tiles that InternVL's processor cuts an image into."""
     processor, (width, height) = given.image_processor, size
+    if not image_setting(given, "crop_to_patches"):
+        return 1, 1
     tile = (processor.size["height"], processor.size["width"])
     columns, rows = get_optimal_tiled_canvas((height, width), tile, processor.min_patches, processor.max_patches)
     return rows, columns
@@ -287,14 +290,9 @@ CUTS: dict[str, Callable[[Any, Size], tuple[int, int]]] = {
 
 
 def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[ImageTokens]:  # noqa: ANN401
-    """Lay out images as whole numbers of tiles that cover them.
-
-    A view of the whole image follows if there is more than one tile.
-    """
-    tokens = grid[0] * grid[1]
-    wanted = [(1, 1)] * len(sizes)
-    if call.total != len(sizes) * tokens:  # tiling is not off, which it may be for this call only
-        wanted = [tiles_of(call.processor, known_size(call, size)) for size in sizes]
+    """Lay out images as whole numbers of tiles that cover them, and a view of the whole behind more than one tile."""
+    alone = None in sizes and call.total == len(sizes) * grid[0] * grid[1]
+    wanted = [(1, 1) if alone else tiles_of(call.processor, known_size(call, size)) for size in sizes]
     laid, reach = [], reach_of(call)
     for rows, columns in wanted:
         boxes = [

@@ -37,6 +37,12 @@ def processor_box(image_processor: Any, width: int, height: int) -> CropBox:  # 
     return (x0, y0, x1, y1)
 
 
+def image_setting(processor: Any, name: str) -> Any:  # noqa: ANN401 - a setting of any processor
+    """Return an image setting of a whole processor, whose own takes precedence over its image processor's."""
+    own = (getattr(processor, "images_kwargs", None) or {}).get(name)
+    return getattr(processor.image_processor, name, None) if own is None else own
+
+
 def _shown(side: int, padded: int, share: float) -> tuple[float, float]:
     """Compute along one side which part of the image the middle `share` of the padded side shows.
 

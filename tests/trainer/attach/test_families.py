@@ -152,6 +152,31 @@ def test_a_video_that_enters_as_images_is_named(name: str, pictures: Pictures, a
             one.loss(ids)
 
 
+OFF: dict[str, Callable[[Any], None]] = {
+    "smolvlm": lambda given: setattr(given.image_processor, "do_image_splitting", False),
+    "idefics3": lambda given: given.__dict__.update(images_kwargs={**given.images_kwargs, "do_image_splitting": False}),
+    "internvl": lambda given: setattr(given, "images_kwargs", {"crop_to_patches": False}),
+    "gemma3": lambda given: setattr(given, "images_kwargs", SCAN | {"do_pan_and_scan": False}),
+}
+"""How a processor is set to cut no images."""
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_as_many_names_as_tiles_are_refused(name: str, pictures: Pictures, attached: Any) -> None:
+    made = MAKERS[name]()
+    if name == "gemma3":
+        made.processor.images_kwargs = SCAN
+    one, counts = attached(made, labels=pictures.open(), sea={}), []
+    for change in (lambda _: None, OFF[name]):
+        change(made.processor)
+        made.model(**made.batch(pictures.batch([["wide.png"]])))
+        counts.append(one.kept().call.total // 4)
+        assert one.laid(one.kept(), ["wide.png"])[0].tokens == 4 * counts[-1]
+        with pytest.raises(UserError, match=f"{name}: expected .* found {4 * counts[-1]}"):
+            one.loss(["wide.png"] * max(2, counts[-1]))
+    assert counts[0] > counts[1] == 1
+
+
 def test_several_images_of_a_sample_in_onevision_are_padded(pictures: Pictures, attached: Any) -> None:
     made = tiny("llava_onevision")
     one = attached(made, labels=pictures.open(), sea={})
