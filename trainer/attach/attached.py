@@ -138,15 +138,10 @@ class Attached:
             UserError: there was no forward, its images do not match the ids, none of the first names is in the labels,
                 or an argument is wrong.
         """
-        kept = self.kept()
         ids = self.last_ids = flat_names(image_ids)
+        kept = self.kept(ids)
         step = whole_number("attached.step", self.step)
         self.step += 1
-        if kept.visual is None and ids:
-            raise UserError(
-                f"attached.loss: expected as many ids as the batch has images, 0; found {len(ids)}; give no ids with "
-                "text alone"
-            )
         self.watch.check_whole()
         if not self._trained and self._parts.inner.training and torch.is_grad_enabled():
             self._trained = True
@@ -250,16 +245,18 @@ class Attached:
             raise UserError("attached: it was detached; call attach() again")
         return self._watch
 
-    def kept(self) -> ForwardResults:
-        """Return what the last forward made.
+    def kept(self, ids: Sequence[str] = ()) -> ForwardResults:
+        """Return what the last forward made of images with these ids, or of some without any.
 
         Raises:
-            UserError: there was no forward.
+            UserError: there was no forward, or none with images though there are ids or image tokens.
         """
         if (kept := self.watch.kept) is None:
             raise UserError(
                 "attached.loss: expected a forward of the model before it; found none; call the model first"
             )
+        if kept.visual is None:
+            kept.check_text(len(ids), sought=bool(ids or self._basic))
         return kept
 
     @cached_property

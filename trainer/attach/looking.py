@@ -86,7 +86,7 @@ def nearest_words(attached: "Attached", ids: Sequence[str]) -> list[list[TileWor
             "attached.nearest_words: expected labels, whose words it looks for; found none; give attach "
             "labels=open_labels(FOLDER)"
         )
-    kept, words, start = attached.kept(), attached.labels.words, 0
+    kept, words, start = attached.kept(ids), attached.labels.words, 0
     found: list[list[TileWords]] = []
     table = _word_table(attached)
     for name, one in zip(ids, attached.laid(kept, ids) if kept.visual is not None else (), strict=True):

@@ -63,6 +63,25 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
         made.model(**batch, pixel_values_videos=batch["pixel_values"])
 
 
+@pytest.mark.parametrize("settings", [{"sea": {}}, {"basic": {}}])
+def test_images_that_enter_past_the_projector_are_refused(
+    settings: dict[str, Any], pictures: Pictures, attached: Any
+) -> None:
+    """Generation itself makes such forwards, and goes on."""
+    made, names = MAKERS["qwen2_5_vl"](), NAMES if "sea" in settings else []
+    batch = made.batch(pictures.batch(NAMES))
+    one = attached(made, labels=pictures.open(), **settings)
+    encoded = made.model.model.get_image_features(batch.pop("pixel_values"), batch["image_grid_thw"])
+    made.model(**batch, mm_encoder_outputs={"image": encoded})
+    for call in (one.loss, one.nearest_words):
+        with pytest.raises(UserError, match=r"found image tokens in input_ids without pixel_values, as mm_enc.*; give"):
+            call(names)
+    batch["inputs_embeds"] = made.model.get_input_embeddings()(batch.pop("input_ids"))
+    made.model(**batch)
+    with pytest.raises(UserError, match="expected input_ids, and pixel_values of images; found inputs_embeds; give"):
+        one.loss(names)
+
+
 def test_attention_that_is_switched_later_is_refused(pictures: Pictures, attached: Any) -> None:
     made = MAKERS["llava"]()
     one, batch = attached(made, basic={}), made.batch(pictures.batch(NAMES))
