@@ -5,7 +5,7 @@ Shapes: B samples of L tokens, I images of m visual tokens, d the LLM's width, T
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Self, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,18 @@ class AlignedLlava(LlavaForConditionalGeneration):
         """Return the part that a parameter belongs to, see the function `part`."""
         return part(name)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the training flag, but keep a frozen tower in eval mode.
+
+        In training mode towers are random: DINOv3 rescales its positions, and others may have dropout.
+        """
+        super().train(mode)
+        self.model.vision_tower.train(mode and self._tower_trains())
+        return self
+
+    def _tower_trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
+
     def forward(self, input_ids: torch.Tensor | None = None, **batch: Any) -> Any:  # noqa: ANN401
         """Compute `Losses` from a `Batch`.
 
@@ -178,7 +190,9 @@ class AlignedLlava(LlavaForConditionalGeneration):
         The folder's config says which layer and which tokens it is.
         """
         layer, strategy = self.config.vision_feature_layer, self.config.vision_feature_select_strategy
-        hidden = self.model.vision_tower(pixels, output_hidden_states=layer, return_dict=True).hidden_states
+        # With activation checkpointing transformers makes even a frozen tower's embeddings require a gradient.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._tower_trains()):
+            hidden = self.model.vision_tower(pixels, output_hidden_states=layer, return_dict=True).hidden_states
         chosen = [hidden[one] for one in ([layer] if isinstance(layer, int) else layer)]
         return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
 

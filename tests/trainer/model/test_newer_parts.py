@@ -28,6 +28,7 @@ from tests.support.tiny_models import tiny_llm
 from tests.support.tiny_runs import World, logged, tiny_recipe
 from trainer.data.conversations import conversation_rows
 from trainer.data.dataset import TrainingData
+from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.assemble import init_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.model.parts import load_vision, quiet
@@ -117,6 +118,27 @@ def test_visual_tokens_are_the_towers_own_patches(name: str, hub: Path, towers: 
     visual = stock(**given).image_hidden_states
     first_layer = stock.model.multi_modal_projector.linear_1  # which is all of a linear projector
     torch.testing.assert_close(visual.view(16, -1), first_layer(wanted.float()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "rates"), [("{}", {}), ("s2@1,2:{}", {}), ("{}", {"vision": 1e-4})])
+def test_a_run_s_frozen_tower_gives_an_image_the_same_each_time(
+    form: str, rates: dict[str, float], hub: Path, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers rescales DINOv3's positions at random in training mode."""
+    model = init_model(form.format(hub / DINOV3), str(hub / "llm"), tmp_path / "model")
+    plain, seen = AlignedLlava.tower_output, []
+
+    def twice(self: AlignedLlava, pixels: torch.Tensor) -> torch.Tensor:
+        first, second = plain(self, pixels), plain(self, pixels)
+        seen.append((self.training, torch.equal(first, second), first.requires_grad))
+        return first
+
+    monkeypatch.setattr(AlignedLlava, "tower_output", twice)
+    arguments = {"max_steps": 2, "save_strategy": "no", "activation_checkpointing": True}
+    changes: dict[str, Any] = {"labels": {"transfer": True}, "learning_rates": rates, "training_arguments": arguments}
+    train(tiny_recipe(tiny, model=str(model), **changes), tmp_path / "run")
+    assert seen == [(True, not rates, bool(rates))] * 2
 
 
 @pytest.mark.parametrize("name", TOWERS)
