@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.losses.basic_term import BasicTerm
 from trainer.losses.sea_term import SeaTerm
+from trainer.towers import sides
 
 
 class Batch(TypedDict, total=False):
@@ -206,8 +207,8 @@ class AlignedLlava(LlavaForConditionalGeneration):
         return visual.to(torch.promote_types(visual.dtype, torch.float32))
 
     def _blank(self) -> torch.Tensor:
-        size: int = cast("Any", self.config.vision_config).image_size
-        blank: torch.Tensor = self.model.multi_modal_projector.linear_1.weight.new_zeros(1, 3, size, size)
+        size = sides(cast("Any", self.config.vision_config).image_size)
+        blank: torch.Tensor = self.model.multi_modal_projector.linear_1.weight.new_zeros(1, 3, *size)
         return blank
 
     def _language_loss(

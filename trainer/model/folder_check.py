@@ -16,7 +16,7 @@ from trainer.model.chat_template import IMAGE_TOKEN, both_forms, default_templat
 from trainer.model.config_check import check_plain
 from trainer.model.llava_folder import read_config
 from trainer.model.tokenise import without_limits
-from trainer.towers import tower_reach
+from trainer.towers import sides, tower_reach
 
 
 class LlavaFolder(NamedTuple):
@@ -46,7 +46,8 @@ def check_model_folder(folder: Path) -> LlavaFolder:
     shape = image_shape(processor.image_processor)
     try:
         states = _states(config, shape)
-    except (ValueError, IndexError) as error:  # the tower's errors for a wrong size, or a layer that it lacks
+    # the tower's errors for a wrong size, one given as two numbers, or a layer that it lacks
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
     _complete(processor, config, folder, states, shape)
     features = states - 1 if config.vision_feature_select_strategy == "default" else states
@@ -87,11 +88,11 @@ def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tup
     Also gives processor and tokenizer one chat template, which takes content in both forms.
     """
     stated = read_json(folder / "processor_config.json", absent={})
-    patch = config.vision_config.patch_size
+    patch = sides(config.vision_config.patch_size)
     derived = {
-        "patch_size": patch,
+        "patch_size": patch[0],
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": states - (shape[-2] // patch) * (shape[-1] // patch),
+        "num_additional_image_tokens": states - (shape[-2] // patch[0]) * (shape[-1] // patch[1]),
     }
     for name, value in derived.items():
         if stated.get("patch_size") is None or stated.get(name) is None:

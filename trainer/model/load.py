@@ -21,7 +21,7 @@ from trainer.model.lora import add_adapters
 from trainer.model.parts import quiet
 from trainer.model.pretrained import some
 from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
-from trainer.towers import tower_grid
+from trainer.towers import sides, tower_grid
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,7 @@ def unreached_vision(model: AlignedLlava) -> set[int]:
     parameters = list(tower.parameters())
     for parameter in parameters:
         parameter.requires_grad_(True)
-    size = cast("Any", model.config.vision_config).image_size
-    blank = parameters[0].new_zeros(1, 3, size, size)
+    blank = parameters[0].new_zeros(1, 3, *sides(cast("Any", model.config.vision_config).image_size))
     with torch.enable_grad():
         hidden = tower(blank, output_hidden_states=True, return_dict=True).hidden_states
         chosen = hidden[layer] if isinstance(layer, int) else torch.cat([hidden[one] for one in layer], -1)

@@ -138,6 +138,7 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
         raise UserError(f"{spec}: its model type is {config.model_type!r}: {instead}")
     if part is None or part.model_type not in _CLS:
         raise UserError(f"{spec}: its model type {config.model_type!r} is no vision tower; expected {_KNOWN_TOWERS}")
+    part.image_size, part.patch_size = _side(spec, part, "image_size"), _side(spec, part, "patch_size")
     layer, states = -2 if feature_layer is None else feature_layer, part.num_hidden_layers + 1
     if not -states <= layer < states:
         raise UserError(f"feature_layer = {layer}: expected {-states} to {states - 1}, the hidden states of {spec}")
@@ -148,6 +149,16 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     whole = VisionPart(tower, _image_processor(spec, part), layer, _CLS[part.model_type])
     registers = getattr(part, "num_register_tokens", 0)
     return _patches(whole, leading_tokens=whole.cls_tokens + registers) if registers else whole
+
+
+def _side(spec: str, config: Any, name: str) -> int:  # noqa: ANN401 - a tower's configuration
+    """Return a size that a configuration gives as one number or as two, which not all code takes."""
+    given = getattr(config, name)
+    found = {given} if isinstance(given, int) else set(given or ())
+    if len(found) != 1:
+        raise UserError(f"{spec}: expected square images and patches; found {name} = {given}; take another tower")
+    side: int = found.pop()
+    return side
 
 
 def load_llm(spec: str, dtype: torch.dtype, *, for_llava: bool = False) -> LlmPart:
@@ -256,11 +267,9 @@ def _pe_core(spec: str, config: Any, dtype: torch.dtype, feature_layer: int | No
     if not -blocks <= layer < blocks:
         raise UserError(f"feature_layer = {layer}: expected {-blocks} to {blocks - 1}, the blocks of {spec}")
     embed = tower.timm_model.patch_embed
-    (height, width), (patch, _) = embed.img_size, embed.patch_size
-    if height != width:
-        raise UserError(f"{spec}: its images are {height} x {width} pixels; expected a square; take another PE-Core")
-    processor = _timm_processor(spec, config, height)
-    sizes = {"hidden_size": int(tower.timm_model.embed_dim), "image_size": height, "patch_size": patch}
+    side, patch = _side(spec, embed, "img_size"), _side(spec, embed, "patch_size")
+    processor = _timm_processor(spec, config, side)
+    sizes = {"hidden_size": int(tower.timm_model.embed_dim), "image_size": side, "patch_size": patch}
     return _patches(VisionPart(tower, processor, layer, 0), leading_tokens=0, **sizes)
 
 

@@ -1,5 +1,6 @@
 """The towers of our own: S2 against a slow twin, and the packaged network in a folder."""
 
+import json
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import AutoModel, AutoProcessor, LlavaConfig, LlavaForConditio
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import load_encoder
 from sea_pipeline.encoders.packaged import PackagedEncoder
+from tests.support.initialised import edit
+from tests.support.refused import refused
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from trainer.model import parts
 from trainer.model.assemble import init_model
@@ -112,6 +115,39 @@ def test_a_folder_with_s2(tmp_path: Path, family: str, prefix: str, scales: list
     assert tower_grid(model.config) == (4, 4)
     strategy = "full" if family == "siglip" else "default"
     assert model.config.vision_config.feature_select_strategy == strategy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["{}", "s2@1,2:{}"])
+@pytest.mark.parametrize("family", ["clip", "dinov2"])
+def test_sizes_may_be_two_equal_numbers(tmp_path: Path, family: str, form: str) -> None:
+    """`init` writes one; DINOv2's code takes two in a folder that others made, CLIP's does not."""
+    vision, llm = tiny_vision(tmp_path / "vision", family), tiny_llm(tmp_path / "llm")
+    edit(vision / "config.json", image_size=[32, 32], patch_size=[8, 8])
+    model = init_model(form.format(vision), str(llm), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())["vision_config"]
+    tower = config.get("base", config)
+    assert (tower["image_size"], tower["patch_size"]) == (32, 8)
+    if form == "{}":
+        config |= {"image_size": [32, 32], "patch_size": [8, 8]}
+        edit(model / "config.json", vision_config=config)
+        edit(model / "processor_config.json", patch_size=None)
+    if form == "{}" and family == "clip":
+        with refused("its tower cannot take what its processor gives (", start=f"{model}: "):
+            open_model_folder(model)
+        return
+    rates = {"projector": 1e-3, "vision": 1e-3}
+    loaded = load_model(open_model_folder(model), Recipe(model=model, learning_rates=rates))
+    assert loaded.tower_output(loaded._blank()).shape[:2] == (1, 16)
+
+
+@pytest.mark.parametrize("size", [{"image_size": [32, 48]}, {"patch_size": [8, 4]}])
+def test_sizes_that_are_not_square_are_refused(tmp_path: Path, size: dict[str, list[int]]) -> None:
+    vision = tiny_vision(tmp_path / "vision", "dinov2")
+    edit(vision / "config.json", **size)
+    (said,) = [f"found {name} = {given}; take another tower" for name, given in size.items()]
+    with refused(said, start=f"{vision}: expected square images and patches"):
+        load_vision(f"s2:{vision}", torch.float32)
 
 
 def test_a_grid_is_square() -> None:
