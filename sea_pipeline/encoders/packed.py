@@ -69,10 +69,12 @@ class PackedAttention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         """Attend over tokens, (B, N, C) to the same.
 
-        `attn_mask` (N, N) is added to the scores.
+        `attn_mask`, (N, N) or (B * heads, N, N), is added to the scores.
         """
         assert not need_weights
         count, length, width = tokens.shape
+        if attn_mask is not None and attn_mask.ndim == 3:
+            attn_mask = attn_mask.reshape(count, self.num_heads, length, length)
         queries, keys, values = self.qkv(tokens).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
         return self.out_proj(mixed.transpose(1, 2).reshape(count, length, width)), None

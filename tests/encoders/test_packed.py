@@ -73,9 +73,11 @@ def test_all_layers_of_the_blocks_are_packed(config: dict[str, Any]) -> None:
         CLIP,
         changed(CLIP, custom_text=True),
         changed(CLIP, text_cfg=CLIP["text_cfg"] | {"no_causal_mask": True}),
+        changed(CLIP, custom_text=True, text_cfg=CLIP["text_cfg"] | {"embed_cls": True}),
+        changed(CLIP, custom_text=True, text_cfg=CLIP["text_cfg"] | {"embed_cls": True, "heads": 1}),
         SIGLIP,
     ],
-    ids=["clip", "custom", "no mask", "siglip"],
+    ids=["clip", "custom", "no mask", "a mask for each text", "a mask for each text, one head", "siglip"],
 )
 def test_words_are_those_of_the_tower_in_float64(config: dict[str, Any], tmp_path: Path) -> None:
     model, words = random_model(config), ["red", "a rather long text of a good many words", "ox", "magenta"]
