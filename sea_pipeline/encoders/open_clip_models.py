@@ -60,8 +60,7 @@ class ModelSource:
     @cached_property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation of pixels in 0..1, three numbers each."""
-        mean, std = (self.pixels[name] for name in ("mean", "std"))
-        return (tuple(mean), tuple(std)) if isinstance(mean, tuple | list) else ((mean,) * 3, (std,) * 3)
+        return _three(self.pixels["mean"]), _three(self.pixels["std"])
 
     @cached_property
     def weights(self) -> Path:
@@ -344,14 +343,46 @@ def _read_config(file: Path, option: str) -> tuple[dict[str, Any], dict[str, Any
         raise UserError(
             f"{option}: expected {file} with model_cfg: embed_dim, vision_cfg and text_cfg; found none of open_clip's"
         ) from error
-    return config, _pixels(values.get("preprocess_cfg") or {})
+    said = values.get("preprocess_cfg") or {}
+    if not isinstance(said, dict):
+        raise UserError(f"{option}: {file}: expected settings in preprocess_cfg; found {said!r}; correct it")
+    pixels = _pixels(said)
+    for name, (wanted, fits) in _PIXELS.items():
+        if not fits(pixels[name]):
+            raise UserError(
+                f"{option}: {file}: expected preprocess_cfg.{name} to be {wanted}; found {said[name]!r}; correct it"
+            )
+    return config, pixels
 
 
 def _pixels(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in open_clip's defaults, which stand for 0 and empty values, too."""
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    merged: dict[str, Any] = merge_preprocess_dict(asdict(PreprocessCfg()), overlay)
+    given = {name: value for name, value in overlay.items() if value}
+    merged: dict[str, Any] = merge_preprocess_dict(asdict(PreprocessCfg()), given)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
+
+
+def _three(value: Any) -> tuple[float, ...]:  # noqa: ANN401 - JSON
+    """Return one number or three as three, and anything else as none."""
+    numbers = value if isinstance(value, tuple) else (value,) * 3
+    return numbers if len(numbers) == 3 and all(isinstance(number, int | float) for number in numbers) else ()
+
+
+def _is_one_of(*allowed: str) -> Callable[[Any], bool]:
+    return lambda value: value in allowed
+
+
+_PIXELS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "mode": ("RGB", _is_one_of("RGB")),
+    "resize_mode": ("shortest, longest or squash", _is_one_of("shortest", "longest", "squash")),
+    "interpolation": ("bicubic, bilinear or random", _is_one_of("bicubic", "bilinear", "random")),
+    "mean": ("one number or three", lambda value: bool(_three(value))),
+    "std": ("one number or three, none of them 0", lambda value: bool(_three(value)) and all(_three(value))),
+    "fill_color": ("a grey level from 0 to 255", lambda value: isinstance(value, int | float) and 0 <= value <= 255),
+}
+"""What each setting of pixels must be; open_clip itself fails on others, but for a colour to fill with."""
 
 
 def _suggestions(name: str, names: list[str]) -> str:

@@ -302,6 +302,38 @@ def test_configs_that_cannot_label_are_refused(vision: dict[str, Any], told: str
         load_encoder(f"open_clip:{folder}", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        ({"mode": "L"}, "preprocess_cfg.mode to be RGB; found 'L'; correct it"),
+        ({"resize_mode": "crop"}, "preprocess_cfg.resize_mode to be shortest, longest or squash; found 'crop'"),
+        ({"interpolation": "nearest"}, ".interpolation to be bicubic, bilinear or random; found 'nearest'"),
+        ({"mean": [0.5, 0.5]}, "preprocess_cfg.mean to be one number or three; found [0.5, 0.5]"),
+        ({"mean": "grey"}, "preprocess_cfg.mean to be one number or three; found 'grey'"),
+        ({"std": [0.5, 0, 0.5]}, "preprocess_cfg.std to be one number or three, none of them 0; found [0.5, 0, 0.5]"),
+        ({"fill_color": [9, 9, 9]}, "preprocess_cfg.fill_color to be a grey level from 0 to 255; found [9, 9, 9]"),
+        (["RGB"], "expected settings in preprocess_cfg; found ['RGB']"),
+    ],
+    ids=str,
+)
+def test_pixels_that_cannot_be_made_are_refused(pixels: Any, told: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", random_model(CLIP), CLIP, pixels)
+    with refused(told, start=f"--encoder open_clip:{folder}: {folder}/open_clip_config.json: expected "):
+        load_encoder(f"open_clip:{folder}", "cpu")
+
+
+@pytest.mark.parametrize("pixels", [{"mean": 0.4, "std": 0.3}, {"mean": 0, "std": []}, {"std": 1, "mean": [0, 0, 0]}])
+def test_one_number_or_none_is_what_open_clip_makes_of_it(pixels: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "m", random_model(CLIP), CLIP, pixels)
+    (normalize,) = [
+        step
+        for step in open_clip.create_model_and_transforms(f"local-dir:{folder}")[2].transforms
+        if hasattr(step, "mean")
+    ]
+    found = load_encoder(f"open_clip:{folder}", "cpu").fields()["preprocess"]
+    assert (found["mean"], found["std"]) == (list(normalize.mean), list(normalize.std))
+
+
 def test_damaged_folders_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_architecture(monkeypatch)
     folder = save_model(tmp_path / "m", random_model(CLIP), CLIP)
