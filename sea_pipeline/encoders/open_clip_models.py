@@ -99,7 +99,12 @@ class ModelSource:
         """Load the model's tokenizer, which turns a list of texts into int64 (texts, context length)."""
         with self._telling("its tokenizer cannot be loaded"):
             found: Callable[..., Any] = require("open_clip", "clip").get_tokenizer(self.name)
-        return found
+
+        def tokenized(texts: list[str]) -> Any:  # noqa: ANN401 - a tensor
+            with self._telling("its tokenizer cannot be used"):  # some need more, such as nltk and its data
+                return found(texts)
+
+        return tokenized
 
     def word_fields(self) -> dict[str, Any]:
         """Return what of the model decides the embeddings of words."""

@@ -1,6 +1,7 @@
 """Labels by open_clip models with planted answers, and where such models come from."""
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,14 @@ def test_one_number_or_none_is_what_open_clip_makes_of_it(pixels: dict[str, Any]
     ]
     found = load_encoder(f"open_clip:{folder}", "cpu").fields()["preprocess"]
     assert (found["mean"], found["std"]) == (list(normalize.mean), list(normalize.std))
+
+
+def test_a_tokenizer_that_fails_at_work_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    config = changed(CLIP, text_cfg=CLIP["text_cfg"] | {"tokenizer_kwargs": {"reduction_mask": "syntax"}})
+    folder = save_model(tmp_path / "m", random_model(config), config)
+    with refused("its tokenizer cannot be used: import of nltk halted", start=f"--encoder open_clip:{folder}: "):
+        load_encoder(f"open_clip:{folder}", "cpu").words(["red"], print)
 
 
 def test_damaged_folders_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
