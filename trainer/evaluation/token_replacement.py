@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
-from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration
@@ -148,7 +147,7 @@ def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: A
         return processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-    except (TemplateError, ValueError) as error:
+    except Exception as error:  # a template fails as any program does
         reason = one_line(error)
         raise UserError(
             f"--replace: the model folder's chat template cannot write a question about an image ({reason}); mend its "

@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.errors import UserError, one_line
 from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
+from trainer.model.rendering import render_chat
 
 IMAGE_TOKEN = "<image>"
 """The literal that evaluation harnesses write. Another would not be replaced by image tokens."""
@@ -246,7 +246,7 @@ def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a
     """Render a question, or return None if it is lost or cannot be written."""
     try:
         text, _ = _rendered(template, [{"role": "user", "content": content}], True)
-    except (TemplateError, TypeError):  # the template adds strings and got a list
+    except TemplateError:
         return None
     return text if _EXAMPLE_QUESTION in text else None
 
@@ -263,16 +263,8 @@ def _rendered(
     template: str, messages: list[dict[str, Any]], prompt: bool, *, marks: bool = False
 ) -> tuple[str, list[str]]:
     """Render a conversation, and with `marks` return its marked parts."""
-    rendered: Any = render_jinja_template(
-        [messages],
-        chat_template=template,
-        return_assistant_tokens_mask=marks,
-        add_generation_prompt=prompt,
-        bos_token=_BOS,
-        eos_token=_EOS,
-    )
-    (text,), spans = rendered
-    return str(text), [text[start:end] for start, end in spans[0]] if marks else []
+    text, spans = render_chat(messages, template, prompt=prompt, marks=marks, bos_token=_BOS, eos_token=_EOS)
+    return text, [text[start:end] for start, end in spans]
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
@@ -289,13 +281,13 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     advice = "correct the template in the LLM's folder, or remove it to use vicuna_v1"
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text, _ = render_chat(messages, str(tokenizer.chat_template), **tokenizer.special_tokens_map)
     except TemplateError as error:
         raise UserError(
-            f"{source}: its chat template cannot render a question with its answer ({error}); {advice}"
+            f"{source}: its chat template cannot render a question with its answer ({one_line(error)}); {advice}"
         ) from error
     if question not in text or answer not in text:
         raise UserError(f"{source}: its chat template does not write a question and its answer as they are; {advice}")
-    ids = tokenizer.encode(str(text).rpartition(answer)[2], add_special_tokens=False)
+    ids = tokenizer.encode(text.rpartition(answer)[2], add_special_tokens=False)
     special = [str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token in tokenizer.added_tokens_decoder]
     return special[0] if special else None

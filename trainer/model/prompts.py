@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
 from trainer.model.answer_ends import with_ends
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.rendering import render_chat
 from trainer.recipes.options import TemplateName as TemplateName
 
 Message: TypeAlias = dict[str, Any]
@@ -226,20 +226,11 @@ def _render(
     prompt: bool = False,
     marks: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
-    names: dict[str, Any] = tokenizer.special_tokens_map
     try:
-        rendered: Any = render_jinja_template(
-            [messages],
-            chat_template=source,
-            return_assistant_tokens_mask=marks,
-            add_generation_prompt=prompt,
-            **names,
-        )
+        return render_chat(messages, source, prompt=prompt, marks=marks, **tokenizer.special_tokens_map)
     except TemplateError as error:
         reason = one_line(error)
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot render this sample: {reason}") from error
-    (text,), spans = rendered
-    return text, spans[0] if marks else []
 
 
 def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:

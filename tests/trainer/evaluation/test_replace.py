@@ -144,6 +144,7 @@ def test_answers_of_several_turns(ready: Make, tiny: World) -> None:
             "cannot write a question about an image (The total number of <image>",
         ),
         ("{{ raise_exception('only a system') }}", "cannot write a question about an image (only a system)"),
+        ("{{ 1 + 'a' }}", "cannot write a question about an image (unsupported operand"),
     ],
 )
 def test_a_chat_template_that_cannot_ask(ready: Make, template: str, said: str) -> None:

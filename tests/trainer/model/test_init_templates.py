@@ -77,10 +77,18 @@ def test_the_end_of_a_turn_becomes_the_eos(tmp_path: Path, template: str, text: 
     assert model.generation_config.eos_token_id == sorted(ends)
 
 
-def test_a_template_that_cannot_answer(tmp_path: Path) -> None:
-    llm = tiny_llm(tmp_path / "llm", template="{{ raise_exception('no roles here') }}")
-    with pytest.raises(UserError, match=r"cannot render a question with its answer \(no roles here\)"):
-        around(llm, tmp_path / "model")
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('no roles here') }}", "no roles here"),
+        ("{% for tool in tools %}{{ tool }}{% endfor %}" + CHATML, "TypeError: 'NoneType' object is not iterable"),
+        ("{{ 1 // 0 }}" + CHATML, "ZeroDivisionError: .* by zero"),
+    ],
+)
+def test_a_template_that_cannot_answer(template: str, said: str) -> None:
+    """With tools alone, as Hermes 2 Pro's `tool_use`."""
+    with pytest.raises(UserError, match=rf"cannot render a question with its answer \({said}\); correct"):
+        prepare_tokenizer(byte_level(template), "llm")
 
 
 def test_a_template_that_loses_the_question_or_its_image() -> None:

@@ -137,6 +137,7 @@ def test_each_answer_is_trained_with_its_own_end(template: str, expected: list[s
         ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "turn after turn"),
         ("{{ raise_exception('only system') }}", "cannot render this sample: only system"),
         ("{{ messages[7]['content'].x.y }}", "cannot render"),
+        ("{{ 1 + messages[0]['content'] }}", "cannot render this sample: TypeError: unsupported operand"),
     ],
 )
 def test_a_chat_template_that_cannot_be_followed(template: str, expected: str) -> None:
