@@ -81,10 +81,10 @@ _AS_TRAINED = """\
 {%- if add_generation_prompt -%}
   {%- macro prompt() -%}OWN{%- endmacro -%}
   {%- set whole = prompt() -%}
-  {{- whole[:-LENGTH] if whole.endswith(BEYOND) else whole -}}
+  {{- whole[:-LENGTH]INSTEAD if whole.endswith(BEYOND) else whole -}}
 {%- else -%}OWN{%- endif -%}
 """
-"""The frame of a template whose prompt writes more than comes before an answer."""
+"""The frame of a template whose prompt writes otherwise than what comes before an answer."""
 
 _MARKS = """\
 {%- macro rendered(messages, add_generation_prompt) -%}OWN{%- endmacro -%}
@@ -198,16 +198,18 @@ def without_final_eos(own: str) -> str:
 
 
 def with_prompt_as_trained(own: str) -> str:
-    """Cut what a template's prompt writes beyond the beginning of an answer, such as DeepSeek-R1's open thought.
+    """Make a template's prompt a beginning of a row, without what it writes otherwise, such as an open thought.
 
-    Rows have no thoughts, so a prompt with one would not begin as what was trained.
+    Rows have no thoughts. DeepSeek-R1's prompt opens one, and GLM-4.7's does where a row closes it.
     """
-    prompt, row = _text(own, _CHAT[:1], True), _text(own, _CHAT[:2], False)
-    before = row.partition(_ANSWERS[0].strip())[0] if row else ""
-    beyond = prompt[len(before) :] if prompt and prompt.startswith(before) else ""
-    if not beyond.strip() or before == row:
+    prompt, row = _text(own, _CHAT[:1], True) or "", _text(own, _CHAT[:2], False) or ""
+    before = row.rpartition(_ANSWERS[0].strip())[0]
+    cut = len(before if prompt.startswith(before) else _text(own, _CHAT[:1], False) or prompt)
+    beyond, instead = prompt[cut:], before[cut:]
+    if not before or before.startswith(prompt) or not beyond.strip():
         return own
-    framed = _AS_TRAINED.replace("LENGTH", str(len(beyond))).replace("BEYOND", json.dumps(beyond))
+    framed = _AS_TRAINED.replace("LENGTH", str(len(beyond))).replace("BEYOND", _literal(beyond))
+    framed = framed.replace("INSTEAD", f" + {_literal(instead)}" if instead else "")
     framed = framed.replace("OWN", own.removesuffix("\n"))
     same = all(_text(framed, chat, prompt) == _text(own, chat, prompt) for chat, prompt in _CHATS if not prompt)
     return framed if same and _text(framed, _CHAT[:1], True) == before else own
@@ -240,6 +242,10 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def writes_bos(own: str) -> bool:
     """Tell whether the text of a template begins with a BOS."""
     return (_text(own, _CHAT, False) or "").startswith(_BOS)
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _question(template: str, content: Any) -> str | None:  # noqa: ANN401 - as a template takes it

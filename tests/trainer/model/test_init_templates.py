@@ -101,15 +101,29 @@ THINKS = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<thin
 LISTS_OF_TEXT = CHATML.replace("message['content']", "message['content'] | map(attribute='text') | join")
 
 
-@pytest.mark.parametrize("own", [THINKS, CHATML_MARKED.replace("t\n' }}{% endif", "t\n<think>\n' }}{% endif")])
-def test_a_prompt_opens_no_thought_because_rows_have_none(own: str) -> None:
-    """As DeepSeek-R1's and Qwen3-Thinking's."""
+CLOSES = CHATML.replace("role'] + '\n'", "role'] + '\n' + ('</think>' if message['role'] == 'assistant' else '')")
+
+
+@pytest.mark.parametrize(
+    ("own", "thought"),
+    [
+        (THINKS, ""),
+        (CHATML_MARKED.replace("t\n' }}{% endif", "t\n<think>\n' }}{% endif"), ""),
+        (CLOSES.replace("t\n' }}{% endif", "t\n<think>' }}{% endif"), "</think>"),
+        (CLOSES.replace("t\n' }}{% endif", "t\n<think>\n' }}{% endif").replace("</", "<think></"), "<think></think>"),
+        (CLOSES.replace("t\n' }}{% endif", "t\n<think>' }}{% endif").replace("</", "\uff5c</"), "\uff5c</think>"),
+        ("{{ '<|im_start|>Give an answer: ' }}" + THINKS, ""),
+    ],
+    ids=["DeepSeek-R1", "Qwen3-Thinking", "GLM-4.7", "Nemotron 3", "wide bars", "a system turn that speaks of answers"],
+)
+def test_a_prompt_opens_no_thought_because_rows_have_none(own: str, thought: str) -> None:
     assert "<think>" in byte_level(own).apply_chat_template(STRING, tokenize=False, add_generation_prompt=True)
     tokenizer, _ = prepare_tokenizer(byte_level(own), "llm")
     row = load_template("own", tokenizer)([*STRING, *ANSWER])
     ((start, _),) = row.spans
     assert tokenizer.apply_chat_template(STRING, tokenize=False, add_generation_prompt=True) == row.text[:start]
-    assert tokenizer.apply_chat_template([*STRING, *ANSWER], tokenize=False) == row.text == SAID_OF_IMAGE
+    assert tokenizer.apply_chat_template([*STRING, *ANSWER], tokenize=False) == row.text
+    assert row.text.endswith(SAID_OF_IMAGE.replace("assistant\n", f"assistant\n{thought}"))
 
 
 SAID_OF_IMAGE = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n"
