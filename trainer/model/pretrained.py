@@ -1,6 +1,7 @@
 """Reads configuration, weights and tokenizer of a model folder, and says in one line what is wrong with it."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ import transformers
 from safetensors import safe_open
 from tokenizers import decoders
 from tokenizers.pre_tokenizers import Metaspace
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -42,6 +44,8 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LFS = b"version https://git-lfs"
 _WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """transformers reads the first of these that exists."""
+_PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Keys for the number of layers behind an LLM's last that predict further tokens, which transformers leaves out."""
 
 
 @contextmanager
@@ -164,6 +168,11 @@ def check_loaded(
     if extra := without_place(model, report["unexpected_keys"]):
         advice = instead or f"give plain weights (these may be quantised), with the {belongs}"
         raise UserError(f"{spec}: the model that {says} describes has no place for the weights {some(extra)}; {advice}")
+    if beyond := _of_further_layers(model, report["unexpected_keys"]):
+        raise UserError(
+            f"{spec}: expected weights of as many layers as {says} says; found more, {some(beyond)}; "
+            f"{instead or f'give the {belongs}'}"
+        )
     if missing := sorted(report["missing_keys"]):
         said = getattr(model.config, "architectures", None) or []
         if missing == ["lm_head.weight"] and said and type(model).__name__ not in said:
@@ -191,7 +200,7 @@ def without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: 
 
     Other unexpected tensors belong to parts that the model does not use, or are buffers that old versions kept.
     """
-    part = "" if hasattr(model, "lm_head") else "vision_model."  # beside an LLM it is another part, such as Llama 4's
+    part = _part(model)
     modules = {name.removeprefix(part): module for name, module in model.named_modules() if name}
     found = []
     for key in unexpected:
@@ -200,6 +209,25 @@ def without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: 
         if any(owner is not None and next(owner.parameters(recurse=False), None) is not None for owner in owners):
             found.append(key)
     return sorted(found)
+
+
+def _of_further_layers(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: ANN401 - any model
+    """Find weights of layers behind the model's last, apart from those that predict further tokens."""
+    part, predicting = _part(model), max(getattr(model.config, name, None) or 0 for name in _PREDICTING)
+    lists = ((name, one) for name, one in model.named_modules() if isinstance(one, nn.ModuleList))
+    ends = {name.removeprefix(part): len(one) + predicting for name, one in lists}
+    found = []
+    for key in unexpected:
+        path = key.removeprefix(part).split(".")
+        there = [ends.get(".".join(path[:cut]), math.inf) for cut in range(len(path))]
+        if any(name.isdecimal() and int(name) >= end for name, end in zip(path, there, strict=True)):
+            found.append(key)
+    return sorted(found)
+
+
+def _part(model: Any) -> str:  # noqa: ANN401 - any model
+    """Return what a tower's names may begin with; beside an LLM that is another part, such as Llama 4's."""
+    return "" if hasattr(model, "lm_head") else "vision_model."
 
 
 def check_files(folder: Path) -> None:

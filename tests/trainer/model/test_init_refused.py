@@ -15,7 +15,7 @@ from tests.support.refused import refused
 from tests.support.tiny_models import tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from trainer.model.assemble import init_model
 from trainer.model.folder_check import check_model_folder
-from trainer.model.parts import quiet
+from trainer.model.parts import load_llm, load_vision, quiet
 
 
 def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
@@ -193,6 +193,20 @@ def test_an_llm_that_was_saved_without_its_head_is_refused_by_that_name(tmp_path
     said = "saved without one, as LlamaForSequenceClassification; give the LlamaForCausalLM that it was made from"
     with refused(said, start=f"{llm}: expected an LLM with its head"):
         around(llm, tmp_path / "out")
+
+
+def test_weights_of_more_layers_than_the_config_says_are_refused(tmp_path: Path) -> None:
+    """Those that predict further tokens are left out, as DeepSeek-V3's."""
+    llm, tower = tiny_llm(tmp_path / "llm"), tiny_vision(tmp_path / "tower")
+    edit(llm / "config.json", num_hidden_layers=1)
+    found = "found more, model.layers.1.input_layernorm.weight and 8 more; give the config.json that belongs to them"
+    with refused(found, start=f"{llm}: expected weights of as many layers as config.json says; "):
+        load_llm(str(llm), torch.float32)
+    edit(llm / "config.json", num_nextn_predict_layers=1)
+    assert len(load_llm(str(llm), torch.float32).model.model.layers) == 1
+    edit(tower / "config.json", num_hidden_layers=2)
+    with refused(start=f"{tower}: expected weights of as many layers as config.json says; found more, "):
+        load_vision(str(tower), torch.float32)
 
 
 @pytest.mark.parametrize("layer", [-5, 4])
