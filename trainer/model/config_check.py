@@ -1,5 +1,6 @@
 """Refuses quantised weights by a model's configuration, and drops keys without a meaning."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from sea_pipeline.core.errors import UserError
 _QUANTISED = ("quantization_config", "compression_config")
 _DROPPED = (*_QUANTISED, "auto_map")
 """Keys without a meaning if the weights are plain and the class is of transformers. `auto_map` names absent files."""
+_COARSE = re.compile(r"(torch\.)?(float[48]|u?int)")
+"""The beginnings of dtypes that hold quantised weights."""
 
 
 def check_plain(source: str, config: Mapping[str, Any]) -> None:
@@ -23,23 +26,24 @@ def check_plain(source: str, config: Mapping[str, Any]) -> None:
         config: the content of its `config.json`.
 
     Raises:
-        UserError: it names a method of quantisation anywhere.
+        UserError: it names a method of quantisation, or a dtype of quantised weights, anywhere.
     """
-    for said in _found(config):
-        by_bits = next((name for name in ("load_in_4bit", "load_in_8bit") if said.get(name)), None)
-        method = said.get("quant_method") or (by_bits and "bitsandbytes") or "by a method without a name"
+    for method in _methods(config):
         raise UserError(
             f"{source}: its config.json says that its weights are quantised ({method}); expected plain ones: give the "
             "model that it was made from, or dequantise it with the package that quantised it and save it again"
         )
 
 
-def _found(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _methods(config: Mapping[str, Any]) -> Iterator[str]:
     for name, value in config.items():
+        if name in ("dtype", "torch_dtype") and _COARSE.match(str(value)):
+            yield str(value)
         if isinstance(value, Mapping):
             if name in _QUANTISED and value:
-                yield value
-            yield from _found(value)
+                by_bits = next((bits for bits in ("load_in_4bit", "load_in_8bit") if value.get(bits)), None)
+                yield value.get("quant_method") or (by_bits and "bitsandbytes") or "by a method without a name"
+            yield from _methods(value)
 
 
 def drop_leftovers(config: PreTrainedConfig) -> None:

@@ -44,6 +44,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LFS = b"version https://git-lfs"
 _WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """transformers reads the first of these that exists."""
+_OBJECTS = ("config.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 _PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers")
 """Keys for the number of layers behind an LLM's last that predict further tokens, which transformers leaves out."""
 
@@ -231,7 +232,7 @@ def _part(model: Any) -> str:  # noqa: ANN401 - any model
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a file that was not fetched, is missing, or is damaged.
+    """Refuse a file that was not fetched, is missing, is damaged, or holds no JSON object where transformers needs one.
 
     Weights are opened but not read, and no code of a pickle runs.
     """
@@ -243,6 +244,8 @@ def check_files(folder: Path) -> None:
         with file.open("rb") as opened:
             if opened.read(len(_LFS)) == _LFS:
                 raise UserError(f"{file}: is Git LFS's pointer to the file, not the file; run git lfs pull in {folder}")
+    for name in _OBJECTS:
+        read_json(folder / name, absent={})
     for file in weights:
         try:
             if file.suffix == ".safetensors":

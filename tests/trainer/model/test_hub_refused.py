@@ -265,6 +265,9 @@ FILES: dict[str, tuple[str, Mend, str]] = {
     "no tokenizer": (VICUNA, without("*token*"), "its tokenizer has no words"),
     "a size that is text": (VICUNA, set_in("config.json", hidden_size="32"), "expected int, got str"),
     "other sizes": (VICUNA, set_in("config.json", intermediate_size=64), r"weight and 5 more: expected \(32, "),
+    "a dtype of 8 bits": (CLIP, set_in("config.json", dtype="float8_e4m3fn"), r"quantised \(float8_e4m3fn\)"),
+    "a list": (CLIP, damaged("config.json", b"[]"), r"/config.json: expected a JSON object; found \[\]; re"),
+    "a list for words": (MISTRAL, damaged("tokenizer_config.json", b"[]"), r"_config.json: expected a JSON object"),
     "no such dtype": (VICUNA, set_in("config.json", torch_dtype="float99"), "float99"),
 }  # fmt: skip
 
