@@ -99,7 +99,7 @@ def _save(vision: VisionPart, llm: LlmPart, source: str, folder: Path, projector
     _check_finite(expected, model.dtype, source)
     vocabulary = _vocabulary(llm, source)
     tokenizer, ends = prepare_tokenizer(llm.tokenizer, source)
-    ends |= _ids(model.generation_config.eos_token_id)
+    ends |= _ends(model, source)
     _grow(model, vocabulary, len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = ""  # it is a path of this machine
@@ -237,5 +237,13 @@ def _check_generates(llava: Any, ids: torch.Tensor, source: str) -> None:  # noq
         llava.generate(input_ids=ids, max_new_tokens=2, min_new_tokens=2, do_sample=False)
 
 
-def _ids(value: int | list[int] | None) -> set[int]:
-    return set() if value is None else {value} if isinstance(value, int) else set(value)
+def _ends(model: Any, source: str) -> set[int]:  # noqa: ANN401 - any causal LM
+    """Return the ids that end an answer by the LLM's own files; one below 0 means none."""
+    said, rows = model.generation_config.eos_token_id, model.get_input_embeddings().num_embeddings
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    if any(type(one) is not int or one >= rows for one in ids):
+        raise UserError(
+            f"{source}: expected eos_token_id of its generation_config.json, or of its config.json if that is absent, "
+            f"to be ids below {rows}, the rows of the LLM's embeddings; found {said!r}; correct it"
+        )
+    return {one for one in ids if one >= 0}

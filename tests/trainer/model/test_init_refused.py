@@ -182,6 +182,18 @@ def test_a_tokenizer_of_another_llm_is_refused_and_an_added_token_without_a_row_
 
 
 @pytest.mark.slow
+def test_ends_that_are_no_ids_of_the_llm_are_refused(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm")
+    for ends in ("</s>", [2, 400], [2.5], True):
+        edit(llm / "generation_config.json", eos_token_id=ends)
+        with refused(f"to be ids below 400, the rows of the LLM's embeddings; found {ends!r}; correct it"):
+            around(llm, tmp_path / "out")
+    edit(llm / "generation_config.json", eos_token_id=[5, 399, -1])
+    said = json.loads((around(llm, tmp_path / "out") / "generation_config.json").read_text())
+    assert said["eos_token_id"] == [2, 5, 399]
+
+
+@pytest.mark.slow
 def test_an_llm_that_was_saved_without_its_head_is_refused_by_that_name(tmp_path: Path) -> None:
     llm = tiny_llm(tmp_path / "llm")
     weights = load_file(llm / "model.safetensors")
