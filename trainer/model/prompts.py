@@ -5,6 +5,7 @@ sample silently if a tokenizer disagrees with itself.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -132,6 +133,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
     or `ASSISTANT:` alone, with no space or EOS after it, and an empty answer trains nothing. `own` is the tokenizer's
     chat template. The text that its `{% generation %}` marks is trained, or each answer, from where the template's
     prompt ends up to the token that ends the turn. If the template writes no such token, the text gets an EOS there.
+    An empty answer trains nothing here, too.
 
     Raises:
         UserError: the tokenizer has no EOS (`vicuna_v1`) or no chat template (`own`). The function raises it for
@@ -166,7 +168,7 @@ def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwi
 
     def render(messages: list[Message]) -> RenderedText:
         if not any(_said(message).strip() for message in messages if message["role"] == "assistant"):
-            raise UserError(NO_ANSWER)  # a template writes the end of an empty answer, which would be trained alone
+            raise UserError(NO_ANSWER)
         found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
         answers = [_said(message).rstrip() for message in messages if message["role"] == "assistant"]
         first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
@@ -253,7 +255,24 @@ def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source:
         if begin < len(before) and (found := _by_difference(text, messages, index, tokenizer, source)):
             begin = min(begin, found[0])
         spans = [(begin if start < begin <= end else start, end) for start, end in spans]
-    return RenderedText(text, [(start, end) for start, end in spans if end > start])
+    spans = [(start, end) for start, end in spans if end > start]
+    return RenderedText(text, _without_empty(text, spans, messages, tokenizer, source))
+
+
+def _without_empty(
+    text: str,
+    spans: list[tuple[int, int]],
+    messages: list[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+) -> list[tuple[int, int]]:
+    """Leave out what is marked of empty answers, such as their ends, which would be trained alone."""
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    said = [bool(_said(messages[index]).strip()) for index in answers]
+    if all(said):
+        return spans
+    begins = [alike(text, _render(messages[:index], tokenizer, source, prompt=True)[0]) for index in answers]
+    return [(start, end) for start, end in spans if said[bisect_left(begins, end) - 1]]
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -265,7 +284,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 def _by_prefix(
     messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str, otherwise: str
 ) -> RenderedText:
-    """Find each answer between the text up to it and the text through it.
+    """Find each answer that is not empty between the text up to it and the text through it.
 
     A template may write an answer otherwise once another turn follows, as Qwen3's does, which puts an empty thought
     before the last one alone. Then the end of the answer is found by writing another in its place, and so is its start
@@ -274,7 +293,7 @@ def _by_prefix(
     text, _ = _render(messages, tokenizer, source)
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] == "assistant":
+        if message["role"] == "assistant" and _said(message).strip():
             before, _ = _render(messages[:index], tokenizer, source, prompt=True)
             through, _ = _render(messages[: index + 1], tokenizer, source)
             if through.startswith(before) and text.startswith(through):

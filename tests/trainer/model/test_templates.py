@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
-from tests.support.tiny_tokenizers import CHATML, byte_level, llama_like
+from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.model.prompts import Message, RenderedText, load_template, read_messages
 
 
@@ -129,6 +129,23 @@ def test_each_answer_is_trained_with_its_own_end(template: str, expected: list[s
     assert trained(found) == expected
     if template != NO_ENDS:
         assert found.text == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+THOUGHTS = CHATML.replace("message['content']", "'<think></think>' + message['content']")
+IF_ANY = CHATML_MARKED.replace(
+    "if message['role'] == 'assistant'", "if message['role'] != 'user' and message['content']"
+)
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, THOUGHTS, CHATML_MARKED, IF_ANY], ids=["own", "thoughts", "marked", "if any"]
+)
+@pytest.mark.parametrize("empty", [[1], [3], [5], [1, 3], [3, 5]])
+def test_an_empty_answer_trains_nothing(template: str, empty: list[int]) -> None:
+    said = ["" if place in empty else one for place, one in enumerate("abcdef")]
+    filled = load_template("own", byte_level(template))(read_messages(turns(*"abcdef"), 0))
+    found = load_template("own", byte_level(template))(read_messages(turns(*said), 0))
+    assert trained(found) == [one for place, one in enumerate(trained(filled)) if 2 * place + 1 not in empty]
 
 
 @pytest.mark.parametrize(
