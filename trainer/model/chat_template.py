@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError, one_line
-from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, front
+from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, by_chat_template, front
 from trainer.model.rendering import render_chat
 
 IMAGE_TOKEN = "<image>"
@@ -76,6 +76,21 @@ _ONE_PART = """\
 {%- set messages = listed.messages -%}
 """
 """The prelude of a template that takes lists alone, behind `_STRINGS`. Images stay in the text."""
+
+_ENDED = """\
+{%- set ended = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'assistant' and message['content'] is string and message['content'].strip() -%}
+    {%- set text = message['content'].rstrip() -%}
+    {%- set after = message['content'][text | length:].lstrip(' ') -%}
+    {%- set ended.messages = ended.messages + [dict(message, content=text + eos_token + after)] -%}
+  {%- else -%}
+    {%- set ended.messages = ended.messages + [message] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = ended.messages -%}
+"""
+"""The prelude of a template that ends no turn, behind `_STRINGS`. It puts an EOS where `answer_ends` does."""
 
 _AS_TRAINED = """\
 {%- if add_generation_prompt -%}
@@ -213,6 +228,25 @@ def with_prompt_as_trained(own: str) -> str:
     framed = framed.replace("OWN", own.removesuffix("\n"))
     same = all(_text(framed, chat, prompt) == _text(own, chat, prompt) for chat, prompt in _CHATS if not prompt)
     return framed if same and _text(framed, _CHAT[:1], True) == before else own
+
+
+def with_ends_as_trained(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the tokenizer's template with the EOS that a row has after each answer, if it ends no turn itself.
+
+    Without it prompts of a second turn would lack that EOS. A template that ends earlier turns alone, or of which rows
+    would change, is returned as it is.
+    """
+    own = str(tokenizer.chat_template)
+    ended = _STRINGS + _ENDED + own.removeprefix(_STRINGS)
+    try:
+        row, new = (by_chat_template(each, tokenizer)(_CHAT) for each in (own, ended))
+        prompts = [
+            render_chat(_CHAT[:3], each, prompt=True, **tokenizer.special_tokens_map)[0] for each in (own, ended)
+        ]
+    except (TemplateError, UserError):
+        return own
+    before, after = (row.text.startswith(prompt) for prompt in prompts)
+    return ended if after and not before and row == new else own
 
 
 def with_own_eos(own: str, eos: str) -> str:

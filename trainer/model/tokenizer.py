@@ -16,6 +16,7 @@ from trainer.model.chat_template import (
     default_template,
     turn_end,
     with_bos,
+    with_ends_as_trained,
     with_own_eos,
     with_prompt_as_trained,
     without_final_eos,
@@ -214,6 +215,8 @@ def _set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     if template and end not in (None, eos):
         tokenizer.chat_template = chat_template(with_own_eos(template, eos))
     tokenizer.eos_token = end or eos
+    if end is None:
+        tokenizer.chat_template = with_ends_as_trained(tokenizer)
 
 
 def check_saved_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, source: str) -> None:

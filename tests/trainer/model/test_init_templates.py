@@ -126,6 +126,34 @@ def test_a_prompt_opens_no_thought_because_rows_have_none(own: str, thought: str
     assert row.text.endswith(SAID_OF_IMAGE.replace("assistant\n", f"assistant\n{thought}"))
 
 
+ENDLESS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+ENDS_EARLIER = ENDLESS.replace("}}{% endfor", "+ ('' if loop.last else '<|im_end|>') }}{% endfor")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ENDLESS,
+        ENDLESS.replace("message['content']", "'</think>' + message['content'].strip()"),
+        ENDLESS.replace("}}{% endfor", "+ '\n\n' }}{% endfor").replace("<|im_start|>", ""),
+        CHATML_MARKED.replace("'<|im_end|>'", "''").replace("<|im_end|>", ""),
+        ENDS_EARLIER,
+    ],
+    ids=["ends no turn", "GLM-4.7", "RWKV", "marked", "ends earlier turns"],
+)
+def test_a_prompt_of_a_second_turn_is_the_beginning_of_a_row(own: str) -> None:
+    tokenizer, _ = prepare_tokenizer(byte_level(own), "llm")
+    chat = [*STRING, {"role": "assistant", "content": "red \n"}, {"role": "user", "content": "Why?"}, *ANSWER]
+    row = load_template("own", tokenizer)(chat)
+    assert row == load_template("own", byte_level(own))(chat), "as rows of folders that were made before"
+    for first in (STRING, LIST):
+        prompt = tokenizer.apply_chat_template([*first, *chat[1:3]], tokenize=False, add_generation_prompt=True)
+        assert prompt == row.text[: row.spans[1][0]]
+
+
 SAID_OF_IMAGE = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n"
 
 
