@@ -240,9 +240,7 @@ def with_ends_as_trained(tokenizer: PreTrainedTokenizerBase) -> str:
     ended = _STRINGS + _ENDED + own.removeprefix(_STRINGS)
     try:
         row, new = (by_chat_template(each, tokenizer)(_CHAT) for each in (own, ended))
-        prompts = [
-            render_chat(_CHAT[:3], each, prompt=True, **tokenizer.special_tokens_map)[0] for each in (own, ended)
-        ]
+        prompts = [render_chat(_CHAT[:3], each, tokenizer.special_tokens_map, prompt=True)[0] for each in (own, ended)]
     except (TemplateError, UserError):
         return own
     before, after = (row.text.startswith(prompt) for prompt in prompts)
@@ -303,7 +301,7 @@ def _rendered(
     template: str, messages: list[dict[str, Any]], prompt: bool, *, marks: bool = False
 ) -> tuple[str, list[str]]:
     """Render a conversation, and with `marks` return its marked parts."""
-    text, spans = render_chat(messages, template, prompt=prompt, marks=marks, bos_token=_BOS, eos_token=_EOS)
+    text, spans = render_chat(messages, template, {"bos_token": _BOS, "eos_token": _EOS}, prompt=prompt, marks=marks)
     return text, [text[start:end] for start, end in spans]
 
 
@@ -321,7 +319,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     advice = "correct the template in the LLM's folder, or remove it to use vicuna_v1"
     try:
-        text, _ = render_chat(messages, str(tokenizer.chat_template), **tokenizer.special_tokens_map)
+        text, _ = render_chat(messages, str(tokenizer.chat_template), tokenizer.special_tokens_map)
     except TemplateError as error:
         raise UserError(
             f"{source}: its chat template cannot render a question with its answer ({one_line(error)}); {advice}"

@@ -229,7 +229,7 @@ def _render(
     marks: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
     try:
-        return render_chat(messages, source, prompt=prompt, marks=marks, **tokenizer.special_tokens_map)
+        return render_chat(messages, source, tokenizer.special_tokens_map, prompt=prompt, marks=marks)
     except TemplateError as error:
         reason = one_line(error)
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot render this sample: {reason}") from error

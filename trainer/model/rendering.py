@@ -1,6 +1,6 @@
 """Renders chat templates, which are programs that others wrote."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
@@ -10,21 +10,21 @@ from sea_pipeline.core.errors import one_line
 
 
 def render_chat(
-    messages: Sequence[dict[str, Any]],
+    messages: list[dict[str, Any]],
     template: str,
+    names: Mapping[str, Any],
     *,
     prompt: bool = False,
     marks: bool = False,
-    **names: Any,  # noqa: ANN401 - of special tokens, as templates take them
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render a conversation.
 
     Args:
         messages: as chat templates take them.
         template: the source.
+        names: the special tokens, such as `eos_token`.
         prompt: whether an answer is to follow.
         marks: whether to find the answers that the template marks.
-        names: what else the template knows, such as `eos_token`.
 
     Returns:
         The text, and the half-open character ranges of marked answers.
