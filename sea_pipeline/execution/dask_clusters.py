@@ -119,9 +119,13 @@ def _client(where: SpecCluster | str, problem: str) -> Iterator[Client]:
         client = Client(where, timeout=_CONNECT_SECONDS, set_as_default=False)
     except Exception as error:  # no answer, or one in another protocol, such as TLS without a certificate
         raise UserError(f"{problem}{one_line(error)}") from error
-    client.loop.asyncio_loop.set_exception_handler(_without_abandoned)  # type: ignore[attr-defined]
     with client:
+        client.sync(_hear_errors)
         yield client
+
+
+async def _hear_errors() -> None:
+    asyncio.get_running_loop().set_exception_handler(_without_abandoned)
 
 
 def _without_abandoned(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

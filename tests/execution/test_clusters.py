@@ -109,9 +109,10 @@ def test_a_worker_that_dies_with_its_result_is_told_by_us_alone(caplog: pytest.L
         result = client.submit(int, pure=False)
         while result.status != "finished":
             time.sleep(0.01)
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, signal.SIGSTOP)  # it would hand over the result before it dies
         with pytest.raises(TimeoutError):
             result.result(timeout=1)
+        os.kill(process, signal.SIGKILL)
         result.cancel()
         del result
         gc.collect()
