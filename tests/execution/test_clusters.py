@@ -12,6 +12,7 @@ from typing import Any
 
 import dask
 import distributed
+import psutil
 import pytest
 from dask_jobqueue import SLURMCluster
 
@@ -105,14 +106,15 @@ def test_gpus_are_counted_by_the_names_that_the_environment_gives(monkeypatch: p
 def test_a_worker_that_dies_with_its_result_is_told_by_us_alone(caplog: pytest.LogCaptureFixture) -> None:
     """dask's client leaves a task behind that fails, and asyncio would tell of it."""
     with connected(LocalCluster(workers=1), dashboard=False, reporter=SILENT) as client:
-        (process,) = client.run(os.getpid).values()
-        result = client.submit(int, pure=False)
+        ((worker, process),) = client.run(os.getpid).items()
+        result = client.submit(int, pure=False, workers=[worker])  # so that no other one makes it again
         while result.status != "finished":
             time.sleep(0.01)
-        os.kill(process, signal.SIGSTOP)  # it would hand over the result before it dies
+        os.kill(process, signal.SIGKILL)
+        while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
         with pytest.raises(TimeoutError):
             result.result(timeout=1)
-        os.kill(process, signal.SIGKILL)
         result.cancel()
         del result
         gc.collect()
