@@ -218,8 +218,8 @@ def opening(url: str) -> Iterator[None]:
         UserError: it holds a password, its protocol is unknown, or needs a package that is not installed.
     """
     protocol = re.split("://|::", url)[0].lower()
-    if re.match(r"[^/]*://[^/@]*:[^/@]*@", url):
-        raise UserError(f"{protocol}://…@…: expected no password in a URL; set it as the service's own tools do")
+    if found := re.search(r"(\w+)://[^/@]*:[^/@]*@", url):
+        raise UserError(f"{found[1]}://…@…: expected no password in a URL; set it as the service's own tools do")
     try:
         yield
     except ImportError as error:

@@ -236,6 +236,7 @@ def test_a_store_that_goes_on_failing_is_one_line_and_what_is_done_stays(
         ("s3://nobucket/x", 0, "cannot be written: The specified bucket does not exist"),
         ("gopher://x/y", 0, "expected a URL that fsspec knows"),
         ("s3://me:secret@bucket/x", 0, "expected no password in a URL"),
+        ("zip://x::ftp://me:secret@host/y.zip", 0, "error: ftp://…@…: expected no password in a URL"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_one_line(

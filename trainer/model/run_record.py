@@ -16,6 +16,8 @@ class RunRecord(NamedTuple):
     began_with: str
     """The `weights_digest` of the model folder that it began with."""
     fingerprint: str
+    labels: str | None
+    """The fingerprint of the labels that it trains on; None for none."""
 
 
 def kept_path(run: Path, step: int) -> Path:
@@ -57,7 +59,8 @@ def read_run(run: Path, *, finished: bool = True) -> RunRecord:
     try:
         found = read_run_file(run / "run.json", RunFile)
         recipe = Recipe.model_validate(found["recipe"])
-        record = RunRecord(recipe, found["fields"]["model"]["weights"], found["fingerprint"])
+        fields = found["fields"]
+        record = RunRecord(recipe, fields["model"]["weights"], found["fingerprint"], fields.get("labels"))
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:

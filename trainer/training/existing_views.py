@@ -53,7 +53,7 @@ class ExistingViews:
         self._folder = open_existing_folder(run / "model")
         conversations = open_rows(self.recipe.data, partial(read_texts, chat=self._folder.chat))
         self._notes = dict.fromkeys(("layers", "lens", "generated", "degree"), _NOT_THERE)
-        self._store = self._labels(conversations)
+        self._store = self._labels(conversations, record.labels)
         conversations = without_broken(conversations, self.recipe.data, self._store)
         if self.recipe.data.bad_rows == "leave_out":  # else the run had none
             conversations = without_unfit(
@@ -104,11 +104,11 @@ class ExistingViews:
         made = {"key": self.key, "held_out": held_out, "labelled": self._store is not None}
         return made | {"images": images, "texts": list(self._texts.places), "notes": self._notes}
 
-    def _labels(self, conversations: Any) -> LabelStore | None:  # noqa: ANN401 - Conversations
+    def _labels(self, conversations: Any, known: str | None) -> LabelStore | None:  # noqa: ANN401 - Conversations
         labels = self.recipe.labels.model_copy(update={"transfer": True})
         recipe, folder = self.recipe.model_copy(update={"labels": labels}), self._folder
         try:
-            return open_label_source(recipe, folder, conversations, make=_none_made)  # type: ignore[arg-type]
+            return open_label_source(recipe, folder, conversations, make=_none_made, known=known)  # type: ignore[arg-type]
         except UserError as problem:
             self._notes["labels"] = str(problem)
             return None

@@ -31,7 +31,7 @@ from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.load import ModelFolder, load_model, open_model_folder
-from trainer.model.run_record import read_run
+from trainer.model.run_record import RunRecord, read_run
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, ExistingModel, Loss, Recipe, Sea
 from trainer.training.existing_views import ExistingViews
@@ -92,7 +92,7 @@ class _Views:
         self._began_with = record.began_with
         self._folder = open_model_folder(run / "model")
         self._conversations = open_conversations(self.recipe.data, self._folder)
-        self._store = self._or_note("labels", lambda: labels_of(self.recipe, self._folder, self._conversations))
+        self._store = self._or_note("labels", lambda: labels_of(record, self._folder, self._conversations))
         self._conversations = without_broken(self._conversations, self.recipe.data, self._store)
         self.evaluator = self._evaluator()
         self.images = self.evaluator.first_images(settings.images)
@@ -263,7 +263,7 @@ def visual_tokens(model: AlignedLlava, batch: Any) -> torch.Tensor:  # noqa: ANN
     return model.projected(model.tower_output(batch["pixel_values"])).float()
 
 
-def labels_of(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> LabelStore | None:
+def labels_of(record: RunRecord, folder: ModelFolder, conversations: Conversations) -> LabelStore | None:
     """Find the labels of a run, or return None if none fit.
 
     No labels are made.
@@ -271,7 +271,7 @@ def labels_of(recipe: Recipe, folder: ModelFolder, conversations: Conversations)
     Raises:
         UserError: the folder that the recipe names is no label folder, or does not fit.
     """
-    return open_label_source(recipe, folder, conversations, make=_none_made)
+    return open_label_source(record.recipe, folder, conversations, make=_none_made, known=record.labels)
 
 
 def _none_made(_: object) -> StageRun:

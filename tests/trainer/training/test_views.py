@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.run import label_images
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import nearest_twin
-from tests.support.tiny_runs import FinishedRuns, World, colours, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, colours, label_settings, tiny_recipe
 from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
@@ -148,6 +149,20 @@ def test_other_weights_are_looked_at_again(tiny: World, run: Path) -> None:
     assert again["key"] != first["key"]
     for image in again["images"]:
         assert image["after"] == image["before"]
+
+
+def test_labels_are_those_that_the_run_was_begun_with(
+    tiny: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"]["labels"] = {"path": None}
+    (run / "run.json").write_text(json.dumps(record))
+    shutil.copytree(tiny.labels, "runs/labels/first")
+    first = run_views(run, SETTINGS)
+    assert first["labelled"]
+    label_images(label_settings(tiny.data.parent / "images", tiny.words, Path("runs/labels/newer"), top_n=2))
+    assert run_views(run, SETTINGS) == first
 
 
 def test_what_is_gone_is_said_and_the_rest_is_shown(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
