@@ -53,38 +53,3 @@ def test_slurm_array(words: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, *map(str, settings)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(open_labels(tmp_path / "labels")) == 9
-
-
-DOCUMENTED = """# mypy: allow-untyped-calls
-import torch
-from torch import nn
-from transformers import Trainer
-
-import sea_pipeline
-import trainer
-from trainer.attach import Attached, AttachMixin, attach
-
-
-class Attaching(AttachMixin, Trainer): ...
-
-
-def train(model: nn.Module, processor: object) -> Attached:
-    store = sea_pipeline.open_labels("labels")
-    print(store.words, store["cat.jpg"].grid)
-    attached: Attached = trainer.attach(model, processor, labels=store, sea={"weight": 1.0})
-    Attaching(model, attached=attached).train()
-    torch.optim.AdamW(attached.parameters(), weight_decay=0.0)
-    attached.loss([["cat.jpg"], []]).backward()
-    print(attached.terms["sea"].item(), attached.metrics()["gap"])
-    attached.detach()
-    return attach(model, processor, basic={}, seed=1)
-"""
-"""What README.md and docs/attach.md call, with types."""
-
-
-@pytest.mark.slow
-def test_what_is_documented_has_types(tmp_path: Path) -> None:
-    (tmp_path / "documented.py").write_text(DOCUMENTED)
-    asked = [sys.executable, "-m", "mypy", str(tmp_path / "documented.py")]
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr

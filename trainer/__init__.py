@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the package of that name is called as this function
+if TYPE_CHECKING:  # at run time it is a package that can be called
     from trainer.attach.attached import attach as attach
 else:
 

@@ -13,7 +13,7 @@ import typer
 
 from sea_pipeline.cli import app, streams, talk
 from sea_pipeline.cli.app import INTERRUPTED, MENDABLE, MISUSED
-from sea_pipeline.core.errors import UserError, file_of, limited, one_line
+from sea_pipeline.core.errors import UserError, blamed_file, is_limited, one_line
 from sea_pipeline.core.own_trainer import working_folder
 
 _STOPPED = {
@@ -30,7 +30,7 @@ _STOPPED = {
 }
 """The state after an interruption, by command. Every other command writes its results completely or not at all."""
 
-_RAISE = "this process may not have more memory or threads; raise its limits (ulimit -v, ulimit -u), or free some"
+_RAISE = "the system gives this process no more; raise its limits (ulimit -v, ulimit -u), or end other programs"
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def _run() -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
-        if limited(mistake):
+        if is_limited(mistake):
             return _told(MENDABLE, f"{one_line(mistake)}; {_RAISE}", mistake)
         if not hasattr(mistake, "format_message"):  # typer's errors, such as an unknown option, have it
             raise
@@ -74,7 +74,7 @@ def _unwritten(problem: OSError) -> int:
     if streams.is_of_printing(problem):
         return streams.given_up(sys.stdout, problem)
     said = problem.strerror or one_line(problem)
-    return _told(MENDABLE, f"{named}: {said}" if (named := file_of(problem)) else said, problem)
+    return _told(MENDABLE, f"{named}: {said}" if (named := blamed_file(problem)) else said, problem)
 
 
 def _told(code: int, problem: str, cause: BaseException | None = None) -> int:
@@ -126,7 +126,7 @@ def _refuse_arguments_of_no_use() -> None:
     for before, argument in pairwise(sys.argv):
         if re.fullmatch(r"(--[^=]+=)?", argument):
             name = argument.rstrip("=") or (before if before.startswith("-") else "an argument")
-            raise UserError(f"{name}: expected a value; found an empty text; a variable of the shell may be unset")
+            raise UserError(f"{name}: expected a value; found an empty text; give one, or leave it out")
         try:
             argument.encode()
         except UnicodeEncodeError:

@@ -15,13 +15,13 @@ class UserError(ValueError):
     """
 
 
-def file_of(problem: OSError) -> str | None:
+def blamed_file(problem: OSError) -> str | None:
     """Name the file that an error is of, which is the target if something is copied, moved or linked."""
     named = problem.filename2 or problem.filename
     return os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else None
 
 
-def limited(problem: BaseException) -> bool:
+def is_limited(problem: BaseException) -> bool:
     """Tell whether the system refused memory or a thread, or to map a library into memory."""
     refused = "allocate memory|start new thread|failed to map segment"
     return isinstance(problem, MemoryError) or re.search(refused, str(problem)) is not None

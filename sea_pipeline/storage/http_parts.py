@@ -70,9 +70,9 @@ class HttpParts:
         data = None if size and size > MOST_WHOLE else self._fetch(url, 0, MOST_WHOLE + 1)
         if data is None or len(data) > MOST_WHOLE:
             raise UserError(
-                f"{url}: expected a server that sends parts of files; this one sends the whole file for each part, and "
-                f"it has {f'{size:,}' if size else f'more than {MOST_WHOLE:,}'} bytes; download the file, or use "
-                "another server"
+                f"{url.partition('?')[0]}: expected a server that sends parts of files; this one sends the whole file "
+                f"for each part, and it has {f'{size:,}' if size else f'more than {MOST_WHOLE:,}'} bytes; download the "
+                "file, or use another server"
             )
         return data
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sea_pipeline.core.errors import UserError, file_of
+from sea_pipeline.core.errors import UserError, blamed_file
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.paths import Place, cache_folder, entries
 from sea_pipeline.storage.retry import StoreError
@@ -50,7 +50,7 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
         error = os_error_of(raised)
         if error is None or (error is not raised and error.errno not in _OF_WRITING):
             raise
-        named = file_of(error)
+        named = blamed_file(error)
         outside = root is not None and named is not None and not Path(named).resolve().is_relative_to(root.resolve())
         if error.errno not in _CANNOT_WRITE or outside:
             raise

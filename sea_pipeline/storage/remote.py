@@ -19,11 +19,11 @@ from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.retry import (
     PassingError,
     StoreError,
-    at_fault,
     error_codes,
     error_statuses,
     is_absent,
     patiently,
+    reason_of,
 )
 from sea_pipeline.storage.turns import innermost, turn
 
@@ -177,7 +177,7 @@ class RemotePath(ProxyUPath):
         try:
             return patiently(in_turn, str(self))
         except PassingError as error:
-            reason = one_line(at_fault(error.__cause__ or error))
+            reason = reason_of(error.__cause__ or error)
             raise StoreError(
                 f"{self}: cannot be {what}: tried again and again, and always: {reason}; run the same command again "
                 "later (what is finished is kept)"
@@ -190,8 +190,7 @@ class RemotePath(ProxyUPath):
             if "PreconditionFailed" in error_codes(error) or 412 in error_statuses(error):
                 raise FileExistsError(str(self)) from error  # some S3 services do not name the condition that failed
             raise StoreError(
-                f"{self}: cannot be {what}: {one_line(at_fault(error))}; the rights to list, read, write and delete "
-                "are needed"
+                f"{self}: cannot be {what}: {reason_of(error)}; the rights to list, read, write and delete are needed"
             ) from error
 
 
@@ -230,4 +229,4 @@ def opening(url: str) -> Iterator[None]:
     except Exception as error:  # whatever an archive or its own store raises
         unknown = isinstance(error, ValueError) and protocol not in available_protocols()
         what = "expected a URL that fsspec knows" if unknown else "cannot be opened"
-        raise UserError(f"{url}: {what}; {one_line(at_fault(error))}") from error
+        raise UserError(f"{url}: {what}; {reason_of(error)}") from error

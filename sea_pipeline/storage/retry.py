@@ -4,7 +4,7 @@ import errno
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sea_pipeline.core.errors import UserError, one_line
 
@@ -53,7 +53,7 @@ def patiently(action: Callable[[], _Result], shown: str) -> _Result:
                 raise
             if wait is None:
                 fault = at_fault(error)
-                raise PassingError(errno.EIO, f"{shown}: {type(fault).__name__}: {one_line(fault)}") from error
+                raise PassingError(errno.EIO, f"{shown}: {type(fault).__name__}: {reason_of(fault)}") from error
             time.sleep(wait * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
@@ -79,9 +79,15 @@ def may_pass(error: BaseException) -> bool:
 def at_fault(error: BaseException) -> BaseException:
     """Return what is behind a FileNotFoundError, or else the error itself.
 
-    fsspec raises that error whatever a web server does.
+    fsspec raises that error for every fault of a web server.
     """
     return error.__cause__ or error if isinstance(error, FileNotFoundError) else error
+
+
+def reason_of(error: BaseException) -> str:
+    """Write what is at fault in one line, without a request's URL, whose query may hold a signature."""
+    fault: Any = at_fault(error)
+    return f"{fault.status}, {fault.message}" if hasattr(fault, "request_info") else one_line(fault)
 
 
 def is_absent(error: FileNotFoundError) -> bool:

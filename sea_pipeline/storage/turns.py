@@ -24,8 +24,8 @@ def innermost(fs: Any) -> Any:  # noqa: ANN401 - fsspec has no types
 def reads_at_once(fs: Any) -> bool:  # noqa: ANN401
     """Tell whether threads may read different files of a store at once.
 
-    An archive has one position in its file, and FTP, SFTP and SMB have one connection. All caches but simplecache
-    write a record of all files at each of them.
+    An archive has one position in its file, and FTP, SFTP and SMB have one connection. Every cache but simplecache
+    writes its list of all files whenever it fetches one.
     """
     while isinstance(inner := getattr(fs, "fs", None), AbstractFileSystem):
         if type(fs).protocol != "simplecache":

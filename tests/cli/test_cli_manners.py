@@ -212,7 +212,7 @@ def test_ctrl_c_is_heard_while_a_long_call_goes_on(tmp_path: Path, quiet: bool) 
         assert (it.stderr.read(), it.wait()) == (ended, 130)
 
 
-LIMITS = "this process may not have more memory or threads; raise its limits (ulimit -v, ulimit -u), or free some"
+LIMITS = "the system gives this process no more; raise its limits (ulimit -v, ulimit -u), or end other programs"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class _Outer(Settings):
 )
 def test_an_empty_text_is_no_path(command: Any, arguments: tuple[str, ...], named: str) -> None:
     """It would be the working folder."""
-    refuses(command, f"error: {named}: expected a value; found an empty text; a variable of the shell", *arguments)
+    refuses(command, f"error: {named}: expected a value; found an empty text; give one, or leave it out", *arguments)
 
 
 def test_settings_have_no_empty_texts() -> None:

@@ -55,7 +55,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.raw.append(self.path)
-        what = self.server.fault(unquote(self.path).lstrip("/"))
+        what = self.server.fault(unquote(self.path.partition("?")[0]).lstrip("/"))
         if isinstance(what, int):
             self.send_error(what)
         elif what == "reset":

@@ -73,7 +73,7 @@ def test_a_cache_that_cannot_be_written_is_a_clear_line(
         f"{tmp_path}/cache/a", "cannot be written: Permission denied; set SEA_PIPELINE_CACHE to a folder that can be "
     ):
         remembered("a/b", lambda path: None, lambda: 1, lambda value, path: path.write_text("1"))
-    with refused("out: cannot be written: Permission denied; choose a folder "), publishing.writing(tmp_path / "out"):
+    with refused("out: cannot be written: Permission denied; choose a folder "), writing(tmp_path / "out"):
         refuse(tmp_path / "out")
 
 

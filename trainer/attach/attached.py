@@ -246,17 +246,18 @@ class Attached:
         return self._watch
 
     def kept(self, ids: Sequence[str] = ()) -> ForwardResults:
-        """Return what the last forward made of images with these ids, or of some without any.
+        """Return what the last forward made.
+
+        Args:
+            ids: the names of its images, if there are any.
 
         Raises:
             UserError: there was no forward, or none with images though there are ids or image tokens.
         """
         if (kept := self.watch.kept) is None:
-            raise UserError(
-                "attached.loss: expected a forward of the model before it; found none; call the model first"
-            )
+            raise UserError("attached: expected a forward of the model before it; found none; call the model first")
         if kept.visual is None:
-            kept.check_text(len(ids), sought=bool(ids or self._basic))
+            kept.check_text(len(ids), needs_columns=bool(ids or self._basic))
         return kept
 
     @cached_property

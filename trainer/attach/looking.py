@@ -123,7 +123,8 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
             columns, keep = _predicting(attached.model, labels)
             given |= {"logits_to_keep": keep} if _takes_keep(attached.model) else {}
             outputs = attached.model(**given)
-            kept, flat = attached.kept(), [name for some in names for name in some]
+            flat = [name for some in names for name in some]
+            kept = attached.kept(flat)
             named = flat or "sea" in attached.weights  # BASIC alone needs no names
             laid = attached.located(kept, flat) if kept.visual is not None and named else []
             if laid is None:

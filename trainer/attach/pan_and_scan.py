@@ -16,8 +16,8 @@ def scanned(call: Call, sizes: Sequence[Size | None]) -> list[ImageTokens]:
     side, tower = math.isqrt(call.inner.config.mm_tokens_per_image), call.inner.config.vision_config
     pooled = tower.image_size // tower.patch_size // side * tower.patch_size
     reach = patch_reach((side, side), (pooled, pooled), (tower.image_size, tower.image_size))
-    alone = None in sizes or unscanned(call) is not None
-    if alone and call.total == len(sizes) * side * side:
+    uncut = (None in sizes or unscanned(call) is not None) and call.total == len(sizes) * side * side
+    if uncut:
         return [views((side, side), [WHOLE], reach) for _ in sizes]
     laid = [views((side, side), [WHOLE, *_scans(call, known_size(call, size))], reach) for size in sizes]
     if (tokens := sum(one.tokens for one in laid)) != call.total:

@@ -291,8 +291,8 @@ CUTS: dict[str, Callable[[Any, Size], tuple[int, int]]] = {
 
 def _tiled(call: Call, grid: tuple[int, int], sizes: Sequence[Size | None], tiles_of: Any) -> list[ImageTokens]:  # noqa: ANN401
     """Lay out images as whole numbers of tiles that cover them, and a view of the whole behind more than one tile."""
-    alone = None in sizes and call.total == len(sizes) * grid[0] * grid[1]
-    wanted = [(1, 1) if alone else tiles_of(call.processor, known_size(call, size)) for size in sizes]
+    uncut = None in sizes and call.total == len(sizes) * grid[0] * grid[1]
+    wanted = [(1, 1) if uncut else tiles_of(call.processor, known_size(call, size)) for size in sizes]
     laid, reach = [], reach_of(call)
     for rows, columns in wanted:
         boxes = [

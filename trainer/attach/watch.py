@@ -43,25 +43,24 @@ class ForwardResults:
     apart: torch.Tensor | None = None
     """The projector's output for an input without a graph, so that its gradient ends at the projector."""
 
-    def check_text(self, named: int, *, sought: bool) -> None:
+    def check_text(self, named: int, *, needs_columns: bool) -> None:
         """Refuse a forward without visual tokens that is not one of text alone.
 
         Args:
             named: number of ids.
-            sought: whether to refuse inputs_embeds, which do not say where images are.
+            needs_columns: whether to refuse inputs_embeds, which do not say where images are.
 
         Raises:
             UserError: the input has image tokens, or there are ids.
         """
-        found = "inputs_embeds" if self.columns is None and sought else None
+        found = "inputs_embeds" if self.columns is None and needs_columns else None
         if self.columns is not None and self.columns.any():
             found = "image tokens in input_ids without pixel_values, as mm_encoder_outputs has them"
         if found is not None:
-            raise UserError(f"attached.loss: expected input_ids, and pixel_values of images; found {found}; give both")
+            raise UserError(f"attached: expected input_ids, and pixel_values of images; found {found}; give both")
         if named:
             raise UserError(
-                f"attached.loss: expected as many ids as the batch has images, 0; found {named}; give no ids with text "
-                "alone"
+                f"attached: expected as many ids as the batch has images, 0; found {named}; give no ids with text alone"
             )
 
 
@@ -254,7 +253,7 @@ class Watch:
             return original(*given, **named)
         features = given[0]
         if self._watching and features.requires_grad and torch.is_grad_enabled():
-            # Dropout draws the same here and below, which is what it draws without this.
+            # Both runs draw the same dropout, and the second one what it draws without the first.
             with torch.random.fork_rng([features.device] if features.is_cuda else []):
                 kept.apart = original(features.detach(), *given[1:], **named)
         found = original(*given, **named)

@@ -34,13 +34,13 @@ def open_label_source(
     conversations: Conversations,
     *,
     make: Callable[[LabelSettings], StageRun] | None = label_images,
-    known: str | None = None,
+    begun_with: str | None = None,
 ) -> LabelStore | None:
     """Open the labels of a run, or make them.
 
     Takes the folder that the recipe names, else the newest one that fits, else makes new labels if L_a has a weight.
-    Before newer ones it takes those with the fingerprint `known`, with which the run was begun. Returns None if nothing
-    fits and L_a has no weight, or `make` is None.
+    Labels with the fingerprint `begun_with` come before newer ones: a run that goes on keeps its own. Returns None if
+    nothing fits and L_a has no weight, or `make` is None.
 
     Raises:
         UserError: the named folder is no label folder, shares no image with the data or has too few crops; or see
@@ -57,7 +57,7 @@ def open_label_source(
                 f"label with --crops {labels.crops}, or set labels.crops to {_crops(store)}"
             )
         return store
-    if (newest := _newest(folder, wanted, labels, known)) is not None:
+    if (newest := _newest(folder, wanted, labels, begun_with)) is not None:
         return newest
     if not recipe.loss.sea.weight:
         return None
@@ -149,12 +149,12 @@ def _openable(manifests: Iterable[Path]) -> Iterator[LabelStore]:
             yield open_labels(manifest.parent, verify=False)
 
 
-def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, known: str | None) -> LabelStore | None:
+def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_with: str | None) -> LabelStore | None:
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
     stores: Iterable[LabelStore] = _openable(manifests)
-    if known is not None:
-        stores = sorted(stores, key=lambda store: store.fingerprint != known)
+    if begun_with is not None:
+        stores = sorted(stores, key=lambda store: store.fingerprint != begun_with)
     for store in stores:
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images

@@ -186,21 +186,20 @@ def _write_projector(source: RunModel, settings: ExportSettings, scratch: Path) 
     for layer in layers.values():  # LLaVA's layers have biases, and it loads no fewer weights than it has
         weight = stored[f"model.mm_projector.{layer}weight"]
         stored.setdefault(f"model.mm_projector.{layer}bias", weight.new_zeros(len(weight)))
+    shape = " x ".join(str(size) for size in stored["model.mm_projector.0.weight"].shape[::-1])
     if folder.linear_projector:
         stored = _as_one_layer(stored)
     if settings.format == "bin":
         torch.save(stored, scratch / "mm_projector.bin")
     else:
         save_tensors(stored, scratch / "mm_projector.safetensors", metadata={"format": "pt"})
-    first = "" if folder.linear_projector else layers["linear_1"]
-    shape = " x ".join(str(size) for size in stored[f"model.mm_projector.{first}weight"].shape[::-1])
     size = sum(value.nbytes for value in stored.values())
     what = f"projector, {'linear' if folder.linear_projector else 'mlp2x_gelu'}, first layer {shape}"
     return Exported(settings.out, "projector", what, len(stored), size, "LLaVA's own code")
 
 
 def _as_one_layer(stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Multiply out two layers with nothing between, of which ours has the identity as its second: W2 W1, W2 b1 + b2."""
+    """Multiply out two linear layers: W2 W1 and W2 b1 + b2. Ours has the identity as its second."""
     weight, bias = (stored[f"model.mm_projector.0.{name}"] for name in ("weight", "bias"))
     second, added = (stored[f"model.mm_projector.2.{name}"].double() for name in ("weight", "bias"))
     return {

@@ -214,7 +214,7 @@ def _received(
     # scaling * q k', (b, H, n, end)
     scores = (grouped @ keys.mT).mul_(scaling).view(len(keys), heads, -1, chunk.end)
     bias = _bias(mask, chunk, window)
-    # Row 0 stands for rows that are not there. It may be padding without a key, whose softmax would be no number.
+    # Row 0 stands for rows that are not there. It may be padding that attends to no key, whose softmax is NaN.
     bias = bias.masked_fill_(~chunk.there.unsqueeze(-1), bias.dtype == torch.bool).unsqueeze(1)
     scores = scores.masked_fill_(~bias, -torch.inf) if bias.dtype == torch.bool else scores.add_(bias)
     # The softmax is over keys up to `end`: later keys get nothing. Rows that are not there are multiplied by 0.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sea_pipeline
-from sea_pipeline.core.errors import UserError, file_of, one_line
+from sea_pipeline.core.errors import UserError, blamed_file, one_line
 from sea_pipeline.storage.publish import os_error_of, writing
 
 _OURS = ("sea_pipeline", "trainer")
@@ -162,5 +162,5 @@ def _said(error: BaseException) -> str:
         raised = re.split(r"\n(?=\S)", behind, maxsplit=1)[-1]
         return one_line(ValueError(raised.partition(": ")[2] or raised))
     if isinstance(error, OSError) and error.strerror:
-        return f"{named}: {error.strerror}" if (named := file_of(error)) else error.strerror
+        return f"{named}: {error.strerror}" if (named := blamed_file(error)) else error.strerror
     return one_line(error)

@@ -213,7 +213,7 @@ def without_final_eos(own: str) -> str:
 
 
 def with_prompt_as_trained(own: str) -> str:
-    """Make a template's prompt a beginning of a row, without what it writes otherwise, such as an open thought.
+    """Make a template's prompt the beginning of a row, and so leave out an open thought.
 
     Rows have no thoughts. DeepSeek-R1's prompt opens one, and GLM-4.7's does where a row closes it.
     """

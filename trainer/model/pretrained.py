@@ -32,6 +32,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.near_names import nearest_name
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.leftovers import files_like
 from trainer.model.borders import border
@@ -88,11 +89,11 @@ def load_config(spec: str) -> PreTrainedConfig:
 def _check_there(spec: str) -> None:
     """Refuse a spec that is neither a model folder nor a possible name on the hub."""
     folder = Path(spec)
-    near = "/" not in spec and get_close_matches(spec, ["packaged"], cutoff=0.7)
-    if not folder.exists() and (near or not _HUB_NAME.fullmatch(spec)):
+    misspelt = "/" not in spec and bool(get_close_matches(spec, ["packaged"], cutoff=0.7))
+    if not folder.exists() and (misspelt or not _HUB_NAME.fullmatch(spec)):
         raise UserError(
             f"{spec}: no such folder; expected `packaged`, a model folder, or a name on the Hugging Face hub"
-            + ("; the nearest is `packaged`" if near else "")
+            + (nearest_name(spec, ["packaged"]) if misspelt else "")
         )
     _check_whole(spec)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -201,7 +202,7 @@ def without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: 
 
     Other unexpected tensors belong to parts that the model does not use, or are buffers that old versions kept.
     """
-    part = _part(model)
+    part = _tower_prefix(model)
     modules = {name.removeprefix(part): module for name, module in model.named_modules() if name}
     found = []
     for key in unexpected:
@@ -214,7 +215,7 @@ def without_place(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: 
 
 def _of_further_layers(model: Any, unexpected: Iterable[str]) -> list[str]:  # noqa: ANN401 - any model
     """Find weights of layers behind the model's last, apart from those that predict further tokens."""
-    part, predicting = _part(model), max(getattr(model.config, name, None) or 0 for name in _PREDICTING)
+    part, predicting = _tower_prefix(model), max(getattr(model.config, name, None) or 0 for name in _PREDICTING)
     lists = ((name, one) for name, one in model.named_modules() if isinstance(one, nn.ModuleList))
     ends = {name.removeprefix(part): len(one) + predicting for name, one in lists}
     found = []
@@ -226,7 +227,7 @@ def _of_further_layers(model: Any, unexpected: Iterable[str]) -> list[str]:  # n
     return sorted(found)
 
 
-def _part(model: Any) -> str:  # noqa: ANN401 - any model
+def _tower_prefix(model: Any) -> str:  # noqa: ANN401 - any model
     """Return what a tower's names may begin with; beside an LLM that is another part, such as Llama 4's."""
     return "" if hasattr(model, "lm_head") else "vision_model."
 

@@ -33,7 +33,7 @@ Step = Annotated[int | float, BeforeValidator(_step)]
 """A point in a run: a number of optimizer steps, or, below 1, a share of all steps."""
 
 
-class Parts(Strict):
+class Parts(Filled):
     """The parts that a new model is made of, see `init_model`."""
 
     vision: str = "packaged"

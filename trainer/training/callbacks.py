@@ -24,7 +24,7 @@ class MetricsLog(TrainerCallback):
     Args:
         path: `metrics.jsonl`.
         shown: called with a title and the metrics of each evaluation.
-        measured_on: says of which held-out rows and labels evaluations are, and is logged with each; empty for nothing.
+        measured_on: hash of the held-out rows and their labels, logged with each evaluation; empty if there are none.
     """
 
     def __init__(self, path: Path, shown: Callable[[str, dict[str, float]], None], measured_on: str = "") -> None:
@@ -41,8 +41,8 @@ class MetricsLog(TrainerCallback):
         self.before = kept[-1]["seconds"] if kept else 0.0
         self._begun = time.monotonic()
 
-    def is_measured(self, step: int) -> bool:
-        """Tell whether the metrics of a step are logged, and remove those of other held-out rows or labels."""
+    def keep_evaluation(self, step: int) -> bool:
+        """Remove a step's metrics if they are of other held-out rows or labels, and return whether any stay."""
         found = [line for line in self.lines() if line["step"] == step and is_evaluation(line)]
         same = any(line.get(MEASURED_ON, self._measured_on) == self._measured_on for line in found)
         if found and not same:
@@ -78,14 +78,18 @@ class MetricsLog(TrainerCallback):
         line |= {MEASURED_ON: self._measured_on} if self._measured_on and is_evaluation(logs) else {}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        evaluated = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-        if evaluated:
-            self._shown(f"step {state.global_step}", evaluated)
+        if metrics := evaluated(logs):
+            self._shown(f"step {state.global_step}", metrics)
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:
     """Tell whether a line of `metrics.jsonl` holds metrics of held-out samples."""
     return any(name.startswith("eval_") for name in line)
+
+
+def evaluated(line: dict[str, Any]) -> dict[str, float]:
+    """Select a line's metrics of held-out samples, without `eval_` in their names."""
+    return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
 
 class FewPairs(TrainerCallback):

@@ -41,7 +41,7 @@ def existing_inputs(
     recipe: Recipe,
     make: Any,  # noqa: ANN401 - a function that makes labels, or None
     reporter: Reporter = SILENT,
-    known: str | None = None,
+    begun_with: str | None = None,
 ) -> ExistingInputs:
     """Open what a run reads.
 
@@ -49,7 +49,7 @@ def existing_inputs(
         recipe: its `model` is an `ExistingModel`.
         make: makes labels if none fit, see `open_label_source`.
         reporter: receives progress, see `without_unreadable` and `without_unfit`.
-        known: see `open_label_source`.
+        begun_with: see `open_label_source`.
 
     Raises:
         UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
@@ -60,7 +60,7 @@ def existing_inputs(
     folder = open_existing_folder(recipe.model.attach)
     conversations = open_rows(recipe.data, partial(read_texts, chat=folder.chat))
     carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
-    store = open_label_source(carried, cast("Any", folder), conversations, make=make, known=known)
+    store = open_label_source(carried, cast("Any", folder), conversations, make=make, begun_with=begun_with)
     conversations = without_unreadable(conversations, recipe.data, store, reporter)
     max_length = recipe.data.max_length
     conversations = without_unfit(

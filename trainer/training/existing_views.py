@@ -104,11 +104,11 @@ class ExistingViews:
         made = {"key": self.key, "held_out": held_out, "labelled": self._store is not None}
         return made | {"images": images, "texts": list(self._texts.places), "notes": self._notes}
 
-    def _labels(self, conversations: Any, known: str | None) -> LabelStore | None:  # noqa: ANN401 - Conversations
+    def _labels(self, conversations: Any, begun_with: str | None) -> LabelStore | None:  # noqa: ANN401 - Conversations
         labels = self.recipe.labels.model_copy(update={"transfer": True})
         recipe, folder = self.recipe.model_copy(update={"labels": labels}), self._folder
         try:
-            return open_label_source(recipe, folder, conversations, make=_none_made, known=known)  # type: ignore[arg-type]
+            return open_label_source(recipe, folder, conversations, make=_none_made, begun_with=begun_with)  # type: ignore[arg-type]
         except UserError as problem:
             self._notes["labels"] = str(problem)
             return None

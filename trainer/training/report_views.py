@@ -271,7 +271,7 @@ def labels_of(record: RunRecord, folder: ModelFolder, conversations: Conversatio
     Raises:
         UserError: the folder that the recipe names is no label folder, or does not fit.
     """
-    return open_label_source(record.recipe, folder, conversations, make=_none_made, known=record.labels)
+    return open_label_source(record.recipe, folder, conversations, make=_none_made, begun_with=record.labels)
 
 
 def _none_made(_: object) -> StageRun:

@@ -100,8 +100,8 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         check_begun(recipe, out)
     set_seed(recipe.seed)
     labels = not resume or out is not None  # a run whose folder is named after its labels has them
-    known = run_folder.begun_with_labels(out)
-    inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels, known=known)
+    begun_with = run_folder.begun_with_labels(out)
+    inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels, begun_with=begun_with)
     fields = run_fields(inputs, args.world_size)
     out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
@@ -144,16 +144,16 @@ def _check_rows(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> Non
 
 
 def _inputs(
-    recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True, known: str | None = None
+    recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True, begun_with: str | None = None
 ) -> Inputs | ExistingInputs:
     """Open what a run reads; whatever each process does for itself, the first one says.
 
-    With `labels` False, labels that are to be made are not made, and absent. `known` is as in `open_label_source`.
+    With `labels` False, labels that are to be made are not made, and absent. `begun_with` is as in `open_label_source`.
     """
     make = partial(_label, reporter) if labels else None
     heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, make, heard, known)
+        return existing_inputs(recipe, make, heard, begun_with)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
@@ -165,7 +165,7 @@ def _inputs(
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     if recipe.loss.basic_terms() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
-    store = open_label_source(recipe, folder, conversations, make=make, known=known)
+    store = open_label_source(recipe, folder, conversations, make=make, begun_with=begun_with)
     conversations = without_unreadable(conversations, recipe.data, store, heard)
     targets = open_teacher(recipe, folder, conversations)
     conversations = without_untaught(conversations, recipe.data, targets)
@@ -298,7 +298,7 @@ class _Training:
         """Measure the metrics at a step, unless they are logged already."""
         if (held_out := self.inputs.conversations.held_out) is None:
             return
-        logged = [self.trainer.is_world_process_zero() and self.log.is_measured(step)]
+        logged = [self.trainer.is_world_process_zero() and self.log.keep_evaluation(step)]
         broadcast_object_list(logged)  # the first process's file decides for all
         if not logged[0]:
             with self.reporter.progress("evaluating", len(held_out)) as advance:

@@ -10,7 +10,7 @@ from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from trainer.data.bad_rows import image_names
 from trainer.data.conversations import summary
 from trainer.data.inputs import Inputs
-from trainer.training.callbacks import is_evaluation
+from trainer.training.callbacks import evaluated, is_evaluation
 from trainer.training.existing import ExistingInputs
 from trainer.training.run_folder import SUMMARY
 
@@ -44,9 +44,10 @@ def counted_rows(inputs: Inputs | ExistingInputs) -> dict[str, int]:
 def start_and_end(
     lines: list[dict[str, Any]], steps: int, out: Path, reporter: Reporter
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Find the metrics at the start and at the end, which are empty if there are none.
+    """Find the metrics at the start and at the last step.
 
-    Those at the start are empty, too, if they are of other held-out rows or labels than those at the end.
+    The start is empty if it is of other held-out rows or labels than the last evaluation. The end is empty if the last
+    step has no evaluation.
 
     Args:
         lines: of the run's `metrics.jsonl`.
@@ -54,11 +55,11 @@ def start_and_end(
         out: the run's folder.
         reporter: is told of metrics at the start that are left out.
     """
-    evaluated = [line for line in lines if is_evaluation(line)]
-    if not evaluated:
+    every = [line for line in lines if is_evaluation(line)]
+    if not every:
         return {}, {}
-    start, end = evaluated[0], evaluated[-1]
-    if start not in comparable(evaluated):
+    start, end = every[0], every[-1]
+    if start not in comparable(every):
         reporter.warning(
             f"{out}: the metrics at the start are of other held-out rows or labels than those at the end; "
             f"{SUMMARY} leaves them out"
@@ -68,5 +69,4 @@ def start_and_end(
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, float]:
-    named = {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
-    return {name: value for name, value in named.items() if math.isfinite(value)}
+    return {name: value for name, value in evaluated(line).items() if math.isfinite(value)}

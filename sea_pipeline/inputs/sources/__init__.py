@@ -98,7 +98,7 @@ def list_samples(
         asked = find_input(images, left_out)
         found = _found(asked, images, image_root, id_column, left_out)
         path = without_query(images) if has_query(images) else images
-        name, origin = PurePosixPath(path).stem, images if is_url(images) else in_utf8(str(Path(images).absolute()))
+        name, origin = PurePosixPath(path).stem, path if is_url(images) else in_utf8(str(Path(images).absolute()))
     samples = _deduplicated(found, origin, left_out)
     if not samples:
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")

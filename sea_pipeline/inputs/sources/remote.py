@@ -25,12 +25,12 @@ from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
 from sea_pipeline.storage.retry import (
     PassingError,
-    at_fault,
     error_codes,
     error_statuses,
     is_absent,
     is_refusal,
     patiently,
+    reason_of,
 )
 from sea_pipeline.storage.turns import innermost, reads_at_once, turn
 
@@ -91,7 +91,7 @@ class RemoteFiles:
                 if self._parts:
                     return self._parts.part(path, start, length)
                 with turn(self._fs, path):
-                    return self._cached(path, start, start + length)
+                    return self._fetched(path, start, start + length)
             except Exception as error:
                 if 416 in error_statuses(error) or "InvalidRange" in error_codes(error):
                     return b""  # the file ends before `start`
@@ -99,8 +99,8 @@ class RemoteFiles:
 
         return _asked(ranged, shown_file(self.root, name))
 
-    def _cached(self, path: str, start: int, end: int) -> bytes:
-        """Read a part of a file, of a web server only behind a cache."""
+    def _fetched(self, path: str, start: int, end: int) -> bytes:
+        """Read a part of a file by fsspec. Of web servers, only those behind a cache are read so."""
         try:
             data: bytes = self._fs.cat_file(path, start=start, end=end)
         except FileNotFoundError:
@@ -248,4 +248,4 @@ def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
         if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_absent(error)):
             raise
         kind = PermissionError if {401, 403} & error_statuses(error) else OSError
-        raise kind(one_line(at_fault(error))) from error
+        raise kind(reason_of(error)) from error

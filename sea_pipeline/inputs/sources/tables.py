@@ -165,9 +165,10 @@ def is_table_of_images(files: Files, name: str) -> bool:
 
     A file that cannot be opened has none.
     """
-    with reading(shown_file(files.root, name)), files.open(name) as file:
+    shown = shown_file(files.root, name)
+    with reading(shown), files.open(name) as file:
         try:
-            return _image_leaf(pq.ParquetFile(file), shown_file(files.root, name)) is not None
+            return _image_leaf(pq.ParquetFile(file), shown) is not None
         except FAULTS as error:
             _refuse_passing(error)
             return False
@@ -187,11 +188,12 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     damaged: dict[str, str] = {}
     columns: list[Leaf] | None = None
     for name in names:
-        with reading(shown_file(files.root, name)), files.open(name) as file:
+        where = shown_file(files.root, name)
+        with reading(where), files.open(name) as file:
             try:
                 table = _opened(file)
-                there = _id_leaves(table, id_column, shown_file(files.root, name))
-                empty[name] = _empty(table, shown_file(files.root, name))
+                there = _id_leaves(table, id_column, where)
+                empty[name] = _empty(table, where)
             except FAULTS as error:
                 _refuse_passing(error)
                 damaged[name] = f"cannot be read: {one_line(error)}"

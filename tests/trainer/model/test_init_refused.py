@@ -31,7 +31,7 @@ def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parts", [("packged", "packaged"), ("s2:packged", "packaged"), ("packaged", "packged")])
 def test_a_misspelt_name_gets_the_nearest_one(parts: tuple[str, str], tmp_path: Path) -> None:
-    with refused("; the nearest is `packaged`", start="packged: no such folder"):
+    with refused("; the nearest is 'packaged'", start="packged: no such folder"):
         init_model(*parts, tmp_path / "out")
 
 
