@@ -1,5 +1,6 @@
 """Let threads take turns at stores whose clients in fsspec do one thing at a time."""
 
+import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,9 +10,16 @@ from fsspec.asyn import AsyncFileSystem
 
 _INDEPENDENT = ("memory", ("file", "local"), "hf")
 """Protocols of clients that are not asynchronous, and open a file anew for each reader."""
-_ONE = threading.RLock()
-_EACH = tuple(threading.RLock() for _ in range(64))
-"""One for a file, by the hash of its path."""
+_LOCKS: list[threading.RLock] = []
+"""The one of all stores that do one thing at a time, and behind it one for a file each, by the hash of its path."""
+
+
+def _make_locks() -> None:
+    _LOCKS[:] = [threading.RLock() for _ in range(65)]
+
+
+_make_locks()
+os.register_at_fork(after_in_child=_make_locks)  # a thread that the child has not may have held one
 
 
 def innermost(fs: Any) -> Any:  # noqa: ANN401 - fsspec has no types
@@ -37,6 +45,6 @@ def reads_at_once(fs: Any) -> bool:  # noqa: ANN401
 def turn(fs: Any, path: str) -> AbstractContextManager[object]:  # noqa: ANN401
     """Return what a thread holds while it uses a file of a store."""
     if not reads_at_once(fs):
-        return _ONE
+        return _LOCKS[0]
     # simplecache takes a file for whole that another thread is still fetching.
-    return nullcontext() if innermost(fs) is fs else _EACH[hash(path) % len(_EACH)]
+    return nullcontext() if innermost(fs) is fs else _LOCKS[1 + hash(path) % (len(_LOCKS) - 1)]

@@ -147,6 +147,8 @@ def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: A
         return processor.apply_chat_template(
             chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a template fails as any program does
         reason = one_line(error)
         raise UserError(

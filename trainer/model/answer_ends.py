@@ -26,7 +26,8 @@ def with_ends(
     Returns:
         The text and the spans, with the ends.
     """
-    ends = tuple(filter(None, (eos, _end_of_last(text, spans, answers[-1], special)))) if answers[-1] else special
+    last = _end_of_last(text, spans, answers[-1], special) if answers[-1] else ""
+    ends = tuple(filter(None, (eos, last)))
     # Of an earlier answer: a token that ends a question, too, or does not begin one
     others = tuple(one for one in special if asked and (asked.rstrip().endswith(one) or one not in asked))
     said = tuple(filter(None, answers))

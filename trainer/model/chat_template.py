@@ -80,8 +80,8 @@ _ONE_PART = """\
 _ENDED = """\
 {%- set ended = namespace(messages=[]) -%}
 {%- for message in messages -%}
-  {%- if message['role'] == 'assistant' and message['content'] is string and message['content'].strip() -%}
-    {%- set text = message['content'].rstrip() -%}
+  {%- set text = message['content'].rstrip() if message['content'] is string else '' -%}
+  {%- if message['role'] == 'assistant' and text and not text.endswith(eos_token) -%}
     {%- set after = message['content'][text | length:].lstrip(' ') -%}
     {%- set ended.messages = ended.messages + [dict(message, content=text + eos_token + after)] -%}
   {%- else -%}

@@ -170,7 +170,7 @@ def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwi
         if not any(_said(message).strip() for message in messages if message["role"] == "assistant"):
             raise UserError(NO_ANSWER)
         found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
-        answers = [_said(message).rstrip() for message in messages if message["role"] == "assistant"]
+        answers = [_said(message).strip() for message in messages if message["role"] == "assistant"]
         first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
         asked = _render(messages[:first], tokenizer, source)[0] if len(answers) > 1 else ""
         return RenderedText(*with_ends(*found, answers, asked, special, tokenizer.eos_token))

@@ -298,7 +298,8 @@ class _Training:
         """Measure the metrics at a step, unless they are logged already."""
         if (held_out := self.inputs.conversations.held_out) is None:
             return
-        logged = [self.trainer.is_world_process_zero() and self.log.keep_evaluation(step)]
+        with agreed():
+            logged = [self.trainer.is_world_process_zero() and self.log.keep_evaluation(step)]
         broadcast_object_list(logged)  # the first process's file decides for all
         if not logged[0]:
             with self.reporter.progress("evaluating", len(held_out)) as advance:

@@ -133,7 +133,7 @@ ENDLESS = (
 ENDS_EARLIER = ENDLESS.replace("}}{% endfor", "+ ('' if loop.last else '<|im_end|>') }}{% endfor")
 
 
-@pytest.mark.parametrize(
+WITHOUT_ENDS = pytest.mark.parametrize(
     "own",
     [
         ENDLESS,
@@ -144,6 +144,22 @@ ENDS_EARLIER = ENDLESS.replace("}}{% endfor", "+ ('' if loop.last else '<|im_end
     ],
     ids=["ends no turn", "GLM-4.7", "RWKV", "marked", "ends earlier turns"],
 )
+
+
+@WITHOUT_ENDS
+@pytest.mark.parametrize("answers", [("a b", ""), ("", "c"), ("a \n", " c "), ("a<|im_end|>", "c"), (" a", "a")])
+def test_rows_of_new_folders_are_those_of_folders_that_were_made_before(own: str, answers: tuple[str, str]) -> None:
+    made, _ = prepare_tokenizer(byte_level(own), "llm")
+    chat = [*STRING, {"role": "assistant", "content": answers[0]}, {"role": "user", "content": "Why?"}]
+    chat.append({"role": "assistant", "content": answers[1]})
+    found, before = (load_template("own", each)(chat) for each in (made, byte_level(own)))
+    assert found == before
+    trained = [found.text[start:end] for start, end in found.spans]
+    assert len(trained) == sum(map(bool, answers))
+    assert all(each.endswith("<|im_end|>") and not each.endswith("<|im_end|>" * 2) for each in trained)
+
+
+@WITHOUT_ENDS
 def test_a_prompt_of_a_second_turn_is_the_beginning_of_a_row(own: str) -> None:
     tokenizer, _ = prepare_tokenizer(byte_level(own), "llm")
     chat = [*STRING, {"role": "assistant", "content": "red \n"}, {"role": "user", "content": "Why?"}, *ANSWER]

@@ -138,7 +138,9 @@ IF_ANY = CHATML_MARKED.replace(
 
 
 @pytest.mark.parametrize(
-    "template", [CHATML, THOUGHTS, CHATML_MARKED, IF_ANY], ids=["own", "thoughts", "marked", "if any"]
+    "template",
+    [CHATML, THOUGHTS, CHATML_MARKED, IF_ANY, CHATML.replace("<|im_end|>", "")],
+    ids=["own", "thoughts", "marked", "if any", "no ends"],
 )
 @pytest.mark.parametrize("empty", [[1], [3], [5], [1, 3], [3, 5]])
 def test_an_empty_answer_trains_nothing(template: str, empty: list[int]) -> None:
