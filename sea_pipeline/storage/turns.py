@@ -19,7 +19,8 @@ def _make_locks() -> None:
 
 
 _make_locks()
-os.register_at_fork(after_in_child=_make_locks)  # a thread that the child has not may have held one
+if hasattr(os, "register_at_fork"):  # a thread that the child has not may have held one
+    os.register_at_fork(after_in_child=_make_locks)
 
 
 def innermost(fs: Any) -> Any:  # noqa: ANN401 - fsspec has no types

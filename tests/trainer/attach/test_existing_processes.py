@@ -110,7 +110,8 @@ def test_rows_held_out_are_measured_once(name: str, runs: Runs) -> None:
     for ours, theirs in zip(two, one, strict=True):
         assert ours["eval_trained_tokens"] == theirs["eval_trained_tokens"]
         assert {"eval_lm_loss", "eval_right_photo_gain", "eval_label_hit@1", "eval_gap"} <= ours.keys()
-        for key in theirs.keys() - {"epoch", "seconds"}:
+        assert ours["measured_on"] == theirs["measured_on"]
+        for key in theirs.keys() - {"epoch", "seconds", "measured_on"}:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), key
 
 

@@ -88,7 +88,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "optimizer": (AlignTrainer, "get_optimizer_cls_and_kwargs"),
     "step": (Screen, "on_step_end"),
     "worker": (TrainingData, "pixels"),
-    "checkpoint": (checkpoints, "save_file"),
+    "checkpoint": (checkpoints, "save_tensors"),
     "state": (fsdp.Trainer, "_save_optimizer_and_scheduler"),
     "trained model": (AlignedLlava, "save_pretrained"),
 }

@@ -186,10 +186,11 @@ def test_evaluated_as_by_one_process(runs: Runs) -> None:
         lines = [evaluations(out) for out in (runs.two / name, runs.one / "stage 1")]
         assert [line["step"] for line in lines[0]] == [0, 4]
         for ours, theirs in zip(*lines, strict=True):
+            assert ours.pop("measured_on") == theirs.pop("measured_on")
             assert ours == pytest.approx(theirs, rel=1e-4, abs=ROUNDED)
 
 
-def evaluations(out: Path) -> list[dict[str, float]]:
+def evaluations(out: Path) -> list[dict[str, Any]]:
     """The evaluations of a run."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines if "eval_tacs" in line]
