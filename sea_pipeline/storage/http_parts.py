@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.turns import innermost
 
 MOST_WHOLE = 1 << 26
 """The most bytes of a file that is fetched whole for its parts."""
@@ -16,6 +17,11 @@ _WEB = re.compile(r"(?:(?:simplecache|filecache|blockcache|cached)::)*https?://"
 def is_http(url: str) -> bool:
     """Tell whether a URL is of a web server, also behind a cache of fsspec."""
     return _WEB.match(url) is not None
+
+
+def http_parts(fs: Any, url: str) -> "HttpParts | None":  # noqa: ANN401 - fsspec has no types
+    """Return what reads parts of a web server's files; None for other stores, and behind a cache."""
+    return HttpParts(fs) if is_http(url) and innermost(fs) is fs else None
 
 
 class HttpParts:

@@ -13,7 +13,7 @@ from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import install_line
-from sea_pipeline.storage.http_parts import HttpParts, is_http
+from sea_pipeline.storage.http_parts import http_parts, is_http
 from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.retry import (
@@ -25,7 +25,7 @@ from sea_pipeline.storage.retry import (
     patiently,
     reason_of,
 )
-from sea_pipeline.storage.turns import innermost, turn
+from sea_pipeline.storage.turns import turn
 
 _Result = TypeVar("_Result")
 
@@ -85,9 +85,9 @@ class RemotePath(ProxyUPath):
         """Open the file to read and to seek in."""
         assert mode == "rb", "files are written whole, by upload"
         size = self.stat().st_size
-        if not is_http(str(self)) or innermost(self.fs) is not self.fs:
+        parts = http_parts(self.fs, str(self))
+        if parts is None:
             return ranged_file(self._part, self.path, size)
-        parts = HttpParts(self.fs)
 
         def part(name: str, start: int, length: int) -> bytes:
             return self._asked(lambda: parts.part(name, start, length)) if length else b""

@@ -253,7 +253,7 @@ def with_own_eos(own: str, eos: str) -> str:
     A template that writes no EOS is returned unchanged.
     """
     writes = _text(own, _CHAT, False) != _text(_WITHOUT_EOS + own, _CHAT, False)
-    return f"{{%- set eos_token = {json.dumps(eos)} -%}}{own}" if writes else own
+    return f"{{%- set eos_token = {_literal(eos)} -%}}{own}" if writes else own
 
 
 def with_bos(own: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -277,6 +277,7 @@ def writes_bos(own: str) -> bool:
 
 
 def _literal(text: str) -> str:
+    """Write a text as a literal of Jinja, which does not join JSON's escapes of one letter in two parts."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -20,7 +20,7 @@ from fsspec.utils import glob_translate
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
 from sea_pipeline.inputs.sources.base import shown_file, unlisted
-from sea_pipeline.storage.http_parts import MOST_WHOLE, HttpParts, is_http
+from sea_pipeline.storage.http_parts import MOST_WHOLE, http_parts, is_http
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
 from sea_pipeline.storage.retry import (
@@ -55,7 +55,7 @@ class RemoteFiles:
         self.readers = _READERS if reads_at_once(self._fs) else 1
         self._is_web = is_http(url)
         self._inner = innermost(self._fs)
-        self._parts = HttpParts(self._fs) if self._is_web and self._inner is self._fs else None
+        self._parts = http_parts(self._fs, url)
         # Pages list their own folder as a server writes it, so that spaces and other letters must be quoted here, too.
         self._top = quote(top.rstrip("/"), safe=_QUOTED) if self._is_web else top.rstrip("/")
 
