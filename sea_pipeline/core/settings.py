@@ -25,6 +25,9 @@ Device = Annotated[
     Field(description="The device to compute on: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."),
 ]
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy and torch both take."""
+
 
 class Filled(Strict):
     """A model whose values are no empty texts, because an empty path would be the working folder."""

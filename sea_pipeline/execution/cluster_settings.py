@@ -229,7 +229,9 @@ def load_cluster(name: str) -> _InFiles:
         raise UserError(f"--cluster {name}: expected a YAML file, or one of {known}{advice}")
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-        if isinstance(content, dict) and content.get("kind") == "ssh":
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: expected keys and values, as jobs/clusters/local.yaml has; found {content!r:.40}")
+        if content.get("kind") == "ssh":
             raise UserError(f"{path}: kind: expected local, cuda or slurm; found ssh{_OVER_SSH}")
         return _FILE.validate_python(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

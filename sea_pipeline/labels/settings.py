@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Settings
+from sea_pipeline.core.settings import Device, Seed, Settings
 from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from sea_pipeline.search import Backend
@@ -106,7 +106,7 @@ class ProbeSettings(Settings):
     top_n: _TopN = 10
     limit: Annotated[int, Field(ge=2)] = 200
     """The largest number of captioned images to use."""
-    seed: int = 0
+    seed: Seed = 0
     """The random seed for the choice of images and for the intervals."""
     precision: _Precision = "float32"
     template: _Template = "bare"

@@ -213,6 +213,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "probe": [
         ("--data nowhere.json", "--data nowhere.json: expected LLaVA's .json"),
         ("--data photos.json --limit 1", "--limit: input should be greater"),
+        ("--data photos.json --seed -1", "--seed: input should be greater"),
         ("--data photos.json --wordlist nowhere", "--wordlist nowhere: expected a file"),
         ("--data photos.json --encoder packaged --encoder packged", "--encoder packged: expected packaged"),
         ("--data photos.json --device banana", "--device banana: expected auto"),
@@ -254,6 +255,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("model --data samples --out x.json", "--out x.json: holds what --layers and --replace find"),
         ("model --data samples --layers --out photos", "--out photos: expected a file to write"),
         ("model --data samples --save-figures x", "--save-figures: draws words with --labels"),
+        ("model --data samples --transfer", "--transfer: goes with --labels; give that"),
+        ("model --data samples --question-root x", "--question-root: goes with --questions"),
+        ("model --data samples --new-tokens 3", "--new-tokens: goes with --replace"),
+        ("model --data samples --limit-images 3", "--limit-images: goes with --layers, --lens, --replace or"),
         ("model --data samples --lens-data x", "--lens-data x: is for --lens contextual"),
         ("model --data samples --lens contextual --lens-data x", "--lens-data x: expected a LLaVA .json"),
         ("model --data samples --lens contextual", "--lens contextual: expected captions"),
@@ -270,6 +275,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "init": [
         ("--vision packaged --llm packaged --out photos", "photos: expected a new or an empty folder"),
+        (f"--vision packaged --llm packaged --out x --seed {2**32}", "--seed: input should be less than"),
         ("--vision s2:packaged@7 --llm packaged --out x", "packaged@7: expected a side"),
     ],
     "report": [

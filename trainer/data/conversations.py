@@ -201,8 +201,8 @@ def split_rows(
     held = hashes <= np.sort(hashes)[count - 1] if 0 < count <= total else np.full(total, count > 0)
     if held_out < 0 or held.all():
         raise UserError(
-            f"held_out: expected 0 or more, and fewer than all of {total:,} rows; found {held_out}, which would hold "
-            f"out {int(held.sum()):,} (rows with one id stay together)"
+            f"data.held_out: expected 0 or more, and fewer than all of {total:,} rows; found {held_out}, which would "
+            f"hold out {int(held.sum()):,} (rows with one id stay together)"
         )
     return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
 

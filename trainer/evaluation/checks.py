@@ -8,7 +8,7 @@ from sea_pipeline.output.folder import check_is_ours
 from sea_pipeline.storage.publish import check_result
 from trainer.data.files import check_conversations, conversations_file
 from trainer.evaluation.question_file import check_photos, read_questions
-from trainer.evaluation.settings import EvaluateSettings
+from trainer.evaluation.settings import NEW_TOKENS, EvaluateSettings
 from trainer.model.existing_folder import check_existing_folder, is_existing, model_type
 from trainer.model.llava_folder import check_llava_folder
 from trainer.model.run_record import read_run
@@ -32,6 +32,7 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
         check_result(settings.out)
     if settings.save_figures is not None and settings.labels is None and not settings.layers:
         raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
+    _check_used(settings)
     captions = _captions(settings)
     check_device_name(settings.device)
     if is_existing(settings.model):
@@ -44,6 +45,21 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
     if settings.questions is not None:
         _check_questions(settings, settings.questions)
     return captions
+
+
+def _check_used(settings: EvaluateSettings) -> None:
+    """Refuse options that would change nothing, because what they belong to is not asked for."""
+    of_images = settings.layers or settings.replace or settings.lens is not None or settings.save_figures is not None
+    analyses = "--layers, --lens, --replace or --save-figures"
+    belongs = (
+        ("--transfer", settings.transfer, settings.labels is not None, "--labels"),
+        ("--question-root", settings.question_root is not None, settings.questions is not None, "--questions"),
+        ("--new-tokens", settings.new_tokens != NEW_TOKENS, settings.replace, "--replace"),
+        ("--limit-images", settings.limit_images is not None, of_images, analyses),
+    )
+    for name, given, used, other in belongs:
+        if given and not used:
+            raise UserError(f"{name}: goes with {other}; give that, or leave {name} out")
 
 
 def _check_questions(settings: EvaluateSettings, path: Path) -> None:

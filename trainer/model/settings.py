@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.core.settings import Seed, Settings
 
 Projector = Literal["mlp2x_gelu", "linear"]
 
@@ -22,7 +22,7 @@ class InitSettings(Settings):
     """The kind of projector. mlp2x_gelu: LLaVA-1.5's two layers. linear: one layer."""
     feature_layer: int | None = None
     """The index of the tower's hidden state to use. Default: -2, or -1 for packaged."""
-    seed: int = 0
+    seed: Seed = 0
     """The random seed for the projector's weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The number format of all weights."""

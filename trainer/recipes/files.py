@@ -103,6 +103,8 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UserError(f"--set {text}: expected KEY=VALUE, such as loss.sea.weight=10")
+        if not value.strip():  # YAML takes it for null, which would drop what the recipe says
+            raise UserError(f"--set {text}: expected a value; found none; write {text.strip()}null for none")
         try:
             nested = yaml.load(value, _Yaml)
         except _FAULTS as error:

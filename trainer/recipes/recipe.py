@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sea_pipeline.core.settings import Filled, Strict
+from sea_pipeline.core.settings import Filled, Seed, Strict
 from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
@@ -286,7 +286,7 @@ class Recipe(Filled):
     """The steps whose weights are kept for good in `kept/`, for `export --checkpoint`. They hold what the model folder
     would hold (with LoRA in float32, before adapters are merged), without the optimizer, so no run goes on from them.
     The model folder has those of the last step."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in
     `trainer/training/arguments.py`. What does nothing here is refused, see `trainer/training/argument_table.py`."""

@@ -59,7 +59,8 @@ def test_images_of_both_analyses_are_the_first_ones(evaluate: Any, tmp_path: Pat
         (["--layers", "--replace", "--limit-images", 2], 1, 2, 2),
         (["--replace", "--limit-images", 10], 6, 0, 10),
     ):
-        code, _, stderr = evaluate(*arguments, "--new-tokens", new_tokens, "--out", out)
+        described = ["--new-tokens", new_tokens] if generated else []
+        code, _, stderr = evaluate(*arguments, *described, "--out", out)
         assert code == 0, stderr
         images = json.loads(out.read_text())["images"]
         assert len(images) == max(tokens, generated)
