@@ -81,9 +81,9 @@ def stage_plugin(job: Job, ledger: Ledger) -> Iterator[StagePlugin]:
     name = f"{job.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
     visible_file = None
     if isinstance(ledger.root, Path):  # workers may have another current folder
-        fields = ledger.fields
+        fields, versions = ledger.fields, ledger.versions
         ledger = Ledger(ledger.root.absolute(), ledger.dataset, ledger.image_root)
-        ledger.fields = fields
+        ledger.fields, ledger.versions = fields, versions
         visible_file = scratch_path(ledger.root, "workers")
         publish_bytes(visible_file, b"", ledger.root)
     try:

@@ -38,7 +38,7 @@ def run(
         UserError: too many bad images, or the output cannot be written. Commits stay.
     """
     totals = RunTotals(ledger, max_bad, stage.at_once)
-    source = open_source(ledger.image_root)
+    source = open_source(ledger.image_root, ledger.versions)
     leaving = threading.Event()
 
     def heard(images: int) -> None:

@@ -73,6 +73,7 @@ class LastAttempt:
 
     def __init__(self, source: Source, images: int) -> None:
         self.readers, self.random_access, self.where = source.readers, source.random_access, source.where
+        self.refuse_changed = source.refuse_changed
         self._source = source
         self._most = max(1, images // 100)
         self._given_up: set[str] = set()
@@ -104,6 +105,7 @@ class _FasterError(Exception):
 
 def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
     samples = ledger.samples(shard)
+    uris = [sample.uri for sample in samples if sample.problem is None]
     if attempt >= ATTEMPTS and source.random_access:  # a stream that has failed has lost its place
         source = LastAttempt(source, len(samples))
     footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
@@ -117,7 +119,12 @@ def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: 
     with ExitStack() as until_committed:
         try:
             with publish(ledger.shard_path(shard), ledger.root) as scratch:
-                result = stage.process(samples, source, scratch, footer, count)
+                try:
+                    result = stage.process(samples, source, scratch, footer, count)
+                except Exception:
+                    source.refuse_changed(uris)  # a changed file explains other faults
+                    raise
+                source.refuse_changed(uris)
                 # Another run's rows may differ in a score's last bit, so file and commit must come from the same run.
                 until_committed.enter_context(locked(ledger.root))
                 if faster := ledger.commit(shard):

@@ -23,6 +23,7 @@ from sea_pipeline.execution.shard import ShardError, process_shard
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.execution.worker_pool import NamedPlugin, Outcome
 from sea_pipeline.inputs.sources import Source, open_source
+from sea_pipeline.inputs.sources.versions import on_another_host
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
@@ -108,6 +109,7 @@ class StagePlugin(NamedPlugin):
         self._is_of_trainer = type(job).__module__.startswith("trainer.")
         self._ledger = ledger
         self._visible_file = visible_file
+        self._host = platform.node()
 
     def setup(self, worker: Worker) -> None:
         """Start loading the stage, called by dask on every worker, also on later ones."""
@@ -133,7 +135,9 @@ class StagePlugin(NamedPlugin):
         if self._is_of_trainer:
             take_own_trainer()
         job: Job = pickle.loads(self._job)
-        return job.stage(self._ledger), open_source(self._ledger.image_root)
+        listed = self._ledger.versions
+        versions = listed if platform.node() == self._host else on_another_host(listed)
+        return job.stage(self._ledger), open_source(self._ledger.image_root, versions)
 
     def ready(self) -> dict[str, Any]:
         """Wait for the stage, and return the worker's host, process id and stage description.

@@ -18,6 +18,14 @@ class Sample(NamedTuple):
     problem: str | None = None
 
 
+class Version(NamedTuple):
+    """What tells a file from a later one of its name."""
+
+    size: int | None
+    mark: int | str | None
+    """Nanoseconds of its last change on this machine, what a store has instead, or None if that is unknown."""
+
+
 class BadSample(NamedTuple):
     """An image that cannot be used, with the stage that failed (list, read, decode, encode) and the reason."""
 
@@ -45,3 +53,5 @@ class Listing:
     """Whether the order is that of a stream, which is read forward."""
     pieces: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """For tables, by file: the first row of each piece that can only be read forward; see `sources.order`."""
+    versions: Mapping[str, Version] = field(default_factory=dict)
+    """For tars, tables and datasets, by file: the version that the `uri`s hold for."""

@@ -73,10 +73,11 @@ def open_or_create(
     make_folder(root)
     with locked(root) as has_lock:
         lost = is_lost(root / DATASET) and not rebuild_dataset(root, wanted, samples, companions, grows)
-        if lost and (created := _create(root, wanted, samples, companions, has_lock)):
-            return Ledger(root, created)
-        ledger = _continue_or_refuse(root, asked, extend, has_lock)
-    sweep(root)
+        created = _create(root, wanted, samples, companions, has_lock) if lost else None
+        ledger = Ledger(root, created) if created else _continue_or_refuse(root, asked, extend, has_lock)
+    if not created:
+        sweep(root)
+    ledger.versions = listing.versions
     return ledger
 
 

@@ -16,7 +16,7 @@ without it. A second writer of the same shard writes the same rows, so the last 
 
 import datetime
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.inputs.samples import BadSample, Sample, Version
 from sea_pipeline.output.folder import (
     COMMITS,
     DATASET,
@@ -75,6 +75,8 @@ class Ledger:
         """The root of the planned `uri`s, for `open_source`; it differs from the dataset's if images have moved."""
         self.fields = dataset.latest_fields()
         """The fields of this run: an input may have grown since the last extension without bringing an image."""
+        self.versions: Mapping[str, Version] = {}
+        """The versions of the input's files that this run has listed; see `Listing`."""
 
     @classmethod
     def open(cls, root: Place) -> "Ledger":

@@ -60,19 +60,19 @@ class HttpParts:
             self._kept.move_to_end(url)
             return self._kept[url][start : start + length]
 
-    def size(self, url: str) -> int | None:
-        """Return how many bytes a file has, or None if the server does not say it.
+    def info(self, url: str) -> dict[str, Any]:
+        """Return what the server says of a file; its `size` is None if the server does not say it.
 
         Raises:
             FileNotFoundError: the server does not give it; the cause has the status.
         """
         # A query is sent as it is written, as in `_fetched`.
         fs = type(self._fs)(**{**self._fs.storage_options, "encoded": True}) if "?" in url else self._fs
-        size: int | None = fs.info(url)["size"]
-        return size
+        info: dict[str, Any] = fs.info(url)
+        return info
 
     def _whole(self, url: str) -> bytes:
-        size = self.size(url)
+        size = self.info(url)["size"]
         data = None if size and size > MOST_WHOLE else self._fetch(url, 0, MOST_WHOLE + 1)
         if data is None or len(data) > MOST_WHOLE:
             raise UserError(

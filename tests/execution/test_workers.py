@@ -23,7 +23,7 @@ from sea_pipeline.execution.driver import Driver, stage_plugin
 from sea_pipeline.execution.local import run
 from sea_pipeline.execution.run_report import RunReport
 from sea_pipeline.execution.worker_pool import WorkerPool
-from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.samples import Sample, Version
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.heard import Heard
@@ -345,6 +345,20 @@ def test_a_worker_keeps_the_memory_that_dask_has_it_give_back() -> None:
     assert given_back > 1000  # pages of up to 4 KiB that the system had to find again
     assert kept < given_back / 10
     assert returned > 8_000_000
+
+
+def test_a_worker_knows_the_listed_files_by_their_size_if_their_times_are_of_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, opened = planted_ledger(tmp_path / "out"), []
+    ledger.versions = {"x.tar": Version(5, 7), "in a store": Version(5, "etag")}
+    plugin = worker.StagePlugin(PlantedJob(tmp_path / "none"), ledger, None, "kept")
+    monkeypatch.setattr(worker, "open_source", lambda _, versions: opened.append(versions))
+    for host in (platform.node(), "another"):
+        monkeypatch.setattr(platform, "node", lambda host=host: host)
+        plugin.setup(None)  # type: ignore[arg-type]  # dask's worker, which is not looked at
+        plugin.ready()
+    assert opened == [ledger.versions, ledger.versions | {"x.tar": Version(5, None)}]
 
 
 def test_every_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tars are read to the end of their files, and what is lost in them is said."""
 
+import errno
 import io
 import os
 import tarfile
@@ -209,6 +210,16 @@ def test_a_tar_is_read_once_and_garbage_fast(tmp_path: Path) -> None:
 def test_a_file_that_is_no_tar_is_refused_in_one_line(tmp_path: Path, data: bytes, said: str) -> None:
     with refused(match=said):
         listed(tmp_path, data)
+
+
+def test_an_empty_file_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    (tmp_path / "x.tar").touch()
+    with refused("x.tar: cannot be read: Permission denied"):
+        list_samples(str(tmp_path / "x.tar"))
 
 
 def test_of_two_members_of_one_name_the_later_counts_and_the_other_is_counted(tmp_path: Path) -> None:

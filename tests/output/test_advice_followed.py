@@ -7,6 +7,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
@@ -17,7 +18,15 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.publish import publish_folder
 from tests.support.contents import stored
-from tests.support.photo_forms import photos_in, write_tars
+from tests.support.photo_forms import (
+    Photos,
+    copy_to,
+    photos_in,
+    write_dataset,
+    write_parquet,
+    write_tar,
+    write_tars,
+)
 from tests.support.refused import refused
 from tests.support.worker_world import PlantedStage, planted_ledger
 from tests.support.world import ColourEncoder, Label, draw_folder
@@ -95,6 +104,48 @@ def test_another_run_is_refused_and_another_out_is_chosen(
     made = label(**asked, out=tmp_path / "another").ledger.root
     assert len(open_labels(made)) >= 7
     assert check_files(Ledger.open(made)).problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tar", "parquet", "hf", "s3"])
+def test_an_input_that_changes_during_a_run_is_put_back(
+    label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Of the same size, with the images in another order."""
+    held, place, labels = photos_in(photos), tmp_path / "in", tmp_path / "labels"
+    images = {"tar": f"{place}/x.tar", "parquet": f"{place}/x.parquet", "hf": f"hf:{place}/x:train"}.get(form, "")
+    if form == "s3":
+        request.getfixturevalue("s3")
+        images = f"s3://bucket/{tmp_path.name}/x.tar"
+
+    def write(photos: Photos) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        if form == "parquet":
+            write_parquet(place / "x.parquet", photos, group=2)
+        elif form == "hf":
+            cells = [{"bytes": data, "path": name} for name, data in photos.items()]
+            write_dataset(place / "x", train={"image_id": list(photos), "image": cells})
+        else:
+            write_tar(place / "x.tar", list(photos.items()))
+        if form == "s3":
+            copy_to(f"s3://bucket/{tmp_path.name}", place)
+
+    def changing(pixels: torch.Tensor) -> torch.Tensor:
+        if any(labels.glob("commits/*")):
+            write(dict(reversed(held.items())))
+        return type(encoder).patches(encoder, pixels)
+
+    write(held)
+    with monkeypatch.context() as patch, refused("has changed since this run listed it", match="finished shards"):
+        patch.setattr(encoder, "patches", changing, raising=False)
+        label(images=images)
+    assert [path.name for path in sorted(labels.glob("commits/*"))] == ["00000.json"]
+    write(held)
+    label(images=images)
+    assert label(images=str(photos), out=tmp_path / "whole").ledger.complete
+    found, expected = (open_labels(folder) for folder in (labels, tmp_path / "whole"))
+    assert all((found[name].word_ids == expected[name].word_ids).all() for name in held)
 
 
 def test_what_a_killed_run_without_a_lock_left_is_deleted(label: Label, photos: Path, empty_memory: None) -> None:

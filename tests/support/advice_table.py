@@ -47,6 +47,12 @@ FOLLOWED: dict[str, list[str]] = {
         "run the same command again",
         "run the same `{}{}` command again{}",
     ],
+    "tests/output/test_advice_followed.py::test_an_input_that_changes_during_a_run_is_put_back": [
+        (
+            "{}: has changed since this run listed it; put it back as it was and run the same command again (finished "
+            "shards are kept), or choose another --out"
+        ),
+    ],
     "tests/output/test_advice_followed.py::test_another_run_is_refused_and_another_out_is_chosen": [
         "{}: expected an empty folder or one that sea-pipeline began; found {} in it; choose another --out",
         (

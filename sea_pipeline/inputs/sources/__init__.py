@@ -6,11 +6,12 @@ only that image; a problem with the whole input stops the run. Each kind of inpu
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import package_folder
-from sea_pipeline.inputs.samples import Listing, Sample
+from sea_pipeline.inputs.samples import Listing, Sample, Version
 from sea_pipeline.inputs.sources import hub, tables, tars
 from sea_pipeline.inputs.sources.base import FoundImages, Source, named, without_query
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
@@ -37,19 +38,21 @@ _OTHER_IDS = {
 """What to do about images of one name, by kind of source."""
 
 
-def open_source(location: str) -> Source:
+def open_source(location: str, versions: Mapping[str, Version] | None = None) -> Source:
     """Open the source that reads the images of a listing.
 
     Args:
         location: the listing's `root`, which `dataset.json` calls `image_root`.
+        versions: the listing's; None if the files may be others by now.
 
     Raises:
         UserError: a package is not installed, or a dataset cannot be loaded.
     """
     kind = kind_of(location)
     if kind in (hub.PREFIX, hub.STREAM):
-        return hub.HubSource(location)
+        return hub.HubSource(location, versions or {})
     files = open_files(location.removeprefix(kind))
+    files.versions.update(versions or {})
     if kind == tars.PREFIX:
         return tars.TarSource(files)
     return tables.TableSource(files) if kind == tables.PREFIX else files
@@ -104,7 +107,7 @@ def list_samples(
         raise UserError(f"{origin}: expected images, found none{_described(left_out)}")
     notes = {what: count for what, count in left_out.items() if count}
     ordered = samples if streaming else sorted(samples, key=lambda sample: (sample.image_id, sample.problem or ""))
-    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming, found.pieces)
+    return Listing(name, origin, found.root, ordered[:limit], notes, found.ids, streaming, found.pieces, found.versions)
 
 
 def check_input(images: str | None, image_root: str | Path | None = None, *, streaming: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.samples import Sample
+from sea_pipeline.inputs.samples import Sample, Version
 from sea_pipeline.inputs.sources.values import MISSING, NOT_A_NUMBER, NoId
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 from sea_pipeline.storage.paths import is_url
@@ -57,6 +57,14 @@ class Source(Protocol):
         """
         ...
 
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """Compare the files that some images were read from with the listed ones.
+
+        Raises:
+            UserError: a tar or a table has changed, so that these may have been other images.
+        """
+        ...
+
 
 class FoundImages(NamedTuple):
     """The result of a listing: where the `uri`s start, the samples, and what their ids are."""
@@ -65,6 +73,8 @@ class FoundImages(NamedTuple):
     samples: list[Sample]
     ids: str = "paths"
     pieces: Mapping[str, Sequence[int]] = {}
+    """See `Listing`."""
+    versions: Mapping[str, Version] = {}
     """See `Listing`."""
 
 

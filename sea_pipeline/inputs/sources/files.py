@@ -3,14 +3,15 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError, read_file
-from sea_pipeline.inputs.sources.base import unlisted
+from sea_pipeline.inputs.sources.base import shown_file, unlisted
+from sea_pipeline.inputs.sources.versions import Versions, keep_version, local_version
 from sea_pipeline.storage.paths import is_url
 from sea_pipeline.storage.ranged import ranged_file
 
@@ -21,6 +22,8 @@ class Files(Protocol):
     root: str
     readers: int
     random_access: bool
+    versions: Versions
+    """Of the files that were opened, or that a listing has opened."""
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a file's bytes, or a part of them, or fewer if the file ends before.
@@ -36,11 +39,19 @@ class Files(Protocol):
         """
         ...
 
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """Compare opened files with their `versions`, given the name of its file for each image.
+
+        See `Source.refuse_changed`.
+        """
+        ...
+
     def open(self, name: str) -> BinaryIO:
         """Open a file to read and to seek in.
 
         Raises:
             OSError: that is not possible.
+            UserError: it has changed since it was opened first.
         """
         ...
 
@@ -115,6 +126,7 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self.root = in_utf8(str(self._root))
+        self.versions: Versions = {}
 
     def is_there(self) -> bool:
         """Tell whether the folder exists."""
@@ -133,9 +145,23 @@ class LocalFiles:
         """See `Files`."""
         return "", 0
 
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """See `Files`."""
+        for name in self.versions.keys() & set(uris):
+            with suppress(FileNotFoundError):  # reading the images says so
+                self._status(name)
+
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
-        return ranged_file(self._part, name, (self._root / on_disk(name)).stat().st_size)
+        size = self._status(name).st_size
+        if not size and (path := self._root / on_disk(name)).is_file():
+            path.open("rb").close()  # of an empty file nothing is read, which would show that this is forbidden
+        return ranged_file(self._part, name, size)
+
+    def _status(self, name: str) -> os.stat_result:
+        status = (self._root / on_disk(name)).stat()
+        keep_version(self.versions, name, local_version(status), shown_file(self.root, name))
+        return status
 
     def _part(self, name: str, start: int, length: int) -> bytes:
         with (self._root / on_disk(name)).open("rb") as file:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -18,10 +18,12 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.parallel import prefetched_map
 from sea_pipeline.inputs.pixels import BadImageError, read_file
+from sea_pipeline.inputs.samples import Version
 from sea_pipeline.inputs.sources.base import NO_IMAGE, ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import PATHS_ALONE, Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.forward import Forward, out_of_order
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
+from sea_pipeline.inputs.sources.versions import Versions, changed, keep_version, local_versions
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
 PREFIX = "hf:"
@@ -40,11 +42,16 @@ class _Cell(NamedTuple):
 class HubSource:
     """Reads rows of a dataset; a `uri` is the row's number, from 0."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, versions: Mapping[str, Version]) -> None:
         self.random_access = not location.startswith(STREAM)
         self.readers = 1
         self._name, self._split = split_name(location.partition(":")[2])
         rows = _load(self._name, self._split, streaming=not self.random_access)
+        self._versions = dict(versions)
+        # Of changed files `datasets` makes new ones. Another host has files of its own.
+        is_same_host = any(isinstance(known.mark, int) for known in versions.values())
+        if is_same_host and versions.keys() != _versions(rows, self._name, self._split).keys():
+            raise changed(PREFIX + self._name)
         self._leaf = _image_leaf(rows.features, self._name)
         self._rows = _arrow(rows, [self._leaf.column])
         self._forward = None if self.random_access else Forward(self._begin, _size)
@@ -70,6 +77,11 @@ class HubSource:
     def where(self, uri: str) -> tuple[str, int]:
         """See `Source`."""
         return "", int(uri)
+
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """See `Source`."""
+        for name, found in local_versions(self._versions).items():
+            keep_version(self._versions, name, found, name)
 
     def _begin(self, row: int) -> tuple[int, Iterator[_Cell]]:
         first = max(0, row - out_of_order())
@@ -112,6 +124,7 @@ def list_hub(
     image = _image_leaf(rows.features, shown)
     names = id_columns(rows.features.arrow_schema, id_column, shown)
     names = [column for column in names if column != image.column or column == id_column]
+    versions = _versions(rows, name, split)
     with _as_a_whole(shown), _faults(shown):
         empty: set[int] = set()
         if streaming:
@@ -134,7 +147,7 @@ def list_hub(
     ]
     left_out[NO_IMAGE] += len(empty)
     root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
-    return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS)
+    return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS, versions=versions)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -298,6 +311,14 @@ def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
         # Text is checked as bytes, because text that is not UTF-8 must cost only its own row.
         (stored.view(_BYTES_OF.get(stored.type, stored.type)) if is_letters else stored).validate(full=True)
         yield values
+
+
+def _versions(rows: Any, name: str, split: str) -> Versions:  # noqa: ANN401
+    stored = _load(name, split, streaming=False) if _is_saved(name) else rows
+    files = [file["filename"] for file in getattr(stored, "cache_files", [])]
+    if not files and Path(name).exists():  # a stream
+        files = _data_files(name, split)
+    return local_versions(files)
 
 
 def _length(rows: Any, image: str, name: str, split: str, limit: int | None) -> int:  # noqa: ANN401

@@ -7,9 +7,11 @@ import errno
 import glob
 import html
 import posixpath
+import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote
 
@@ -20,6 +22,7 @@ from fsspec.utils import glob_translate
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
 from sea_pipeline.inputs.sources.base import shown_file, unlisted
+from sea_pipeline.inputs.sources.versions import Versions, keep_version, store_version
 from sea_pipeline.storage.http_parts import MOST_WHOLE, http_parts, is_http
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
@@ -39,6 +42,7 @@ _QUOTED = "!#$%&'()*+,/:;=?@[]~"
 """Characters that stay in a URL which may be quoted already."""
 _READERS = 16
 """Threads that mostly wait for the network."""
+_PER_REQUEST = 16
 _DEEPEST = 100
 """The most folders inside each other, because some servers answer any address with the same page of links."""
 
@@ -56,6 +60,7 @@ class RemoteFiles:
         self._is_web = is_http(url)
         self._inner = innermost(self._fs)
         self._parts = http_parts(self._fs, url)
+        self.versions: Versions = {}
         # Pages list their own folder as a server writes it, so that spaces and other letters must be quoted here, too.
         self._top = quote(top.rstrip("/"), safe=_QUOTED) if self._is_web else top.rstrip("/")
 
@@ -78,6 +83,14 @@ class RemoteFiles:
     def where(self, uri: str) -> tuple[str, int]:
         """See `Files`."""
         return "", 0
+
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """See `Files`. Ask at most once for `_PER_REQUEST` images, which may be scattered over any number of files."""
+        names = sorted(self.versions.keys() & set(uris))
+        for name in random.sample(names, min(len(names), 1 + len(uris) // _PER_REQUEST)):
+            self._fs.invalidate_cache(self._path(name))
+            with suppress(FileNotFoundError):  # reading the images says so
+                self._info(name)
 
     def part(self, name: str, start: int, length: int) -> bytes:
         """Read at most `length` bytes of a file from `start` on, or fewer if it ends before."""
@@ -112,7 +125,7 @@ class RemoteFiles:
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
-        size = _asked(lambda: self._size(self._path(name)), shown_file(self.root, name))
+        size = self._info(name)["size"]
         if size is None:
             size = len(self.part(name, 0, MOST_WHOLE + 1))
             if size > MOST_WHOLE:
@@ -224,12 +237,21 @@ class RemoteFiles:
 
         return _asked(there, self.root)
 
-    def _size(self, path: str) -> int | None:
-        if self._parts:
-            return self._parts.size(path)
-        with turn(self._fs, path):
-            size: int | None = self._fs.info(path)["size"]
-            return size
+    def _info(self, name: str) -> dict[str, Any]:
+        """Return what the service says of a file, of a version that has not changed."""
+        path, shown = self._path(name), shown_file(self.root, name)
+
+        def asked() -> dict[str, Any]:
+            if self._parts:
+                return self._parts.info(path)
+            with turn(self._fs, path):
+                info: dict[str, Any] = self._fs.info(path)
+                return info
+
+        info = _asked(asked, shown)
+        if "::" not in self.root:  # an archive or a cache goes on reading the file that it has opened
+            keep_version(self.versions, name, store_version(info), shown)
+        return info
 
 
 def _has_pages(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types

@@ -78,6 +78,10 @@ class TableSource:
         """See `Source`."""
         return row_place(uri)
 
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """See `Source`."""
+        self._files.refuse_changed([row_place(uri)[0] for uri in uris])
+
     def _rows(self, name: str) -> Forward[_Cell]:
         with self._lock:
             if name not in self._open:
@@ -215,7 +219,9 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     ]
     left_out[NO_IMAGE] += sum(map(len, empty.values()))
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
-    return FoundImages(PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces)
+    return FoundImages(
+        PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces, files.versions
+    )
 
 
 def _image_leaf(table: pq.ParquetFile, shown: str) -> Leaf | None:

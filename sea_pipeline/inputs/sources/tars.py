@@ -50,6 +50,10 @@ class TarSource:
         """See `Source`."""
         return _member(uri)[:2]
 
+    def refuse_changed(self, uris: Sequence[str]) -> None:
+        """See `Source`."""
+        self._files.refuse_changed([_member(uri)[0] for uri in uris])
+
 
 def _member(uri: str) -> tuple[str, int, int]:
     name, _, location = uri.rpartition("#")
@@ -96,9 +100,8 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
         for member, location in tar.images.items()
     ]
     samples += [Sample(without_query(tar.name), tar.name, tar.damage) for tar in tars if tar.damage]
-    return FoundImages(
-        PREFIX + files.root, samples, "members' names, their tar in front" if shared else "members' names"
-    )
+    ids = "members' names, their tar in front" if shared else "members' names"
+    return FoundImages(PREFIX + files.root, samples, ids, versions=files.versions)
 
 
 def _sample(image_id: str, location: _Location) -> Sample:
