@@ -163,7 +163,8 @@ class _Difference(NamedTuple):
             if ids := {sample.image_id for sample in samples} - changed:
                 parts.append(f"{what}: {len(ids):,} (such as {min(ids)!r})")
         if self.ids is not None and self.new:
-            parts.append(f"every id is another, as the ids are {self.ids} now; more files or another form change ids")
+            changes = "more files, another form or another version of sea-pipeline change ids"
+            parts.append(f"every id is another, as the ids are {self.ids} now; {changes}")
         return "; ".join(parts + [f"{name}: it has grown" for name in self.grown])
 
 

@@ -95,6 +95,20 @@ def test_a_file_of_several_that_is_no_parquet_costs_itself(tmp_path: Path) -> No
     assert found["c.parquet"] == "expected a column of images; found text"
 
 
+@pytest.mark.parametrize("form", ["parquet", "hf"])
+@pytest.mark.parametrize("ids", [["x", None, "y"], ["x", "x", "y"], None])
+def test_a_row_without_an_image_does_not_decide_the_ids(tmp_path: Path, form: str, ids: list[str] | None) -> None:
+    cells = [{"bytes": b"A", "path": "a"}, None, {"bytes": b"B", "path": "b"}]
+    columns: dict[str, list[Any]] = {"image": cells} | ({"id": ids} if ids else {})
+    if form == "hf":
+        listing = list_samples(f"hf:{write_dataset(tmp_path / 'x', train=columns)}")
+    else:
+        pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+        listing = list_samples(str(tmp_path / "x.parquet"))
+    assert read_all(listing) == ({"x": b"A", "y": b"B"} if ids else {"a": b"A", "b": b"B"})
+    assert listing.notes == {"rows without an image": 1}
+
+
 def test_rows_without_bytes_and_a_table_that_shrank(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array(

@@ -163,7 +163,7 @@ def row_sample(image_id: str | NoId, uri: str, row: str, column: str) -> Sample:
 
 
 def chosen_ids(
-    columns: Mapping[str, Callable[[], list[str | NoId]]], asked: str | None
+    columns: Mapping[str, Callable[[], list[str | NoId]]], asked: str | None, rows: Sequence[int] | None = None
 ) -> tuple[str, list[str | NoId]] | None:
     """Choose the column that ids come from, and return its name and values, or None if no column is suitable.
 
@@ -171,11 +171,14 @@ def chosen_ids(
         columns: the columns that may be asked for, and what reads one.
         asked: the column that must be taken; None for the first of `columns` that has a different value in every row,
             and none missing.
+        rows: the rows that count and whose values are returned, because they have an image; None for all.
     """
-    if asked is not None:
-        return asked, columns[asked]()
-    for name, read in columns.items():
+    for name, read in columns.items() if asked is None else [(asked, columns[asked])]:
         values = read()
+        if rows is not None:
+            values = [values[row] for row in rows]
+        if asked is not None:
+            return name, values
         texts = [value for value in values if isinstance(value, str)]
         if len(set(texts)) == len(texts) and not {MISSING, NOT_A_NUMBER}.intersection(values):
             return name, values

@@ -126,26 +126,26 @@ def list_hub(
     names = [column for column in names if column != image.column or column == id_column]
     versions = _versions(rows, name, split)
     with _as_a_whole(shown), _faults(shown):
-        empty: set[int] = set()
         if streaming:
             read = _columns(rows, names, limit) if names else {}
             ids = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
-            count = len(read[names[0]]) if names else _length(rows, image.column, name, split, limit)
+            held = list(range(len(read[names[0]]) if names else _length(rows, image.column, name, split, limit)))
         else:
+            empty = _empty(rows, image)
+            held = [row for row in range(len(rows)) if row not in empty]
+            left_out[NO_IMAGE] += len(empty)
             columns: dict[str, Callable[[], list[str | NoId]]] = {
                 column: lambda column=column: _columns(rows, [column])[column]  # type: ignore[misc]
                 for column in names
             }
             if id_column is None and (path := path_leaf(rows.features.arrow_schema, image)):
                 columns["the images' own path"] = lambda: _paths(rows, path, name)
-            ids, count, empty = chosen_ids(columns, id_column), len(rows), _empty(rows, image)
-    shown_ids = ids[1] if ids else [row_id(row) for row in range(count)]
+            ids = chosen_ids(columns, id_column, held)
+    shown_ids = ids[1] if ids else list(map(row_id, held))
     samples = [
         row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "")
-        for row, image_id in enumerate(shown_ids)
-        if row not in empty
+        for row, image_id in zip(held, shown_ids, strict=True)
     ]
-    left_out[NO_IMAGE] += len(empty)
     root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
     return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS, versions=versions)
 

@@ -209,15 +209,17 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
             columns = there if columns is None else [leaf for leaf in columns if leaf in there]
     if len(names) == 1 and damaged:
         raise UserError(f"{shown_file(files.root, names[0])}: {damaged[names[0]]}")
-    ids = chosen_ids({str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}, id_column)
-    places = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
+    rows = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
+    held = [number for number, (name, row) in enumerate(rows) if row not in empty[name]]
+    readers = {str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}
+    ids = chosen_ids(readers, id_column, held)
+    places = [rows[number] for number in held]
     shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
     samples = [
         row_sample(image_id, f"{name}#{row}", f"{name}#{row}", ids[0] if ids else "")
         for image_id, (name, row) in zip(shown, places, strict=True)
-        if row not in empty[name]
     ]
-    left_out[NO_IMAGE] += sum(map(len, empty.values()))
+    left_out[NO_IMAGE] += len(rows) - len(held)
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
     return FoundImages(
         PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces, files.versions
