@@ -304,6 +304,23 @@ def test_names_that_are_long_or_no_utf8(tmp_path: Path, kind: int) -> None:
     assert found == {long: b"L", "\\xe9.png": "the name of the member is not UTF-8; rename it", "a.png": b"A"}
 
 
+@pytest.mark.parametrize(
+    ("at", "field", "name"),
+    [
+        (257, b"ustar  \0" + bytes(80) + b"14726254163\0" * 2, "s.png"),  # a time, as `tar -g` writes
+        (257, b"ustar  \0" + bytes(80) + b"in/deep\0", "in/deep/s.png"),  # as Go wrote before 1.8
+        (257, b"ustar\0" + b"00" + bytes(80) + b"12345670123\0", "12345670123/s.png"),
+    ],
+)
+def test_times_in_a_header_are_no_part_of_a_name(tmp_path: Path, at: int, field: bytes, name: str) -> None:
+    member = bytearray(header("s.png", b"0", octal(1)))
+    member[at : at + len(field)] = field
+    member[148:156] = b" " * 8
+    member[148:156] = b"%06o\0 " % sum(member)
+    folder = header("d", b"D", octal(0))
+    assert listed(tmp_path, folder + member + b"S".ljust(512, b"\0") + bytes(1024))[0] == {name: b"S"}
+
+
 @pytest.mark.parametrize("images", ["/one.tar", "/tars", "/tars/{1..0}.tar", "memory://tars"])
 def test_every_way_to_give_tars_reads_them_to_their_ends(tmp_path: Path, images: str, empty_memory: None) -> None:
     tars = {"0.tar": tar_bytes({**A}) + tar_bytes({**B}), "1.tar": tar_bytes({"c.png": b"C"}) + b"\x77" * 600}

@@ -1,10 +1,11 @@
 """Read the members of a tar to the end of its file, past end markers, holes and damage, and follow its links."""
 
 import io
+import re
 import tarfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self, cast
 
 from sea_pipeline.core.errors import one_line
 
@@ -15,8 +16,27 @@ _LONGEST = 1 << 20
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK\3\4", b"7z\xbc\xaf")
 """The first bytes of compressed files; such a file is not searched for headers."""
 _PACKED = "it is compressed"
+_TIME = re.compile(rb"[0-7]{11}[\0 ]|[\x80\xff]")
+"""A number as in the fields of old-GNU headers, in octal digits or in binary."""
 _MAGIC, _TO_MAGIC = b"ustar", 257
 """The magic of a header and its offset; only headers of the 1970s lack it."""
+
+
+_OLD_GNU = b"ustar  \0"
+"""The magic of a header in which times take the place of the first part of a long name."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose name is not taken to begin in a field that has other contents, as `tarfile` takes it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        field = buf[345:500].partition(b"\0")[0]
+        is_name = buf[257:265] != _OLD_GNU or not _TIME.match(buf, 345)  # Go before 1.8 wrote names with that magic
+        if not is_name and member.type not in tarfile.GNU_TYPES:
+            member.name = member.name.removeprefix(f"{field.decode(encoding, errors)}/")
+        return member
 
 
 class Members:
@@ -66,7 +86,7 @@ class Members:
         """Read the member whose header is at `offset`, or return why there is none."""
         self._file.seek(offset)
         try:
-            member = tarfile.TarInfo.fromtarfile(self._tar)
+            member = _Header.fromtarfile(self._tar)
             if member.size < 0 or self._tar.offset <= offset:
                 raise tarfile.HeaderError(f"it says a size of {member.size:,} bytes")
             if not member.name:

@@ -28,6 +28,10 @@ _REPLACED = "members that a later one of the same tar replaces"
 _MARKERS = "blocks of zeros inside a tar, which was read on behind them"
 
 
+_DUMPED_FOLDER = b"D"
+"""The type of a folder in an incremental tar of GNU; its data are the names in it."""
+
+
 class TarSource:
     """Reads members of tars; a `uri` is `TAR#OFFSET+LENGTH`, in bytes."""
 
@@ -150,7 +154,7 @@ class _Contents:
         if is_leftover(path):
             self.left_out[LEFTOVERS] += not member.isdir()
             return
-        if member.isdir():
+        if member.isdir() or member.type == _DUMPED_FOLDER:
             return
         self._locations.pop(path, None)
         self._links.pop(path, None)
