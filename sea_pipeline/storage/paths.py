@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import platformdirs
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.leftovers import is_leftover
 
 if TYPE_CHECKING:
@@ -39,17 +40,29 @@ def place(text: str | Place) -> Place:
     A URL becomes a path of a store that fsspec can write, anything else a path of this machine.
 
     Raises:
-        UserError: the URL's protocol is unknown, or needs a package that is not installed.
+        UserError: the URL's protocol is unknown, or needs a package that is not installed; or nothing is behind it.
     """
     if not isinstance(text, str):
         return text
-    for local in ("file://", "local://"):
-        text = text.removeprefix(local)
+    text = without_local(text)
     if not is_url(text):
         return Path(text)
     from sea_pipeline.storage.remote import remote_path
 
     return remote_path(text)
+
+
+def without_local(text: str) -> str:
+    """Return a name without `file://` or `local://`, which a path of this machine may have in front.
+
+    Raises:
+        UserError: nothing is behind it. An empty path would mean the working folder.
+    """
+    for local in ("file://", "local://"):
+        if text == local:
+            raise UserError(f"{text}: expected a path behind it; found none")
+        text = text.removeprefix(local)
+    return text
 
 
 def cache_folder() -> Path:

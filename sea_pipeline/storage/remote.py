@@ -219,6 +219,8 @@ def opening(url: str) -> Iterator[None]:
     protocol = re.split("://|::", url)[0].lower()
     if found := re.search(r"(\w+)://[^/@]*:[^/@]*@", url):
         raise UserError(f"{found[1]}://…@…: expected no password in a URL; set it as the service's own tools do")
+    if url.endswith("::") or (protocol == "dir" and "::" not in url):
+        raise UserError(f"{url}: expected a path or a URL behind ::; found none")
     try:
         yield
     except ImportError as error:

@@ -11,13 +11,14 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources import list_samples
+from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import is_url, place
 from tests.support.contents import content, read_all
 from tests.support.paths import ROOT
 from tests.support.photo_forms import write_dataset, write_folder, write_list, write_parquet, write_tar
+from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
 NAMES = [
@@ -37,6 +38,13 @@ def test_what_looks_like_a_url_is_a_path(path: str) -> None:
 def test_what_a_url_is() -> None:
     assert is_url("s3://b/x")
     assert is_url("simplecache::s3://b")
+
+
+@pytest.mark.parametrize("text", ["file://", "local://", "hf:", "hf::train", "zip://::", "dir://"])
+def test_a_prefix_with_nothing_behind_it_is_not_the_working_folder(text: str) -> None:
+    for opened in (list_samples,) if text.startswith("hf:") else (list_samples, open_source, place):
+        with refused("behind", text, match="found none"):
+            opened(text)
 
 
 @pytest.fixture

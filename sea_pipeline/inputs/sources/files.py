@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.sources.base import shown_file, unlisted
 from sea_pipeline.inputs.sources.versions import Versions, keep_version, local_version
-from sea_pipeline.storage.paths import is_url
+from sea_pipeline.storage.paths import is_url, without_local
 from sea_pipeline.storage.ranged import ranged_file
 
 
@@ -73,8 +73,7 @@ def open_files(root: str) -> Files:
     Raises:
         UserError: the URL's protocol is unknown, or needs a package that is not installed.
     """
-    for local in ("file://", "local://"):
-        root = root.removeprefix(local)
+    root = without_local(root)
     if is_url(root):
         from sea_pipeline.inputs.sources.remote import RemoteFiles
 

@@ -14,7 +14,7 @@ from sea_pipeline.inputs.sources.base import is_image_name, left_as, suffix_of, 
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
-from sea_pipeline.storage.paths import is_url
+from sea_pipeline.storage.paths import is_url, without_local
 
 FORMS = (
     "a folder, a .json, .jsonl, .csv, .tsv, .txt, .parquet or .tar file, several .parquet or .tar files (*, "
@@ -45,8 +45,7 @@ def find_input(images: str, left_out: Counter[str]) -> Input:
     Raises:
         UserError: nothing is there, or nothing that is an input.
     """
-    for local in ("file://", "local://"):
-        images = images.removeprefix(local)
+    images = without_local(images)
     if not is_url(images):
         path = Path(images)
         if os.path.isdir(path):  # noqa: PTH112 - Path raises on a pattern that is longer than a name may be

@@ -118,6 +118,8 @@ def list_hub(
         UserError: no such dataset, split or column, or the hub cannot be reached.
     """
     name, split = split_name(text)
+    if not name:
+        raise UserError(f"--images {PREFIX}{text}: expected a name behind {PREFIX}; found none")
     split = split or _only_split(name)
     rows = _load(name, split, streaming=streaming)
     shown = f"{PREFIX}{name}:{split}"
