@@ -57,6 +57,20 @@ def test_an_archive_is_a_store(kind: str, tmp_path: Path) -> None:
         assert sorted(found) == sorted(PHOTOS)
 
 
+def test_a_tar_of_the_folder_dot_has_the_names_in_it(tmp_path: Path) -> None:
+    """As `tar -czf x.tar.gz .` writes it. Plans of older versions have the dot in their `uri`s."""
+    (tmp_path / "l.csv").write_text("path\na.png\nnone.png\n")
+    files = PHOTOS | {"l.csv": (tmp_path / "l.csv").read_bytes()}
+    (tmp_path / "x.tar.gz").write_bytes(tar_of({f"./{name}": data for name, data in files.items()}, "w:gz"))
+    url = f"tar://{{}}::{tmp_path}/x.tar.gz"
+    assert read_all(list_samples(url.format(""))) == PHOTOS
+    assert read_all(list_samples(url.format("in"))) == {"b.png": b"B", "deep/c.png": b"C"}
+    assert open_source(url.format("")).read("./in/b.png") == b"B"
+    listed = {"a.png": b"A", "none.png": f"no such file in {url.format('')}"}
+    assert read_all(list_samples(url.format("l.csv"))) == listed
+    assert read_all(list_samples(str(tmp_path / "l.csv"), url.format(""))) == listed
+
+
 @pytest.mark.parametrize("front", ["", "simplecache::"])
 @pytest.mark.parametrize("images", ["l.csv", "in/t-0.tar", "in/t-*.tar", "in/t-{0..0}.tar", "x.parquet", "in", ""])
 def test_an_archive_holds_every_form(front: str, images: str, tmp_path: Path) -> None:

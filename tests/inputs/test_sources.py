@@ -207,7 +207,7 @@ def test_a_missing_object_costs_itself_and_a_missing_bucket_the_run(
     settings = {"images": str(tmp_path / "list.txt"), "max_bad": 0.5}
     label(**settings, image_root="s3://bucket/missing")
     bad = {row["image_id"]: (row["stage"], row["message"]) for row in open_labels(tmp_path / "labels").quarantine()}
-    assert bad["b/gone.png"] == ("read", "The specified key does not exist.")
+    assert bad["b/gone.png"] == ("read", "no such file in s3://bucket/missing")
     assert bad["../missing/000.png"] == bad["s3://bucket/other/x.png"]
     assert bad["../missing/000.png"][0] == "list"
     assert "leaves the image root" in bad["../missing/000.png"][1]

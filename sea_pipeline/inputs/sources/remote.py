@@ -63,6 +63,9 @@ class RemoteFiles:
         self.versions: Versions = {}
         # Pages list their own folder as a server writes it, so that spaces and other letters must be quoted here, too.
         self._top = quote(top.rstrip("/"), safe=_QUOTED) if self._is_web else top.rstrip("/")
+        self._is_dotted = _is_dotted(self._inner) and not (top == "." or top.startswith("./"))
+        if self._is_dotted:
+            self._top = f"./{self._top}".rstrip("/")
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Files`."""
@@ -73,9 +76,11 @@ class RemoteFiles:
         except PassingError:
             raise
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not self._is_web and not self._there():
+            is_absent_file = isinstance(error, FileNotFoundError)  # its text is the path alone
+            if is_absent_file and not self._is_web and not self._there():
                 raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
-            raise BadImageError("read", type(error).__name__, one_line(error)) from error
+            reason = f"no such file in {self.root}" if is_absent_file else one_line(error)
+            raise BadImageError("read", type(error).__name__, reason) from error
         if len(data) > MAX_FILE_BYTES:
             raise BadImageError("read", "TooLarge", f"expected at most {MAX_FILE_BYTES:,} bytes, found more")
         return data
@@ -220,6 +225,8 @@ class RemoteFiles:
     def _path(self, name: str) -> str:
         if self._is_web and "?" in name and name.startswith(f"{self.root}/"):  # a URL with a query, see `relative_path`
             return f"{self._top}{quote(name[len(self.root) :], safe=_QUOTED)}"
+        if self._is_dotted:
+            name = name.removeprefix("./")  # older folders have it in their plan
         return f"{self._top}/{quote(name) if self._is_web else name}"
 
     def _name(self, path: str) -> str:
@@ -258,6 +265,11 @@ def _has_pages(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types
     """Tell whether a service lists one folder at a time, because fsspec has no way of its own to list all below."""
     kind = type(innermost(fs))
     return getattr(kind, "_find", None) in (None, AsyncFileSystem._find) and kind.find is fsspec.AbstractFileSystem.find
+
+
+def _is_dotted(fs: Any) -> bool:  # noqa: ANN401
+    """Tell whether a service is a tar whose names all begin with `./`, as `tar -czf x.tar.gz .` writes them."""
+    return type(fs).protocol == "tar" and bool(fs.ls("", detail=False) == ["."])
 
 
 def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
