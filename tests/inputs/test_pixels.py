@@ -298,7 +298,7 @@ def box(brand: bytes, *compatible: bytes) -> bytes:
         (b"<!-- a -->\n" * 300, "XML", "download the image again"),
         (b"<!-- a -->\n" * 300 + b"<svg>", "SVG", "PNG"),
         (b"%PDF-1.7\n%", "PDF", "export"),
-        (gzip.compress(b"x" * 99, mtime=0), "gzip", "gunzip"),
+        (gzip.compress(b"x" * 99, mtime=0), "gzip", "`gunzip < FILE > NEW && mv NEW FILE`"),
         (zipped(), "zip", "unzip"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(40), "7z", "7z x"),
         (b"8BPS\0\1" + bytes(40), "Photoshop", "convert it"),
