@@ -175,7 +175,8 @@ class LocalFiles:
     def names(self, left_out: Counter[str]) -> Iterator[str]:
         """See `Files`. Follow links to folders unless they lead back to a folder above them."""
         top = os.fsencode(self._root)
-        stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", ())]
+        above = tuple((status.st_dev, status.st_ino) for status in map(os.stat, Path(self._root).resolve().parents))
+        stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", above)]
         while stack:
             inner, trail = stack.pop()
             here = os.path.join(top, inner)  # noqa: PTH118 - bytes: names need not be UTF-8
