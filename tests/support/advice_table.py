@@ -226,13 +226,6 @@ FOLLOWED: dict[str, list[str]] = {
             "data has them (sea-pipeline label --images DATA.json --image-root FOLDER)"
         ),
     ],
-    "tests/trainer/attach/test_misuse.py::test_attention_that_is_switched_later_is_refused": [
-        (
-            "loss.basic.degree: the LLM's attention implementation became {} after BASIC was put on it; set it "
-            "before (if you called attach(), call detach(), set it, and call attach() again), or set "
-            "loss.basic.degree: equal"
-        ),
-    ],
     "tests/trainer/teacher/test_teach_mend.py::test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out": [
         (
             "{}; the one that is fitted now is another than finished shards were written with; restore it, or "

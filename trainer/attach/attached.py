@@ -108,11 +108,10 @@ class Attached:
         self.weights = {name: float(term.weight) for name, term in settings.terms().items()}
         self._basic = settings.basic_terms()
         assert self.weights.keys() <= {"sea", *self._basic}, "a term that is not computed here would be left out"
-        supervision, switched = None, getattr(self._parts.llm.config, "_attn_implementation", None)
+        supervision = None
         if self._basic:
             _check_one_device(model)
             supervision = Supervision(self._parts.llm, settings.basic)
-        self._switched = switched
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
@@ -217,8 +216,6 @@ class Attached:
         if self._watch is not None:
             self._watch.end()
             self._watch = None
-            if self._basic and self._switched is not None:
-                self._parts.llm.config._attn_implementation = self._switched
         self.terms = {}
 
     @property

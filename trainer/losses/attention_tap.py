@@ -129,8 +129,9 @@ def _chunks(chosen: torch.Tensor, device: torch.device, end: int | None = None) 
 class AttentionTap:
     """Reads the attention of an LLM's first layers while the LLM computes it as before.
 
-    Constructing it switches the LLM to a twin of its attention implementation. The twin calls the implementation.
-    Inside `open` it also computes the chosen rows of the softmax, in float32 at least, without a graph.
+    Inside `open` the LLM's config names a twin of its attention implementation. The twin calls the implementation, and
+    computes the chosen rows of the softmax beside it, in float32 at least, without a graph. Outside of `open` the model
+    has nothing of it, and so copies and pickles of the model have not either.
 
     Args:
         llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA.
@@ -148,17 +149,9 @@ class AttentionTap:
                 f"loss.basic.degree: the attention of an LLM of the model type {config.model_type!r} cannot be read; "
                 f"expected one of {', '.join(FAMILIES + DECODERS)}; set loss.basic.degree: equal"
             )
-        found = str(config._attn_implementation).removeprefix(_PREFIX)
-        if found not in IMPLEMENTATIONS:
-            raise UserError(
-                f"loss.basic.degree: the LLM's attention implementation is {found!r}; expected one of "
-                f"{', '.join(IMPLEMENTATIONS)}; load the model with one of them or set loss.basic.degree: equal"
-            )
+        _check_implementation(config)
         assert 1 <= layers <= len(self._llm.layers), layers
         assert all(layer.self_attn.config is config for layer in self._llm.layers)
-        self._name = _PREFIX + found
-        # Not by set_attn_implementation, which takes a name with "flash" in it for a kernel to download.
-        config._attn_implementation = self._name
 
     @contextmanager
     def open(self, columns: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor) -> Iterator[AttentionRecording]:
@@ -170,24 +163,38 @@ class AttentionTap:
             valid: bool (B, L), False for padding, whose rows never count.
 
         Raises:
-            UserError: the LLM's attention implementation was set since.
+            UserError: the LLM's attention implementation was set since, and to none of `IMPLEMENTATIONS`.
         """
-        if (found := self._llm.config._attn_implementation) != self._name:
-            raise UserError(
-                f"loss.basic.degree: the LLM's attention implementation became {found!r} after BASIC was put on it; "
-                "set it before (if you called attach(), call detach(), set it, and call attach() again), or set "
-                "loss.basic.degree: equal"
-            )
+        config = self._llm.config
+        base, before = _check_implementation(config), config._attn_implementation
         layers: list[nn.Module] = [layer.self_attn for layer in self._llm.layers[: self._layers]]
         assert not any(_OPEN in layer.__dict__ for layer in layers), "the tap is open already"
         recording = AttentionRecording(columns, rows, valid, layers)
         try:
+            # Not by set_attn_implementation, which takes a name with "flash" in it for a kernel to download.
+            config._attn_implementation = _PREFIX + base
             for layer in layers:
                 layer.__dict__[_OPEN] = recording
             yield recording
-        finally:
+        finally:  # gradient checkpointing then computes layers again without the twin, and gets the same
+            config._attn_implementation = before
             for layer in layers:
                 layer.__dict__.pop(_OPEN, None)
+
+
+def _check_implementation(config: Any) -> str:  # noqa: ANN401 - of any LLM
+    """Return the name of an LLM's attention implementation, also while a tap of another LLM with this config is open.
+
+    Raises:
+        UserError: it is none of `IMPLEMENTATIONS`.
+    """
+    found = str(config._attn_implementation).removeprefix(_PREFIX)
+    if found not in IMPLEMENTATIONS:
+        raise UserError(
+            f"loss.basic.degree: the LLM's attention implementation is {found!r}; expected one of "
+            f"{', '.join(IMPLEMENTATIONS)}; load the model with one of them or set loss.basic.degree: equal"
+        )
+    return found
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

@@ -149,7 +149,7 @@ class Supervision:
 
     Args:
         llm: a base decoder such as `LlamaModel`, the `language_model` of a LLaVA. With `degree: auto` its attention
-            implementation is switched; see `AttentionTap`.
+            is read; see `AttentionTap`.
         basic: k, the weights, and what is done to V^.
         lens: the maps that each layer's visual tokens go through before the sum; None if `basic.lens` is "none".
 

@@ -82,19 +82,6 @@ def test_images_that_enter_past_the_projector_are_refused(
         one.loss(names)
 
 
-def test_attention_that_is_switched_later_is_refused(pictures: Pictures, attached: Any) -> None:
-    made = MAKERS["llava"]()
-    one, batch = attached(made, basic={}), made.batch(pictures.batch(NAMES))
-    made.model.set_attn_implementation("eager")
-    with pytest.raises(UserError, match=r"became 'eager' after BASIC .*call detach\(\), set it, and call attach\(\)"):
-        made.model(**batch)
-    one.detach()
-    made.model.set_attn_implementation("eager")
-    one = attached(made, basic={})
-    made.model(**batch)
-    assert one.loss() > 0
-
-
 def test_a_mask_of_other_tokens_is_refused(pictures: Pictures, attached: Any) -> None:
     """As peft's prefix tuning gives it."""
     made = tiny("llava")

@@ -62,6 +62,7 @@ def test_the_tap_closes() -> None:
     with pytest.raises(ZeroDivisionError), reading.open(columns, rows, valid):
         raise ZeroDivisionError
     assert not any(attention_tap._OPEN in module.__dict__ for module in model.modules())
+    assert model.config._attn_implementation == "sdpa"
     with reading.open(columns, rows, valid) as again:
         with pytest.raises(AssertionError, match="open already"), reading.open(columns, rows, valid):
             pass
@@ -80,8 +81,10 @@ def test_a_run_without_the_tap_is_noticed() -> None:
         run(model, embeds, valid)
     with pytest.raises(AssertionError, match="has not run"):
         _ = found.attention
-    with pytest.raises(UserError, match="became 'sdpa'"), reading.open(columns, rows, valid):
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(UserError, match="'flex_attention'; expected one of sdpa"), reading.open(columns, rows, valid):
         pass
+    model.config._attn_implementation = "sdpa"
     with AttentionTap(model, 2).open(columns, rows, valid) as found, pytest.raises(AssertionError, match="length"):
         run(model, embeds[:, 1:], valid[:, 1:])
 
@@ -102,16 +105,16 @@ def test_a_tapped_model_is_saved_as_a_stock_one(tmp_path: Path) -> None:
     logging.disable_progress_bar()
     made = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=config(), image_token_index=49))
     language_model = made.model.language_model
-    AttentionTap(language_model, 2)
-    assert language_model.config._attn_implementation == "sea_tap_sdpa"
+    columns, rows, valid, _ = batch()
+    with AttentionTap(language_model, 2).open(columns, rows, valid):
+        assert language_model.config._attn_implementation == "sea_tap_sdpa"
+        made.save_pretrained(tmp_path)
+    assert language_model.config._attn_implementation == "sdpa"
     assert made.model.vision_tower.config._attn_implementation == "sdpa"
-    made.save_pretrained(tmp_path)
     assert "sea_tap" not in (tmp_path / "config.json").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["text_config"]["model_type"] == "llama"
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert again.model.language_model.config._attn_implementation == "sdpa"
-    AttentionTap(language_model, 3)  # another tap on a tapped model
-    assert language_model.config._attn_implementation == "sea_tap_sdpa"
 
 
 def test_other_families_and_implementations_are_refused_by_name() -> None:
