@@ -99,9 +99,12 @@ class Watch:
         self._valid: torch.Tensor | None = None
         self._methods: list[_Method] = []
         """Empty once it has ended."""
+        self._functions: set[Callable[..., Any]] = set()
+        """The functions of all methods that it ever put in place."""
         other: Watch | None = getattr(parts.inner.forward, _MARK, None)
-        if other is not None and other._methods:
+        if other is not None and other._methods and other.parts.inner is parts.inner:
             raise UserError("attach: the model is attached to already; call detach() of that first")
+        self._remove_copies()
         self._stand_in(parts.inner, "forward", self._forward)
         self._stand_in(parts.inner, "get_image_features", self._images)
         self._projector: nn.Module | None = None
@@ -117,11 +120,7 @@ class Watch:
                 del placed[method.name]
                 if method.before is not _ABSENT:
                     placed[method.name] = method.before
-        replaced = {method.now.__func__ for method in self._methods}
-        for module in self.parts.inner.modules():  # adapters copy a module with its methods
-            for name, value in list(module.__dict__.items()):
-                if isinstance(value, MethodType) and value.__func__ in replaced:
-                    del module.__dict__[name]
+        self._remove_copies()
         self._methods = []
         self.kept = self._running = None
 
@@ -196,7 +195,17 @@ class Watch:
         setattr(function, _MARK, self)
         now = MethodType(function, module)
         module.__dict__[name] = now
+        self._functions.add(function)
         self._methods.append(_Method(module, name, before, now))
+
+    def _remove_copies(self) -> None:
+        """Remove replaced methods that came with a copy of a module, as adapters make it, or of a whole model."""
+        for module in self.parts.inner.modules():
+            for name, value in list(module.__dict__.items()):
+                function = getattr(value, "__func__", None)  # what wraps it has the mark, too, and stays
+                watch: Watch | None = getattr(function, _MARK, None)
+                if watch is not None and function in watch._functions:
+                    del module.__dict__[name]
 
     def _stand_in_projector(self) -> None:
         """Replace the projector's method, again if adapters have put a copy in its place."""

@@ -1,5 +1,7 @@
 """The same terms and gradients however the model runs: checkpointing, adapters, bfloat16, compiled."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -100,6 +102,41 @@ def test_adapters_that_start_at_nothing_change_nothing(name: str, order: str, pi
     assert any("lora_B" in each for each in found.gradients)
     beside = {each for each in found.gradients if "lora_" not in each and "modules_to_save" not in each}
     assert beside == set() or name in ("qwen2_5_vl", "smolvlm"), "peft has frozen them"
+
+
+def test_copies_and_pickles_of_an_attached_model_have_nothing_of_it(pictures: Pictures, attached: Any) -> None:
+    """A copy may be attached to, and neither feeds the other."""
+    made = MAKERS["qwen2_5_vl"]()
+    batch, settings = made.batch(pictures.batch(NAMES)), BOTH | {"labels": pictures.open()}
+    one = attached(made, **settings)
+    lm = made.model(**batch).loss
+    kept, copied = one.kept(), copy.deepcopy(made.model)
+    assert b"sea_" not in (pickled := pickle.dumps(made.model))
+    assert b"trainer" not in pickled
+    assert type(copied)._from_config(made.model.config).config.text_config._attn_implementation == "sdpa"
+    other = attached(made._replace(model=copied), **settings)
+    assert copied(**batch).loss == lm
+    assert one.kept() is kept
+    assert other.loss(NAMES) == one.loss(NAMES)
+    made.model(**made.batch(pictures.batch(NAMES[::-1])))
+    other.step = 0
+    assert other.loss(NAMES) == sum(other.weights[name] * value for name, value in other.terms.items())
+    other.detach()
+    one.detach()
+    for model in (copied, made.model):
+        assert not [name for name, each in model.named_modules() if "forward" in each.__dict__]
+
+
+def test_attention_may_be_switched_later(pictures: Pictures, attached: Any) -> None:
+    made = MAKERS["llava"]()
+    one, batch, terms = attached(made, basic={}), made.batch(pictures.batch(NAMES)), []
+    for name in ("sdpa", "eager"):
+        made.model.set_attn_implementation(name)
+        made.model(**batch)
+        one.loss()
+        terms.append({each: float(value.detach()) for each, value in one.terms.items()})
+        assert made.model.model.language_model.config._attn_implementation == name
+    assert terms[0] == pytest.approx(terms[1], rel=1e-5)
 
 
 @pytest.mark.slow
