@@ -1,7 +1,7 @@
 """Add the terms of an attached model to transformers' Trainer, and to TRL's SFTTrainer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,15 +13,12 @@ from transformers.trainer_callback import ExportableState
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.attached import Attached
-from trainer.attach.names import flat_names
+from trainer.attach.collator import IDS, CarryIds
 
 if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
-
-IDS = "image_ids"
-"""The column of the data and the key of a batch that hold the images' names."""
 
 
 class AttachMixin(_Base):
@@ -219,50 +216,6 @@ def _check_trainer(kind: type) -> None:
             f"AttachMixin: expected transformers' Trainer or TRL's SFTTrainer; found TRL's {public[0]}, which may run "
             "a batch's images twice or without gradients; use one of those, or a loop of your own"
         )
-
-
-class CarryIds:
-    """Carry the images' names around a collator that may drop them.
-
-    All but the call is the collator's own: others ask of which class it is, save its tokenizer and set its options.
-
-    Args:
-        collate: the trainer's own collator.
-        needed: whether rows without names are refused.
-    """
-
-    _carried: tuple[Callable[[Sequence[Any]], Any], bool]
-
-    def __init__(self, collate: Callable[[Sequence[Any]], Any], needed: bool) -> None:
-        object.__setattr__(self, "_carried", (collate, needed))
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # noqa: ANN401 - of isinstance
-        return self._carried[0].__class__
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute
-        return getattr(self._carried[0], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - any attribute
-        setattr(self._carried[0], name, value)
-
-    def __reduce__(self) -> Any:  # noqa: ANN401 - of pickle, which would ask the class
-        return CarryIds, self._carried
-
-    def __call__(self, rows: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever a collator gives
-        """Collate rows, and add a list of names for each row, if the rows have any."""
-        collate, needed = self._carried
-        if not all(isinstance(row, Mapping) and IDS in row for row in rows):
-            if needed:
-                raise UserError(
-                    f"AttachMixin: expected a column {IDS} in the rows of the data, each a list of its images' names "
-                    "in the labels; found none; add it, with an empty list for a row of text alone"
-                )
-            return collate(rows)
-        names = [flat_names(row[IDS]) for row in rows]
-        batch = collate([{name: value for name, value in row.items() if name != IDS} for row in rows])
-        batch[IDS] = names
-        return batch
 
 
 class _Temperature(TrainerCallback, ExportableState):
