@@ -41,8 +41,10 @@ class AttachMixin(_Base):
         _check_trainer(type(self))
         self.attached = attached
         self._ids: Any = ()
-        self._sums: dict[str, list[tuple[float | torch.Tensor, int]]] = defaultdict(list)
-        """What is logged, by name: the values of micro-batches, and the weight of each."""
+        self._logged: dict[str, list[float | torch.Tensor]] = defaultdict(list)
+        """What micro-batches since the last log line give it, by name."""
+        self._steps = 0
+        """Number of steps since then."""
         self._has_basic = bool(attached.weights.keys() - {"sea"})
         self._with_images: int | None = None
         """Number of the step's samples over all processes that have images, if BASIC is on."""
@@ -80,16 +82,20 @@ class AttachMixin(_Base):
         self.attached.step = self.state.global_step
         self.attached.loss(self._ids)
         samples = self._samples_with_images(inputs) if self._has_basic else 0  # which waits for a GPU
-        self._remember(samples)
         steps = self.current_gradient_accumulation_steps
         # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
         micro_batches = steps * self.accelerator.num_processes
         of_basic = samples * micro_batches / self._with_images if self._with_images else 1.0
         # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
         divisor = steps if self._is_scaled(num_items_in_batch) else 1
+        self._steps += self.accelerator.sync_gradients
         for name, value in self.attached.terms.items():
-            weight = self.attached.weights[name] * (1.0 if name == "sea" else of_basic)
-            loss = loss + weight * value.to(loss.device) / divisor
+            share = 1.0 if name == "sea" else of_basic
+            loss = loss + self.attached.weights[name] * share * value.to(loss.device) / divisor
+            if name != "sea" or self.attached.pairs:  # without pairs L_a is 0, and no measurement
+                self._logged[f"loss_{name}"].append(share * value.detach() / steps)
+        if self.attached.pairs:
+            self._logged["sea_pairs"].append(self.attached.pairs)
         return (loss, *outputs) if return_outputs else loss
 
     def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
@@ -180,25 +186,17 @@ class AttachMixin(_Base):
 
     # Logging
 
-    def _remember(self, samples: int) -> None:
-        """Keep a micro-batch's terms for the log, BASIC's weighted by its samples with images."""
-        for name, value in self.attached.terms.items():
-            if name != "sea":
-                self._sums[f"loss_{name}"].append((value.detach(), samples))
-            elif self.attached.pairs:  # without pairs L_a is no measurement
-                self._sums["loss_sea"].append((value.detach(), 1))
-                self._sums["sea_pairs"].append((self.attached.pairs, 1))
-
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
-        """Write the trainer's log line, with the unweighted terms as means of the kind that enters the loss."""
+        """Write the trainer's log line, with the terms as means over steps, of which one without a term counts 0."""
         if "loss" in logs:
+            in_line = max(1, self._steps) * self.accelerator.num_processes
             for name in self.attached.logged:  # the same names on all processes, because `reduce` waits for all
-                values = self._sums.pop(name, [])
-                total, count = sum(value * weight for value, weight in values), sum(weight for _, weight in values)
-                own = torch.tensor([float(total), count], device=self.args.device)
+                values = self._logged.pop(name, [])
+                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
                 if count:
-                    logs[name] = total / count
+                    logs[name] = total / (in_line if name.startswith("loss_") else count)
+            self._steps = 0
             if "sea" in self.attached.weights:
                 logs["sea_scale"] = self.attached.scale
         super().log(logs, *given, **named)

@@ -32,7 +32,8 @@ from trainer.training.schedule import check_schedule, schedule_options
 TrainedModel = AlignedLlava | AttachedModel
 """What a run trains: a LLaVA of ours, or an existing model."""
 _LENGTHS = ("visual_norm", "refined_norm")
-"""Lengths that are logged with BASIC's terms."""
+_BESIDE = {"sea": ("sea_pairs",), "das": _LENGTHS, "sds": _LENGTHS}
+"""What is logged beside a term, as means over the micro-batches that have it."""
 
 
 class AlignTrainer(ResumingTrainer):
@@ -78,11 +79,14 @@ class AlignTrainer(ResumingTrainer):
         self._recorder = GradientRecorder(model.projector)
         self._measures = model.measures_gradients
         self._terms: dict[str, torch.Tensor] = {}
-        beside = {"sea": ["sea_pairs"], "das": _LENGTHS, "sds": _LENGTHS}
-        logged = [name for term in balances for name in (f"loss_{term}", *beside.get(term, ()))]
-        self._sums: dict[str, list[torch.Tensor]] = {
-            name: [] for name in (["loss_lm"] if recipe.loss.lm else []) + logged
+        self._weights = {"lm": recipe.loss.lm} if recipe.loss.lm else {}
+        """The weight of each term in the last loss, by name."""
+        self._logged: dict[str, list[torch.Tensor]] = {
+            name: [] for term in [*self._weights, *balances] for name in (f"loss_{term}", *_BESIDE.get(term, ()))
         }
+        """What micro-batches since the last log line give it, by name."""
+        self._steps = 0
+        """Number of steps since then."""
         self._measured: dict[str, float] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         """Sums over this step so far of each term's gradient w.r.t. the projector's parameters."""
@@ -103,32 +107,35 @@ class AlignTrainer(ResumingTrainer):
         """
         with self._recorder.watching():
             given = model(**inputs)
-        trained, processes = max(1, len(inputs["targets"])), self.accelerator.num_processes
-        steps = self.current_gradient_accumulation_steps
-        every, with_images = self._micro_batches or (steps * processes, steps * processes)
-        # Gradients are averaged over processes, so each share is multiplied by their number.
-        share = processes / (trained * every)
-        if self.recipe.loss.norm == "token":
-            assert num_items_in_batch is not None
-            share = processes / float(num_items_in_batch)
-        self._terms = {"lm": given["lm"] / trained} if "lm" in given else {}
-        loss = given.get("nothing", 0.0)
-        if "lm" in given:
-            loss = loss + self.recipe.loss.lm * share * given["lm"]
-        # With `gather` L_a spans all processes, so a micro-step has one even if some micro-batches are blank.
-        of_step = {"sea": 1 / steps if self.recipe.loss.sea.gather else processes / every}
-        for name in (name for name in self.balances if name in given):
-            self._terms[name] = given[name]
-            loss = loss + float(self.balances[name].weight) * of_step.get(name, processes / with_images) * given[name]
+        self._weights |= {name: float(balance.weight) for name, balance in self.balances.items()}
+        shares = self._shares(len(inputs["targets"]), num_items_in_batch)
+        loss, self._terms = given.get("nothing", 0.0), {}
+        for name in (name for name in self._weights if name in given):
+            loss = loss + self._weights[name] * shares[name] * given[name]
+            self._terms[name] = shares[name] * given[name].detach()
         if self._due() and "lm" in given:
             scaler = self.accelerator.scaler  # of fp16; it multiplies the loss before the backward pass
             by = scaler.get_scale() if scaler is not None else 1.0
             self._recorder.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm * by)
             for name, balance in self.balances.items():
                 self._recorder.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight) * by)
-        if len(inputs["rows"]):
-            self._remember(given)
+        self._remember(given)
         return (loss, given) if return_outputs else loss
+
+    def _shares(self, trained: int, trained_in_step: torch.Tensor | int | None) -> dict[str, Any]:
+        """Compute by what each term of a micro-batch is multiplied, so that those of a step add up to its mean.
+
+        Gradients and the logged loss are means over processes, so each share is multiplied by their number.
+        """
+        processes, steps = self.accelerator.num_processes, self.current_gradient_accumulation_steps
+        every, with_images = self._micro_batches or (steps * processes, steps * processes)
+        lm = processes / (max(1, trained) * every)
+        if self.recipe.loss.norm == "token":
+            assert trained_in_step is not None
+            lm = processes / float(trained_in_step)
+        # With `gather` L_a spans all processes, so a micro-step has one even if some micro-batches are blank.
+        sea = 1 / steps if self.recipe.loss.sea.gather else processes / every
+        return {"lm": lm, "sea": sea} | dict.fromkeys(("das", "sds"), processes / with_images)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -169,28 +176,31 @@ class AlignTrainer(ResumingTrainer):
     # Logging
 
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
+        self._steps += self.accelerator.sync_gradients
         for name, value in self._terms.items():
-            self._sums[f"loss_{name}"].append(value.detach())
-        for name in ("sea_pairs", *_LENGTHS):
-            if name in given:
-                self._sums[name].append(given[name])
+            self._logged[f"loss_{name}"].append(value)
+        for name in self._logged.keys() & given.keys():
+            self._logged[name].append(given[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the Trainer's log line.
 
-        It also has each term, N, the temperature, and the last measurement of the gradients.
+        It also has each term as a mean over steps, of which one without it counts 0, as in `loss`; the term's weight in
+        the last of them; N, the temperature, and the last measurement of the gradients.
         """
         if "loss" in logs:
-            drawn = sum(int(pairs) > 0 for pairs in self._sums.get("sea_pairs", ()))
-            for name, values in self._sums.items():  # the same names on all processes, because `reduce` waits for all
-                # Without pairs L_a is 0 and no measurement.
+            in_line = max(1, self._steps) * self.accelerator.num_processes
+            drawn = sum(int(pairs) > 0 for pairs in self._logged.get("sea_pairs", ()))
+            for name, values in self._logged.items():  # the same names on all processes: `reduce` waits for all
+                # What no micro-batch has is left out, such as an L_a without pairs.
                 counted = drawn if name in ("loss_sea", "sea_pairs") else len(values)
                 own = torch.tensor([float(sum(values)), counted], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
                 values.clear()
                 if count:
-                    logs[name] = total / count
-            logs |= {f"{name}_weight": float(balance.weight) for name, balance in self.balances.items()}
+                    logs[name] = total / (in_line if name.startswith("loss_") else count)
+            self._steps = 0
+            logs |= {f"{name}_weight": self._weights[name] for name in self.balances}
             if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
                 logs["sea_scale"] = float(whole(term.log_scale.detach()).exp().clamp(max=MAX_SCALE))
             logs |= self._measured
