@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -85,21 +85,30 @@ def _stage_names(path: Path) -> list[str]:
     return []
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path, *, finished: bool = False) -> list[dict[str, Any]]:
     """Read the logged objects of a run's `metrics.jsonl`.
 
-    The list ends before the first line that is damaged or cut in half by a kill.
+    A last line that a kill has cut in half is left out, unless the run is `finished`. An absent file has none.
+
+    Raises:
+        UserError: another line is damaged.
     """
     lines: list[dict[str, Any]] = []
-    for text in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
+    *whole, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for number, text in enumerate([*whole, last], 1):
+        if not text.strip():
+            continue
+        line = None
+        with suppress(ValueError, RecursionError):
             line = json.loads(text.decode("utf-8"))
-        except (ValueError, RecursionError):
-            break
         numbers = [line.get("step"), line.get("seconds")] if isinstance(line, dict) else [None]
-        if not all(isinstance(number, int | float) for number in numbers):
-            break
-        lines.append(line)
+        if all(isinstance(value, int | float) for value in numbers):
+            lines.append(cast("dict[str, Any]", line))
+        elif number <= len(whole) or finished:
+            raise UserError(
+                f"{path}: line {number}: damaged: expected a JSON object with the numbers step and seconds; put back a "
+                "copy of the file, or remove that line, and run the same command again"
+            )
     return lines
 
 

@@ -275,13 +275,21 @@ def test_a_damaged_run_is_one_line_and_its_advice_ends_in_a_report(command: Any,
     assert command(*asked)[0] == 0
 
 
-def test_what_is_damaged_in_the_log_ends_it(command: Any, tmp_path: Path) -> None:
+def test_a_damaged_line_of_the_log_is_named_and_its_advice_ends_in_a_report(command: Any, tmp_path: Path) -> None:
     lines = [b'{"step": 0, "seconds": 0.5, "loss": NaN}', b'{"step": 1, "seconds": 1, "loss": 2.0}']
+    log = run_folder(tmp_path / "run") / "metrics.jsonl"
+    asked = ("report", log.parent, "--images", 0, "--out", tmp_path / "report.html")
     for half in (b"\xff\xfe", b"[]", b'{"step": "2", "seconds": 1}', b'{"loss": 1}', b"{", b'{"a":' * 99_999):
-        run = run_folder(tmp_path / f"run{half[:4].hex()}{len(half)}")
-        (run / "metrics.jsonl").write_bytes(b"\n".join([*lines, half, lines[1]]))
-        assert [line["step"] for line in read_log(run / "metrics.jsonl")] == [0, 1]
-        assert command("report", run, "--images", 0, "--out", tmp_path / "report.html")[0] == 0
+        log.write_bytes(b"\n".join([*lines, half, lines[1]]))
+        with pytest.raises(UserError, match=r"metrics\.jsonl: line 3: damaged: .*, or remove that line, and run the"):
+            read_log(log)
+        log.write_bytes(b"\n".join([*lines, half]))
+        assert [line["step"] for line in read_log(log)] == [0, 1], "a kill may end the last line"
+        code, _, said = command(*asked)
+        assert (code, said.count("\n")) == (1, 1), "but not that of a finished run"
+        assert said.startswith(f"error: {log}: line 3: damaged: ")
+    log.write_bytes(b"\n".join([*lines, b""]))
+    assert command(*asked)[0] == 0
     assert read_log(tmp_path / "absent") == []
 
 

@@ -221,8 +221,9 @@ class _Training:
         if self.trainer.is_world_process_zero():
             self._say_premise(model)
         checkpoint = self._checkpoint()
-        if self.trainer.is_world_process_zero():
-            self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
+        with agreed():
+            if self.trainer.is_world_process_zero():
+                self.log.cut(checkpoints.step_of(checkpoint) if checkpoint else 0)
         if checkpoint is None:
             cast("torch.nn.Module", self.trainer.model).to(self.trainer.args.device)  # FSDP has not sharded it yet
             self._evaluate(0)

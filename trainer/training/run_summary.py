@@ -46,8 +46,8 @@ def start_and_end(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Find the metrics at the start and at the last step.
 
-    The start is empty if it is of other held-out rows or labels than the last evaluation. The end is empty if the last
-    step has no evaluation.
+    The start is empty if step 0 has no evaluation, or one of other held-out rows or labels than the last evaluation.
+    The end is empty if the last step has no evaluation.
 
     Args:
         lines: of the run's `metrics.jsonl`.
@@ -59,7 +59,9 @@ def start_and_end(
     if not every:
         return {}, {}
     start, end = every[0], every[-1]
-    if start not in comparable(every):
+    if start["step"] > 0:  # its line was removed because it was damaged
+        start = {}
+    elif start not in comparable(every):
         reporter.warning(
             f"{out}: the metrics at the start are of other held-out rows or labels than those at the end; "
             f"{SUMMARY} leaves them out"

@@ -20,8 +20,9 @@ from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import DEFAULTS
-from trainer.training.callbacks import FewPairs
+from trainer.training.callbacks import FewPairs, MetricsLog
 from trainer.training.run import train
+from trainer.training.run_summary import start_and_end
 
 
 def run(tiny: World, out: Path, steps: int = 2, **changes: Any) -> tuple[AlignTrainer, list[dict[str, Any]]]:
@@ -46,7 +47,6 @@ def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 9))
     for line in lines:
         assert line.keys() >= {"loss", "loss_lm", "loss_sea", "sea_pairs", "sea_scale", "learning_rate", "seconds"}
-        assert line["loss"] == pytest.approx(0.5 * line["loss_lm"] + 3 * line["loss_sea"], rel=1e-5)
         assert line["sea_weight"] == 3.0
         assert line["epoch"] == pytest.approx(line["step"] / 3, abs=1e-3)
     assert sorted(line["seconds"] for line in lines) == [line["seconds"] for line in lines]
@@ -57,6 +57,22 @@ def test_every_step_has_a_line(tiny: World, tmp_path: Path) -> None:
     assert scale != lines[0]["sea_scale"] == 1.0, "the first step of a warm-up is one of rate 0"
     rates = [line["learning_rate"] for line in lines]
     assert rates[-1] < rates[4] < rates[1] <= 1e-3, "a cosine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "together"), [("batch", 1), ("token", 2)])
+def test_the_logged_terms_add_up_to_the_loss(norm: str, together: int, tiny: World, tmp_path: Path) -> None:
+    """One photo or text in a micro-batch, so that some have no pairs, and another number of tokens."""
+    weight = "auto" if together == 1 else 2.0
+    loss = {"lm": 0.5, "norm": norm, "sea": {"weight": weight}, "das": {"weight": 3.0}, "measure_every": 1}
+    arguments = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "logging_steps": together}
+    trainer, lines = run(tiny, tmp_path, 6, loss=loss, training_arguments=arguments)
+    assert len(lines) == 6 / together
+    for line in lines:
+        terms = [line[f"{name}_weight"] * line[f"loss_{name}"] for name in ("sea", "das")]
+        assert line["loss"] == pytest.approx(0.5 * line["loss_lm"] + sum(terms), rel=1e-5)
+    assert [line["sea_weight"] == 1 for line in lines] == [weight == "auto", *[False] * (len(lines) - 1)]
+    assert trainer.balances["sea"].weight != 1
 
 
 @pytest.mark.slow
@@ -80,6 +96,18 @@ def test_few_pairs_are_said_once() -> None:
         callback.on_log(None, None, None, logs=pairs)
     assert len(said) == 1
     assert "63 pairs" in said[0]
+
+
+def test_a_damaged_log_is_not_cut(tmp_path: Path) -> None:
+    """Nor is a later evaluation the start's, if its line was removed."""
+    path, end = tmp_path / "metrics.jsonl", '{"step": 2, "seconds": 2, "eval_gap": 1.0}\n'
+    path.write_text(f'{{"step": 0, "seconds"\n{end}')
+    log = MetricsLog(path, lambda *_: None)
+    with refused(": line 1: damaged"):
+        log.cut(1)
+    assert path.read_text().endswith(end)
+    path.write_text(end)
+    assert start_and_end(log.lines(), 2, tmp_path, Heard()) == ({}, {"gap": 1.0})
 
 
 @pytest.mark.slow
@@ -141,6 +169,38 @@ def test_auto_holds_the_ratio(tiny: World, tmp_path: Path) -> None:
     assert sum(ratios) / 12 == pytest.approx(0.4, rel=0.25)
     assert len({line["sea_weight"] for line in lines}) == 12
     assert lines[-1]["sea_weight"] != pytest.approx(1.0, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("terms", [("sea",), ("sea", "das", "sds")])
+def test_compiled_code_is_measured_alike(
+    terms: tuple[str, ...], tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts that are compiled are small here. With BASIC the LLM is not."""
+
+    def tower(model: AlignedLlava, pixels: torch.Tensor) -> torch.Tensor:
+        width = model.projector.linear_1.in_features
+        return pixels.flatten(1)[:, : 16 * width].reshape(-1, 16, width)
+
+    def language_loss(model: AlignedLlava, ids: Any, batch: Any, encoded: Any, nothing: Any = None) -> torch.Tensor:
+        return torch.stack(list(encoded.pooler_output)).square().sum()
+
+    monkeypatch.setattr(AlignedLlava, "tower_output", tower)
+    if len(terms) == 1:
+        monkeypatch.setattr(AlignedLlava, "_language_loss", language_loss)
+    torch._dynamo.reset()
+    loss: dict[str, Any] = {"measure_every": 1} | {name: {"weight": "auto"} for name in terms}
+    compiled = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    lines = []
+    for name, arguments in (("plain", {}), ("compiled", compiled)):
+        lines.append(run(tiny, tmp_path / name, 3, loss=loss, training_arguments=arguments)[1])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for plain, ours in zip(*lines, strict=True):
+        assert {name: ours[name] for name in ours.keys() - {"seconds"}} == pytest.approx(
+            {name: plain[name] for name in plain.keys() - {"seconds"}}, rel=1e-4
+        )
+        assert ours.keys() >= {f"grad_ratio_{name}" for name in terms}
 
 
 @pytest.mark.slow
