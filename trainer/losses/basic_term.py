@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.losses import equations
+from trainer.losses.compilation import uncompiled
 from trainer.losses.embeddings import llm_embeddings, ordinary_length
 from trainer.losses.supervision import Supervision, degrees, image_weights
 
@@ -77,6 +78,7 @@ class BasicTerm:
         with supervision.watching(columns, rows, valid, length=length) as recorder:
             yield recorder
 
+    @uncompiled
     def __call__(
         self,
         visual: torch.Tensor,

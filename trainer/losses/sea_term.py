@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.losses import equations
+from trainer.losses.compilation import uncompiled
 
 
 class SeaTerm(nn.Module):
@@ -60,6 +61,7 @@ class SeaTerm(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor([float(log_scale)]), requires_grad=learnable)  # FSDP cuts no scalar
         self.gather = gather
 
+    @uncompiled
     def forward(
         self,
         visual: torch.Tensor,

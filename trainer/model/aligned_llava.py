@@ -16,6 +16,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.losses.basic_term import BasicTerm
+from trainer.losses.compilation import uncompiled, uncompiled_itself
 from trainer.losses.sea_term import SeaTerm
 from trainer.towers import sides
 
@@ -87,7 +88,8 @@ class Losses(TypedDict, total=False):
 class AlignedLlava(LlavaForConditionalGeneration):
     """LLaVA with the papers' terms inside its forward, where DDP and FSDP see every use of the projector.
 
-    Without `targets` the forward is the stock one. `save_pretrained` writes a stock folder.
+    Without `targets` the forward is the stock one. `save_pretrained` writes a stock folder. `torch.compile` compiles
+    the tower and the LLM, but no V on its way into a term, because hooks on what compiled code returns never fire.
     """
 
     measures_gradients = True
@@ -122,6 +124,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
     def _tower_trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
 
+    @uncompiled_itself
     def forward(self, input_ids: torch.Tensor | None = None, **batch: Any) -> Any:  # noqa: ANN401
         """Compute `Losses` from a `Batch`.
 
@@ -157,6 +160,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
             given["sea"], given["sea_pairs"] = term(given["visual_sea"], patches, words, embed, batch["seed"])
         return given
 
+    @uncompiled_itself
     def _basic(
         self,
         given: Losses,
@@ -175,7 +179,9 @@ class AlignedLlava(LlavaForConditionalGeneration):
         columns = input_ids == self.config.image_token_id
         with term.watching(batch, columns, embed) as recorder:
             if self.with_lm:
-                given |= _spoken(self._language_loss(input_ids, batch, encoded))
+                # Compiled code would not see the recorder's hooks, which come and go with each forward.
+                language_loss = self._language_loss if recorder is None else uncompiled(self._language_loss)
+                given |= _spoken(language_loss(input_ids, batch, encoded))
         refined, attention = (
             (batch["refined"], batch["attention"]) if recorder is None else (recorder.refined, recorder.attention)
         )
@@ -197,6 +203,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         chosen = [hidden[one] for one in ([layer] if isinstance(layer, int) else layer)]
         return torch.cat([one[:, 1:] if strategy == "default" else one for one in chosen], -1)
 
+    @uncompiled
     def projected(self, features: torch.Tensor) -> torch.Tensor:
         """Compute V from the tower's output, in float32 at least.
 
