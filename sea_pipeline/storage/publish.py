@@ -1,10 +1,11 @@
 """Write files and folders that appear whole or not at all, and are on disk before they appear."""
 
 import errno
+import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -247,7 +248,11 @@ def check_new_folder(path: Path) -> None:
 
 def sweep(root: Place) -> None:
     """Remove what killed processes of this machine left in the temporary folder."""
-    for leftover in _scratch_folder(root).glob("*"):
+    _remove_abandoned(_scratch_folder(root).glob("*"))
+
+
+def _remove_abandoned(scratch: Iterable[Path]) -> None:
+    for leftover in scratch:
         if is_abandoned(leftover):
             with suppress(OSError):
                 leftover.unlink()
@@ -256,8 +261,9 @@ def sweep(root: Place) -> None:
 def scratch_path(root: Place, name: str) -> Path:
     """Return a path of this machine for an unfinished file of `root`, which only this process uses.
 
-    After a kill `sweep` removes the file.
+    After a kill `sweep` removes the file, and so does the next call for that name, as not all folders are swept.
     """
+    _remove_abandoned(_scratch_folder(root).glob(f"{glob.escape(name)}.*"))
     return _scratch_folder(root) / scratch_name(name)
 
 

@@ -177,7 +177,9 @@ def test_a_file_system_without_links_has_first_files_too(tmp_path: Path, monkeyp
     assert (tmp_path / "codec").read_bytes() == b"first"
 
 
-def test_a_dead_process_that_its_parent_never_asked_after_is_dead(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clear", [sweep, lambda root: publish_bytes(root / "dead", b"", root)])
+def test_a_dead_process_that_its_parent_never_asked_after_is_dead(clear: Any, tmp_path: Path) -> None:
+    """What it left goes where all is swept, and when the same file is written again."""
     with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.read()  # its end
@@ -187,7 +189,7 @@ def test_a_dead_process_that_its_parent_never_asked_after_is_dead(tmp_path: Path
         (tmp_path / TEMPORARY).mkdir()
         for name in left:
             (tmp_path / TEMPORARY / name).touch()
-        sweep(tmp_path)
+        clear(tmp_path)
     assert [path.name for path in (tmp_path / TEMPORARY).iterdir()] == left[1:]
 
 
