@@ -160,6 +160,18 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected the number of steps; found none; restore the file",
         "{}: expected a run of this version; {}; restore it, or train anew",
     ],
+    "tests/trainer/training/test_stages.py::test_the_model_of_an_earlier_stage_is_put_back": [
+        (
+            "{}: has changed since {} began with it: {}; put it back and run the same command again, or choose "
+            "another --out"
+        ),
+    ],
+    "tests/output/test_records.py::test_a_damaged_line_of_the_log_is_named_and_its_advice_ends_in_a_report": [
+        (
+            "{}: line {}: damaged: expected a JSON object with the numbers step and seconds; put back a copy of the "
+            "file, or remove that line, and run the same command again"
+        ),
+    ],
     "tests/trainer/training/test_run_advice.py::test_an_unfinished_run_is_gone_on_with": [
         "{}: expected a finished run; found no summary.json; run the same sea-pipeline train command again",
         (

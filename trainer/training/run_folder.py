@@ -206,10 +206,19 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe) -> None:
     """Refuse a folder that holds another run than this one.
 
     Raises:
-        UserError: it does, or its record is damaged.
+        UserError: it does, or its record is damaged, or the model folder has changed since the run began.
     """
-    if differences := _differences(out, fields, recipe):
-        raise UserError(f"{out}: holds another run: {'; '.join(differences[:6])}; choose another --out")
+    if not (differences := _differences(out, fields, recipe)):
+        return
+    said = "; ".join(differences[:6])
+    model = load_record(out / "run.json", RunFile).recipe.get("model")
+    same_model = model == recipe.model_dump(mode="json")["model"]
+    if same_model and all(each.startswith(("model.", "processing.")) for each in differences):
+        raise UserError(
+            f"{start_folder(recipe)}: has changed since {out} began with it: {said}; put it back and run the same "
+            "command again, or choose another --out"
+        )
+    raise UserError(f"{out}: holds another run: {said}; choose another --out")
 
 
 def is_finished(out: Path) -> bool:

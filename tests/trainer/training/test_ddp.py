@@ -19,7 +19,7 @@ from trainer.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 RUNS: dict[str, dict[str, Any]] = {
-    # Of 12 samples 5, 5 and 2: in every second step one process has nothing. In `gathered` it is every second micro-step.
+    # Of 12 samples 5, 5 and 2: in every second step one process has nothing; in `gathered`, micro-step.
     "uneven": {
         "loss": ALL,
         "learning_rates": {"llm": 1e-4, "vision": 1e-4},

@@ -86,6 +86,18 @@ def test_a_finished_stage_is_not_checked(tiny: World, tmp_path: Path) -> None:
         train_stages({**recipes, "last": recipes["language"], "later": later}, tmp_path / "out")
 
 
+def test_the_model_of_an_earlier_stage_is_put_back(tiny: World, tmp_path: Path) -> None:
+    recipes, out = stages(tiny), tmp_path / "out"
+    train_stages(recipes, out)
+    model = out / "align" / "model"
+    held = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    with refused("choose another --out", start=f"{model}: has changed since {out / 'language'} began with it: model."):
+        train_stages(recipes, out)
+    (model / "model.safetensors").write_bytes(held)
+    train_stages(recipes, out)
+
+
 @pytest.mark.parametrize(
     ("written", "named", "last"),
     [("{}", "such as", "adapt/model or {}/tune/model"), ('{"stages": ["tune", "adapt"]}', "such as the last one,", "")],
