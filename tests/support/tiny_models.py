@@ -15,8 +15,10 @@ from transformers import (
     GemmaConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    HrmTextConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -39,6 +41,8 @@ LLMS: dict[str, Any] = {
 NEWER_LLMS: dict[str, Any] = {"qwen3": Qwen3Config, "gemma3_text": Gemma3TextConfig, "smollm3": SmolLM3Config}
 OTHER_LLMS: dict[str, Any] = {"gpt_neox": GPTNeoXConfig, "granite": GraniteConfig}
 """GPT-NeoX's own folders name their weights otherwise than Llama's. Granite multiplies its inputs."""
+LAID_OUT: dict[str, Any] = {"mixtral": MixtralConfig, "hrm_text": HrmTextConfig}
+"""Files hold Mixtral's experts one by one, memory stacks them. HRM's linear layers are fused in files alone."""
 TOWERS: dict[str, Any] = {
     "clip": (CLIPVisionConfig, CLIPVisionModel),
     "siglip": (SiglipVisionConfig, SiglipVisionModel),
@@ -94,7 +98,11 @@ def tiny_llm(path: Path, family: str = "llama", *, template: str | None = None, 
         "pad_token_id": tokenizer.pad_token_id,
     }
     sizes |= {"head_dim": 8} if family in ("gemma", "gemma3_text") else {}
-    _write(AutoModelForCausalLM.from_config, (LLMS | NEWER_LLMS | OTHER_LLMS)[family](**(sizes | settings)), path)
+    _write(
+        AutoModelForCausalLM.from_config,
+        (LLMS | NEWER_LLMS | OTHER_LLMS | LAID_OUT)[family](**(sizes | settings)),
+        path,
+    )
     return path
 
 

@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers.core_model_loading import revert_weight_conversion
 
 from sea_pipeline.core.errors import UserError
 from trainer.export.checks import is_run
 from trainer.model import checkpoints
 from trainer.model.digests import begun_folder, weights_digest
+from trainer.model.fsdp import state_of
 from trainer.model.llm_weights import other_head
-from trainer.model.load import ModelFolder, open_model_folder
+from trainer.model.load import ModelFolder, load_as_stored, open_model_folder
 from trainer.model.lora import merged_weight
+from trainer.model.pretrained import some
 from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
-from trainer.model.tensor_files import LLM, Entry, read_file, read_weights
+from trainer.model.tensor_files import LLM, PROJECTOR, Entry, canonical, read_file, read_weights
 from trainer.model.trained_template import set_template
 from trainer.recipes.recipe import Lora
 
@@ -128,11 +131,11 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
         notes.append("Its visual tokens are not scaled to the length of the LLM's embeddings, as at the run's end.")
     trained = read_file(checkpoint / checkpoints.TRAINED, "name another step, or train it again")
     dtype = (folder.config.dtype or torch.float32) if recipe.loss.lm else None
-    return RunModel(folder, _with_trained(weights, trained, recipe.lora, dtype, path), step, tuple(notes))
+    return RunModel(folder, _with_trained(weights, trained, recipe.lora, dtype, folder), step, tuple(notes))
 
 
 def _with_trained(
-    weights: list[Entry], trained: list[Entry], lora: Lora | None, dtype: torch.dtype | None, start: Path
+    weights: list[Entry], trained: list[Entry], lora: Lora | None, dtype: torch.dtype | None, start: ModelFolder
 ) -> list[Entry]:
     """Replace a folder's tensors by their trained values, and merge adapters.
 
@@ -141,24 +144,43 @@ def _with_trained(
         trained: tensors of a checkpoint.
         lora: the recipe's adapters.
         dtype: dtype of the result. None keeps each tensor's dtype in the folder; merged weights are then float32.
-        start: the folder, for error messages.
+        start: the folder.
     """
     there = {entry.name: entry for entry in weights}
     own = {entry.name: entry for entry in trained if not entry.name.startswith(_BESIDE)}
+    model = None
+    if any(_target(name) not in there for name in own):  # the files lay it out otherwise than the model that trained
+        model = load_as_stored(start)
+        there = _entries(state_of(model))
     replaced: dict[str, Entry] = {}
     for name, entry in own.items():
-        layer, _, factor = name.partition(_ADAPTER)
-        target = f"{layer}.weight" if factor else name
-        if target not in there:
+        if (target := _target(name)) not in there:
             raise UserError(
-                f"{start}: expected a tensor {target}, as the run trained it; found none; put back what it was"
+                f"{start.path}: expected a tensor {target}, as the run trained it; found none; put back what it was"
             )
-        if not factor:
+        if _ADAPTER not in name:
             replaced[target] = _cast(entry, dtype or there[target].read().dtype)
-        elif factor.startswith("A."):
+        elif f"{_ADAPTER}A." in name:
             assert lora is not None
             replaced[target] = _merged(there[target], own, name, lora, dtype or torch.float32)
+    if model is not None:
+        values = there | replaced
+        state = {name: values[canonical(name)].read() for name in state_of(model)}
+        replaced = _entries(revert_weight_conversion(model, state))
+        lost = {entry.name for entry in weights if entry.name.startswith((LLM, PROJECTOR))} - replaced.keys()
+        assert not lost, f"{start.path}: {some(sorted(lost))}"
     return [replaced.get(entry.name, entry) for entry in weights]
+
+
+def _entries(state: Mapping[str, torch.Tensor]) -> dict[str, Entry]:
+    found = (Entry(canonical(name), value.nbytes, value.detach) for name, value in state.items())
+    return {entry.name: entry for entry in found}
+
+
+def _target(name: str) -> str:
+    """Return the weight that a checkpoint's tensor replaces, or is part of an adapter of."""
+    layer, adapter, _ = name.partition(_ADAPTER)
+    return f"{layer}.weight" if adapter else name
 
 
 def _cast(entry: Entry, dtype: torch.dtype) -> Entry:

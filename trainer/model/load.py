@@ -23,6 +23,8 @@ from trainer.model.pretrained import some
 from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
 from trainer.towers import sides, tower_grid
 
+_ADVICE = "copy the folder again, or make it with sea-pipeline init"
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -65,7 +67,7 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
         path,
         config,
         processor,
-        tower_grid(config),
+        tower_grid(config, str(path)),
         checked.reach,
         vocabulary,
         linear_projector=config.projector_hidden_act == "linear",
@@ -129,9 +131,8 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         "text_config": torch.float32 if trains.llm and recipe.lora is None else frozen,
         "vision_config": torch.float32 if trains.vision else frozen,
     }
-    advice = "copy the folder again, or make it with sea-pipeline init"
     # Only the tensors that the model has are read from the files, each by itself.
-    with quiet(), border(f"{folder.path}: cannot be loaded", advice, given=True):
+    with quiet(), border(f"{folder.path}: cannot be loaded", _ADVICE, given=True):
         loaded: Any = kind.from_pretrained(folder.path, config=config, dtype=dtypes, output_loading_info=True)
     model: AlignedLlava = loaded[0]
     _check_read(folder, model, loaded[1], cut=layers is not None or not recipe.loss.lm)
@@ -142,6 +143,20 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         add_adapters(model.model.language_model, recipe.lora, recipe.seed)
     freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
     _set_precision(model, frozen)
+    return model
+
+
+def load_as_stored(folder: ModelFolder) -> AlignedLlava:
+    """Load the model in the precision that its folder says.
+
+    This gives tensors that transformers lays out otherwise in memory than in files, such as a mixture's experts.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    dtype = folder.config.dtype or torch.float32
+    with quiet(), border(f"{folder.path}: cannot be loaded", _ADVICE, given=True):
+        model: AlignedLlava = AlignedLlava.from_pretrained(folder.path, dtype=dtype)
     return model
 
 

@@ -36,7 +36,8 @@ def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
         raise UserError(f"lora.targets: the LLM has no linear layer {unknown[0]!r}; expected some of {sorted(names)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, llm)
+        # Given the LLM itself, peft would also adapt a mixture's stacked experts, which are no linear layers.
+        peft.inject_adapter_in_model(config, nn.ModuleDict({"llm": llm}))
 
 
 def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lora, dtype: torch.dtype) -> torch.Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from sea_pipeline.storage.publish import publish_folder, remove_folder
-from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.aspect_ratio import write_image_processor
 from trainer.model.borders import saving
 from trainer.model.fsdp import agreed, round_state, state_of, whole_state
-from trainer.model.load import ModelFolder
+from trainer.model.load import ModelFolder, load_as_stored
 from trainer.model.lora import merge_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
@@ -37,18 +37,34 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, recipe: Recip
     """
     files = {entry.name: entry.read for entry in read_weights(start.path)} if model.with_lm else {}
     own = state_of(model)
-    frozen = [name for name, value in own.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
-    stored = {name: plain(name) for name in frozen if canonical(plain(name)) in files}
-    state = whole_state(model, [name for name in own if name not in stored]) if model.with_lm else {}
+    frozen = _frozen(own) if model.with_lm else {}
+    state = whole_state(model, [name for name in own if name not in frozen]) if model.with_lm else {}
     with agreed(), saving(out):
         if write:
             dtype = start.config.dtype or torch.float32
+            if absent := [name for name in frozen.values() if canonical(name) not in files]:
+                whole = state_of(load_as_stored(start))
+                files |= {canonical(name): whole[name].detach for name in absent}
             if recipe.lora is not None:
                 merge_adapters(state, files, recipe.lora, dtype)
             # What did not train comes from the files, because the model's copy may have been rounded to compute.
-            state |= {name: files[canonical(name)]() for name in stored.values() if name not in state}
+            state |= {name: files[canonical(name)]() for name in frozen.values() if name not in state}
             round_state(state, dtype)
             _write(model, start, out, state, recipe.data.template)
+
+
+def _frozen(own: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Name the folder's tensors that did not train, and what each is called without adapters.
+
+    Buffers such as a router's bias stay, too, but a part that trains may change its own.
+    """
+    ours = {name: value for name, value in own.items() if part(name) != "alignment"}
+    trains = {part(name) for name, value in ours.items() if value.requires_grad}
+    return {
+        name: plain(name)
+        for name, value in ours.items()
+        if not value.requires_grad and (isinstance(value, nn.Parameter) or part(name) not in trains)
+    }
 
 
 def _write(

@@ -19,7 +19,7 @@ from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.refused import refused
 from tests.support.run_values import copied, weights
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import LAID_OUT, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.export.run import ExportSettings, export_model
 from trainer.model import checkpoints
@@ -32,6 +32,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "all": {"learning_rates": {"llm": 1e-3, "vision": 1e-3}},
     "tied": {"learning_rates": {"llm": 1e-3}},  # Gemma's embeddings are its head
     "lora": {"learning_rates": {"llm": 1e-2}, "lora": {"rank": 4, "alpha": 12}},
+    "mixtral": {"learning_rates": {"llm": 1e-3}},
+    "hrm_text": {"learning_rates": {"llm": 1e-2}, "lora": {"rank": 4, "alpha": 12}},
     "padded": {
         "data": {"image_aspect_ratio": "pad"}, "labels": {"transfer": True}, "loss": {"sea": {"weight": 0}}
     },
@@ -70,13 +72,13 @@ def test_a_kept_step_is_exported_as_a_run_that_ends_there(name: str, tiny: World
 
     The model is in bfloat16, as those of 7B are.
     """
-    llm = "gemma" if name == "tied" else "llama"
+    llm = "gemma" if name == "tied" else name if name in LAID_OUT else "llama"
     changes = RUNS[name] | {"model": str(tiny_model(tmp_path / "half", llm=llm, dtype="bfloat16"))}
     short = train(steady(tiny, 3, **changes), tmp_path / "short").out
     run = train(steady(tiny, 5, keep_checkpoints=[3], **changes), tmp_path / "long").out
     assert kept_of(run) == ["checkpoint-3"]
     dtypes = {value.dtype for value in load_file(of(run, 3)).values()}
-    assert dtypes == {torch.bfloat16 if name in ("all", "tied", "padded") else torch.float32}
+    assert dtypes == {torch.bfloat16 if name in ("all", "tied", "mixtral", "padded") else torch.float32}
     end = content(exported(run, tmp_path / "end", checkpoint=5, compat=4))
     assert end["model.safetensors"] != content(exported(short, tmp_path / "model", compat=4))["model.safetensors"]
     for kind in ("model", "llm") if name == "lora" else ("model",):
