@@ -316,8 +316,12 @@ class PatchTower(_Tower):
         return self._output(hidden[layer][:, config.leading_tokens :], output_hidden_states)
 
 
-def tower_grid(config: LlavaConfig) -> tuple[int, int]:
+def tower_grid(config: LlavaConfig, source: str = "config.json") -> tuple[int, int]:
     """Return rows and columns of the visual tokens of one image.
+
+    Args:
+        config: its `image_seq_length` is the number of them.
+        source: the folder's name in an error.
 
     Raises:
         UserError: `image_seq_length` is not a square number.
@@ -325,8 +329,8 @@ def tower_grid(config: LlavaConfig) -> tuple[int, int]:
     side = isqrt(config.image_seq_length)
     if side * side != config.image_seq_length:
         raise UserError(
-            f"config.json: image_seq_length = {config.image_seq_length}: expected the square of the grid's side; "
-            "make the folder with sea-pipeline init"
+            f"{source}: an image has {config.image_seq_length} visual tokens; expected the square of the grid's side; "
+            "make the folder with sea-pipeline init, which leaves out a tower's class token"
         )
     return side, side
 

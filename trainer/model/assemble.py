@@ -155,7 +155,7 @@ def _check_finite(logits: torch.Tensor, dtype: torch.dtype, source: str) -> None
 
 
 def _config(vision: VisionPart, llm: Any, tokenizer: PreTrainedTokenizerBase, projector: Projector) -> LlavaConfig:  # noqa: ANN401
-    height, width = image_shape(vision.image_processor)[-2:]
+    height, width = image_shape(vision.image_processor, "the tower")[-2:]
     patch = int(vision.tower.config.patch_size)
     return LlavaConfig(
         vision_config=vision.tower.config,

@@ -325,7 +325,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
         raise UserError(
             f"{source}: its chat template cannot render a question with its answer ({one_line(error)}); {advice}"
         ) from error
-    if question not in text or answer not in text:
+    # Templates of whole models write an image their own way, as <image> without a newline or as [IMG]<image>[/IMG].
+    if not all(part in text for part in (IMAGE_TOKEN, _EXAMPLE_QUESTION, answer)):
         raise UserError(f"{source}: its chat template does not write a question and its answer as they are; {advice}")
     ids = tokenizer.encode(text.rpartition(answer)[2], add_special_tokens=False)
     special = [str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token in tokenizer.added_tokens_decoder]

@@ -38,12 +38,19 @@ def check_model_folder(folder: Path) -> LlavaFolder:
 
     Raises:
         UserError: the folder is no LLaVA folder, or its processor gives an image another number of tokens than its
-            tower and `vision_feature_select_strategy` give features, or they use different ids for `<image>`.
+            tower and `vision_feature_select_strategy` give features, or its token for an image is not `<image>`, or
+            they use different ids for it.
     """
     said = read_config(folder)
     check_plain(str(folder), said)
     config, processor = _read(folder)
-    shape = image_shape(processor.image_processor)
+    if (token := getattr(processor, "image_token", None)) != IMAGE_TOKEN:
+        raise UserError(
+            f"{folder}: its processor's token for an image is {token!r}; expected {IMAGE_TOKEN!r}, as "
+            "data files and evaluation harnesses write it; replace the first by the second in each .json and .jinja "
+            "file of a copy of the folder"
+        )
+    shape = image_shape(processor.image_processor, str(folder))
     try:
         states = _states(config, shape)
     # the tower's errors for a wrong size, one given as two numbers, or a layer that it lacks
@@ -102,7 +109,7 @@ def _complete(processor: Any, config: Any, folder: Path, states: int, shape: tup
         processor.chat_template = processor.tokenizer.chat_template = both_forms(template)
 
 
-def image_shape(image_processor: Any) -> tuple[int, ...]:  # noqa: ANN401 - one class per family
+def image_shape(image_processor: Any, source: str) -> tuple[int, ...]:  # noqa: ANN401 - one class per family
     """Return the shape of any image after preprocessing, (1, 3, height, width).
 
     Raises:
@@ -114,8 +121,8 @@ def image_shape(image_processor: Any) -> tuple[int, ...]:  # noqa: ANN401 - one 
     ]
     if shapes[0] != shapes[1] or shapes[0][-1] != shapes[0][-2]:
         raise UserError(
-            f"the image processor gives a landscape {shapes[0][2:]} and a portrait {shapes[1][2:]} pixels; expected "
-            "one square: set do_center_crop and crop_size in preprocessor_config.json"
+            f"{source}: its image processor gives a landscape {shapes[0][2:]} and a portrait {shapes[1][2:]} pixels; "
+            "expected one square: set do_center_crop and crop_size in preprocessor_config.json"
         )
     return shapes[0]
 

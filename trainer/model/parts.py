@@ -303,7 +303,7 @@ def _s2(spec: str, base: VisionPart, scales: list[int]) -> VisionPart:
         scales=scales,
         feature_layer=base.feature_layer,
         feature_select_strategy=base.select_strategy,
-        tile_size=image_shape(processor)[-1],
+        tile_size=image_shape(processor, spec)[-1],
     )
     with torch.device("meta"):
         tower = S2Tower(config)

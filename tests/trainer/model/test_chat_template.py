@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from PIL import Image
+from transformers import AutoProcessor
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tests.support.conversations_json import record, written
+from tests.support.conversations_json import load, record, written
 from tests.support.old_folder import LISTS_ALONE
-from tests.support.tiny_models import CHATML
+from tests.support.tiny_models import CHATML, tiny_model
 from tests.support.tiny_tokenizers import byte_level
 from trainer.data.conversations import read_conversations
+from trainer.export.run import ExportSettings, export_model
 from trainer.model.chat_template import both_forms, chat_template, with_marks
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.load import open_model_folder
 
 LLAMA3 = (
     "{% for message in messages %}{% set content = '<|' + message['role'] + '|>\n\n' + message['content'] | trim + "
@@ -41,6 +45,11 @@ FORGETS = (
     "[{{ message['content'] }}]{% endif %}{% endfor %}"
 )
 """Leaves out answers that are not the last turn, as templates of thinking models do with thoughts."""
+LISTED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TURNS = [("user", "<image>\nWhat?"), ("assistant", "a cat"), ("user", "Where?"), ("assistant", "on a mat")]
 STRINGS = [{"role": role, "content": text} for role, text in TURNS]
 LISTS: list[dict[str, Any]] = [
@@ -143,3 +152,22 @@ def test_rows_are_the_same_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(chat_template_utils, "datetime", day)
         ids.append(read_conversations(data, tokenizer, template="own", image_tokens=5).rows[0]["input_ids"])
     assert ids[0] == ids[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image", ["<image>", " [IMG]<image>[/IMG] "])
+def test_a_model_may_write_an_image_its_own_way(image: str, tmp_path: Path) -> None:
+    """Rows have the ids that its processor gives, before and after an export."""
+    model = tiny_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(LISTED.replace("IMAGE", image))
+    out = export_model(ExportSettings.of(source=model, out=tmp_path / "out")).out
+    data = written(tmp_path, record([("<image>\nWhat?", "a cat"), ("Where?", "on a mat")], "a.jpg"))
+    for folder in (model, out):
+        tokenizer = open_model_folder(folder).processor.tokenizer
+        (row,) = load(data, tokenizer, "own", image_tokens=16)
+        token = tokenizer.convert_tokens_to_ids("<image>")
+        ids = [one for given in row["input_ids"] for one in [given] * (16 if given == token else 1)]
+        stock = AutoProcessor.from_pretrained(folder)
+        text = stock.apply_chat_template(LISTS)
+        assert image in text
+        assert stock(images=Image.new("RGB", (32, 32)), text=text)["input_ids"][0][: len(ids)] == ids

@@ -57,6 +57,24 @@ def test_a_config_that_does_not_fit_is_found(folder: Path, changes: dict[str, An
         check_model_folder(folder)
 
 
+def test_another_token_for_an_image_is_refused_and_the_advice_mends_that(folder: Path) -> None:
+    texts = {file: file.read_text() for form in ("*.json", "*.jinja") for file in folder.glob(form)}
+    for file, text in texts.items():
+        file.write_text(text.replace("<image>", "<|image|>"))
+    with refused("token for an image is '<|image|>'; expected '<image>'", start=f"{folder}: "):
+        check_model_folder(folder)
+    for file in texts:
+        file.write_text(file.read_text().replace("<|image|>", "<image>"))
+    check_model_folder(folder)
+
+
+def test_pixels_that_are_not_square_are_refused(folder: Path) -> None:
+    said = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    edit(folder / "processor_config.json", image_processor=said | {"crop_size": {"height": 32, "width": 64}})
+    with refused("landscape (32, 64) and a portrait (32, 64) pixels", start=f"{folder}: "):
+        check_model_folder(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
 def test_a_damaged_file_is_a_line_that_names_the_folder(folder: Path, name: str) -> None:

@@ -152,7 +152,7 @@ def test_sizes_that_are_not_square_are_refused(tmp_path: Path, size: dict[str, l
 
 def test_a_grid_is_square() -> None:
     assert tower_grid(LlavaConfig(image_seq_length=576)) == (24, 24)
-    with pytest.raises(UserError, match=r"image_seq_length = 575"):
+    with pytest.raises(UserError, match=r"config\.json: an image has 575 visual tokens"):
         tower_grid(LlavaConfig(image_seq_length=575))
 
 
