@@ -33,6 +33,8 @@ _SCALED_INPUTS = ("gemma", "gemma2", "vaultgemma")
 vLLM scale words alone. No key was found that stops 5.0 to 5.3 and not 5.4."""
 _ROTARY = ("gpt_neox", "gpt_neox_japanese")
 """LLMs whose rope version 4 reads under other keys, `rotary_emb_base` and `rotary_pct`."""
+_EXPERTS = {"qwen3_moe": "num_experts"}
+"""LLMs whose number of experts version 4 reads under another key than `num_local_experts`."""
 _LONGROPE = ("short_factor", "long_factor")
 
 
@@ -125,7 +127,8 @@ def _tested(version: str, was: bool) -> str:
 def config(written: dict[str, Any]) -> dict[str, Any]:
     """Add version 4's keys to a configuration.
 
-    These are `torch_dtype` next to `dtype`, and `rope_theta` and `rope_scaling` next to `rope_parameters`.
+    These are `torch_dtype` next to `dtype`, `rope_theta` and `rope_scaling` next to `rope_parameters`, and the key of
+    `_EXPERTS` next to `num_local_experts`.
 
     Args:
         written: `config.json` of a LLaVA or of an LLM, as version 5 writes it.
@@ -139,7 +142,9 @@ def config(written: dict[str, Any]) -> dict[str, Any]:
             old[part] = config(old[part])
     if (dtype := old.get("dtype")) is not None:
         old["torch_dtype"] = dtype
-    if isinstance(rope := old.get("rope_parameters"), dict):
+    if (experts := _EXPERTS.get(old.get("model_type", ""))) and "num_local_experts" in old:
+        old[experts] = old["num_local_experts"]
+    if rope := old.get("rope_parameters"):
         if _has_gemma3_ropes(old):
             local = {"rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
             old |= _rope(rope["full_attention"], old["model_type"]) | local

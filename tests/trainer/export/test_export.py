@@ -305,6 +305,17 @@ def test_a_rope_for_each_kind_of_layer_is_refused() -> None:
     assert (found["rope_theta"], found["rope_local_base_freq"]) == (1.0, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({"model_type": "qwen3_moe", "num_local_experts": 4}, {"num_experts": 4}),
+        ({"model_type": "afmoe", "rope_parameters": {}}, {}),
+    ],
+)
+def test_4s_keys_are_added(given: dict[str, Any], added: dict[str, Any]) -> None:
+    assert transformers4.config(given) == given | added
+
+
 @pytest.mark.parametrize("names", [None, 5])
 def test_ropes_that_4_cannot_have_are_not_said_to_be_4s(names: int | None, tmp_path: Path) -> None:
     """`--names 4` refuses them."""
