@@ -17,7 +17,7 @@ from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
 from trainer.attach.families import parts_of, vocabulary_of
-from trainer.attach.idle import warn_of_idle
+from trainer.attach.idle import refuse_without_graph, warn_of_idle
 from trainer.attach.names import NameCheck, flat_names
 from trainer.attach.settings import Group, check_given, read_settings, whole_number
 from trainer.attach.terms import basic_terms
@@ -139,12 +139,15 @@ class Attached:
         """
         ids = self.last_ids = flat_names(image_ids)
         kept = self.kept(ids)
+        kept.ids = ids
         step = whole_number("attached.step", self.step)
         self.step += 1
         self.watch.check_whole()
-        if not self._trained and self._parts.inner.training and torch.is_grad_enabled():
-            self._trained = True
-            warn_of_idle(self._parts, self.weights)
+        if self._parts.inner.training and torch.is_grad_enabled():
+            if not self._trained:
+                self._trained = True
+                warn_of_idle(self._parts, self.weights)
+            refuse_without_graph(self._parts, kept.visual)
         if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
             self._names.look(ids)
         self.terms = {}

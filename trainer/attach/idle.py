@@ -1,10 +1,12 @@
-"""Warn of terms that train nothing of a model, because all that they reach is frozen."""
+"""Tell of terms that train nothing of a model, because all that they reach is frozen or the forward had no graph."""
 
 import warnings
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
+from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
 
 
@@ -28,6 +30,19 @@ def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
         "made",
         stacklevel=3,
     )
+
+
+def refuse_without_graph(parts: Parts, visual: torch.Tensor | None) -> None:
+    """Refuse visual tokens without a graph if the projector trains.
+
+    Raises:
+        UserError: the last forward was not the one that trains.
+    """
+    if visual is not None and not visual.requires_grad and _trains(parts.projector.parameters()):
+        raise UserError(
+            "attached.loss: expected visual tokens with a graph, because the projector trains; found a forward under "
+            "torch.no_grad(); call loss right after the forward that trains"
+        )
 
 
 def _trains(parameters: Iterable[nn.Parameter]) -> bool:

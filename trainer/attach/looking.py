@@ -109,8 +109,13 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
     looked = _MetricSums()
     if batches is None:
         kept = attached.kept()
+        if kept.ids is None:  # the names of an earlier forward would be of other images
+            raise UserError(
+                "attached.metrics: expected a loss since the model's last forward, whose images it measures; found "
+                "none; call it right after loss, or give it batches"
+            )
         if kept.visual is not None and attached.words is not None:
-            _look(attached, kept, attached.last_ids, looked, _word_table(attached))
+            _look(attached, kept, kept.ids, looked, _word_table(attached))
         check_measured(list(looked.missing), looked.labelled, attached.cache)
         return looked.metrics()
     table: torch.Tensor | None = None

@@ -42,6 +42,8 @@ class ForwardResults:
     """The projector's output, from which V is put together; None unless BASIC is on and the tower trains."""
     apart: torch.Tensor | None = None
     """The projector's output for an input without a graph, so that its gradient ends at the projector."""
+    ids: list[str] | None = None
+    """The images' names, once `Attached.loss` was given them."""
 
     def check_text(self, named: int, *, needs_columns: bool) -> None:
         """Refuse a forward without visual tokens that is not one of text alone.

@@ -26,6 +26,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda made, one: one.nearest_words([1, 2]), "image_ids: .* found 1"),
     (lambda made, one: one.metrics([{"image_ids": [1]}]), "image_ids: .* found 1"),
     (lambda made, one: one.metrics(["wide.png"]), "batches that are dictionaries .*found <class 'str'>"),
+    (lambda made, one: one.metrics(), "expected a loss since the model's last forward.*; found none; call it right"),
     (lambda made, one: one.loss(NAMES, draws=[1]), "draws: expected a number for each of 2 images; found 1"),
     (lambda made, one: one.loss(NAMES, draws=[1, -1]), "attached.loss: draws: .*found -1"),
     (lambda made, one: (setattr(one, "step", 0.5), one.loss(NAMES)), r"attached.step: .*found 0\.5"),
@@ -53,6 +54,10 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
     made.model(**batch)
     with pytest.raises(UserError, match=r"expected ids of all 2 images of the batch, in their order; found 1"):
         one.loss(["wide.png"])
+    with torch.no_grad():
+        made.model(**batch)
+    with pytest.raises(UserError, match=r"found a forward under torch\.no_grad\(\); call loss right after the forward"):
+        one.loss(NAMES)
     made.model.eval()
     made.model(**batch)
     with pytest.raises(UserError, match=r"call model\.train\(\) before the forward"):
