@@ -16,7 +16,7 @@ from trainer.data.conversations import ConversationRows
 from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import kept_rows
 from trainer.model.fixed_date import with_fixed_date
-from trainer.model.prompts import Message, by_chat_template, read_messages, special_tokens
+from trainer.model.prompts import Message, by_chat_template, read_messages, render_prompt, special_tokens
 
 _VERSION = 7
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
@@ -90,6 +90,18 @@ class Chat:
         if not spans:
             raise UserError("expected an answer to train on; found none that is not empty; write one")
         return ChatText(text, spans)
+
+    def prompt(self, conversations: Any, images: int) -> str:  # noqa: ANN401 - see `__call__`
+        """Write LLaVA's turns up to the last answer, as the template does for users of the processor.
+
+        PaliGemma has no template.
+
+        Raises:
+            UserError: see `__call__`.
+        """
+        messages = read_messages(conversations, images, self.mark)[:-1]
+        parts = [self._in_parts(message) for message in messages]
+        return render_prompt(parts, self.processor.tokenizer, self.template)
 
     def _check_images(self, text: str, images: int) -> None:
         if (found := text.count(self.mark)) != images:

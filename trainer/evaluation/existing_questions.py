@@ -9,14 +9,20 @@ from transformers import GenerationConfig
 
 from trainer.attach.batches import processed
 from trainer.attach.folder import ExistingFolder
-from trainer.attach.rows import ChatText
 from trainer.attach.run_model import AttachedModel
 from trainer.evaluation.answers import Question
-from trainer.evaluation.questions import NEW_TOKENS, SHORT, Asker
-from trainer.model.prompts import PLACEHOLDER, alike
-
-_ANSWERS = ("Yes", "yes", "No", "no")
-_TWO = (slice(0, 2), slice(2, 4))
+from trainer.evaluation.questions import (
+    ANSWERS,
+    NEW_TOKENS,
+    SHORT,
+    Asker,
+    Beginning,
+    beginnings,
+    free_prompt,
+    shared,
+    yes_or_no,
+)
+from trainer.model.prompts import PLACEHOLDER
 
 
 class ChatPrompt(NamedTuple):
@@ -24,14 +30,9 @@ class ChatPrompt(NamedTuple):
 
     text: str
     """With the image token of the model's processor."""
-    yes: frozenset[int]
-    """First tokens of the answers `Yes` and `yes` that are not first tokens of `No` or `no`."""
-    no: frozenset[int]
-    """First tokens of the answers `No` and `no` that are not first tokens of `Yes` or `yes`."""
-
-
-def _prompt(text: str, yes: list[int], no: list[int]) -> ChatPrompt:
-    return ChatPrompt(text, frozenset(yes) - frozenset(no), frozenset(no) - frozenset(yes))
+    yes: frozenset[Beginning] = frozenset()
+    """See `Prompt`."""
+    no: frozenset[Beginning] = frozenset()
 
 
 class ExistingAsker(Asker):
@@ -59,38 +60,32 @@ class ExistingAsker(Asker):
         self._chat, self._picture, self._batch_size = folder.chat, picture, batch_size
 
     def prompts(self, questions: Sequence[Question]) -> Any:  # noqa: ANN401 - of its own kind
-        """Write each question up to its answer, and find the first tokens of both answers there."""
-        return [self._in_two(one.text) if self._chat.in_two else self._parted(one.text) for one in questions]
+        """Write each question up to its answer, and find how both answers begin there."""
+        return [self._in_two(one) if self._chat.in_two else self._parted(one) for one in questions]
 
-    def _in_two(self, question: str) -> ChatPrompt:
+    def _in_two(self, question: Question) -> ChatPrompt:
         """Write a question of a model that takes the answer apart from it."""
-        text, _, _ = self._written_out(question, _ANSWERS[0])
+        text, _, _ = self._chat(_turns(question, ANSWERS[0]), 1)
         tokenizer = self._chat.processor.tokenizer
-        first = [int(tokenizer(answer, add_special_tokens=False)["input_ids"][0]) for answer in _ANSWERS]
-        return _prompt(text, first[:2], first[2:])
+        rows = [list(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in ANSWERS]
+        return ChatPrompt(text, *beginnings(rows))
 
-    def _parted(self, question: str) -> ChatPrompt:
+    def _parted(self, question: Question) -> ChatPrompt:
         """Write a question with each answer as in training, and split it where the answers part.
 
         The template's own prompt may end otherwise, as those of thinking models do, which open a thought. The tokens
-        that the rows with `Yes` and `No` share are the prompt. The lower-case answers count too, if they part from the
-        prompt at the same place.
+        that all rows share are the prompt. For a question that is answered freely see `free_prompt`.
         """
+        texts = [self._chat(_turns(question, answer), 1).text for answer in ANSWERS]
+        if not question.yes_no:
+            return ChatPrompt(free_prompt(self._chat.prompt(_turns(question, ANSWERS[0]), 1), texts))
         tokenizer = self._chat.processor.tokenizer
-        texts = [self._written_out(question, answer).text for answer in _ANSWERS]
         rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        shared = alike(rows[0], rows[2])
-        same = [row[:shared] == rows[0][:shared] for row in rows]
-        yes, no = ([row[shared] for row, agrees in zip(rows[two], same[two], strict=True) if agrees] for two in _TWO)
-        text = texts[0][: alike(texts[0], texts[2])]
+        start, text = shared(rows), texts[0][: shared(texts)]
         cuts = range(len(text), len(text.rstrip()) - 1, -1)  # a token may fuse white space with the answer
         tokens = (tokenizer(text[:cut], add_special_tokens=False)["input_ids"] for cut in cuts)
-        fitting = (cut for cut, ids in zip(cuts, tokens, strict=True) if list(ids) == rows[0][:shared])
-        return _prompt(text[: next(fitting, len(text))], yes, no)
-
-    def _written_out(self, question: str, answer: str) -> ChatText:
-        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{question}\n{SHORT}"}, {"from": "gpt", "value": answer}]
-        return self._chat(turns, 1)
+        fitting = (cut for cut, ids in zip(cuts, tokens, strict=True) if list(ids) == rows[0][:start])
+        return ChatPrompt(text[: next(fitting, len(text))], *beginnings([row[start:] for row in rows]))
 
     def _say(self, prompts: Sequence[Any], images: Sequence[str], *, yes_no: bool) -> list[str]:
         """Answer prompts, each with a photo."""
@@ -99,14 +94,20 @@ class ExistingAsker(Asker):
         given = {
             key: value.to(self._device) if isinstance(value, torch.Tensor) else value for key, value in given.items()
         }
-        if not yes_no:
-            return self._written(given)
-        logits = self._vlm(**given, use_cache=False, logits_to_keep=1).logits[:, -1].float()
-        sums = [
-            [row[sorted(tokens)].logsumexp(-1) for tokens in (one.yes, one.no)]
-            for row, one in zip(logits, prompts, strict=True)
-        ]
-        return ["yes" if yes > no else "no" for yes, no in sums]
+        return yes_or_no(prompts, lambda after: self._logits(given, after)) if yes_no else self._written(given)
+
+    def _logits(self, given: dict[str, Any], after: Beginning) -> torch.Tensor:
+        """Return the logits of the token that follows the prompts and some tokens, (B, V)."""
+        ids = given["input_ids"]
+        more = {
+            key: torch.cat([value, value[:, -1:].expand(-1, len(after))], 1)  # the mask and kinds of text
+            for key, value in given.items()
+            if after and isinstance(value, torch.Tensor) and value.shape == ids.shape
+        }
+        if after:
+            more["input_ids"] = torch.cat([ids, ids.new_tensor([after]).expand(len(ids), -1)], 1)
+        logits: torch.Tensor = self._vlm(**(given | more), use_cache=False, logits_to_keep=1).logits[:, -1].float()
+        return logits
 
     def _written(self, given: dict[str, Any]) -> list[str]:
         ends, tokenizer = self._vlm.generation_config, self._chat.processor.tokenizer
@@ -119,3 +120,7 @@ class ExistingAsker(Asker):
         )
         ids = self._vlm.generate(**given, generation_config=settings)[:, given["input_ids"].shape[1] :]
         return [str(text).strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _turns(question: Question, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": f"{PLACEHOLDER}\n{question.text}\n{SHORT}"}, {"from": "gpt", "value": answer}]

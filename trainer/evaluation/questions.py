@@ -7,7 +7,7 @@ the model writes greedily. For comparison, the score that the questions alone al
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,13 +25,25 @@ from trainer.evaluation.token_replacement import generate, stock
 from trainer.measures.blind_control import others
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
-from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template, read_messages
+from trainer.model.prompts import (
+    PLACEHOLDER,
+    RenderedText,
+    TemplateName,
+    alike,
+    load_prompt,
+    load_template,
+    read_messages,
+)
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 SHORT = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 appends to a question that asks for a short answer."""
 NEW_TOKENS = 10
 """Most tokens of a short answer."""
+ANSWERS = ("Yes", "yes", "No", "no")
+"""How a yes/no question may be answered, first the two spellings of yes."""
+Beginning: TypeAlias = tuple[int, ...]
+"""The first tokens of an answer, up to the one that tells it from both spellings of the other answer."""
 
 
 def open_questions(path: Path, reporter: Reporter) -> list[Question]:
@@ -51,10 +63,59 @@ class Prompt(NamedTuple):
 
     ids: torch.Tensor
     """int64 (L,), image tokens expanded."""
-    yes: frozenset[int]
-    """First tokens of the answers `Yes` and `yes` that are not first tokens of `No` or `no`."""
-    no: frozenset[int]
-    """First tokens of the answers `No` and `no` that are not first tokens of `Yes` or `yes`."""
+    yes: frozenset[Beginning] = frozenset()
+    """The beginnings of `Yes` and `yes`; none of a question that is answered freely."""
+    no: frozenset[Beginning] = frozenset()
+    """The beginnings of `No` and `no`."""
+
+
+def beginnings(rows: Sequence[Sequence[int]]) -> tuple[frozenset[Beginning], frozenset[Beginning]]:
+    """Return the beginnings of yes and of no, from the tokens of each of `ANSWERS`."""
+    yes, no = rows[:2], rows[2:]
+    return _told_apart(yes, no), _told_apart(no, yes)
+
+
+def _told_apart(rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> frozenset[Beginning]:
+    lengths = (1 + max(alike(row, other) for other in others) for row in rows)
+    return frozenset(tuple(map(int, row[:length])) for row, length in zip(rows, lengths, strict=True))
+
+
+def shared(rows: Sequence[Sequence[int]]) -> int:
+    """Count the tokens, or characters, that all rows have in common at their beginning."""
+    return min(alike(rows[0], row) for row in rows)
+
+
+def free_prompt(prompt: str, answered: Sequence[str]) -> str:
+    """Choose the text after which a model writes an answer of its own.
+
+    It is the prompt that users of the model's processor get. If training has a text before an answer that differs in
+    more than white space, such as an empty thought, it is that text.
+
+    Args:
+        prompt: the question as the processor's template writes it before an answer.
+        answered: the same question with answers, of which two begin with different letters.
+    """
+    before = answered[0][: shared(answered)]
+    return prompt if prompt.split() == before.split() else before
+
+
+def yes_or_no(prompts: Sequence[Any], logits: Callable[[Beginning], torch.Tensor]) -> list[str]:
+    """Answer each prompt by the probabilities of all spellings of yes and of no.
+
+    Args:
+        prompts: B prompts with `yes` and `no`.
+        logits: returns the logits of the token that follows each prompt and some tokens, float32 (B, V).
+    """
+    every = [one.yes | one.no for one in prompts]
+    contexts = {beginning[:end] for each in every for beginning in each for end in range(len(beginning))}
+    # Those of the first token are not normalised, because all answers to a prompt share their sum.
+    after = {given: logits(given).log_softmax(-1) if given else logits(given) for given in sorted(contexts, key=len)}
+
+    def score(row: int, chosen: frozenset[Beginning]) -> torch.Tensor:
+        parts = [[after[one[:end]][row, token] for end, token in enumerate(one)] for one in sorted(chosen)]
+        return torch.stack([torch.stack(each).sum() for each in parts]).logsumexp(-1)
+
+    return ["yes" if score(row, one.yes) > score(row, one.no) else "no" for row, one in enumerate(prompts)]
 
 
 class Asker:
@@ -84,6 +145,7 @@ class Asker:
         self._model, self._processor, self._picture, self._batch_size = model, processor, picture, batch_size
         self._tokens = folder.grid[0] * folder.grid[1]
         self._render = load_template(template, processor.tokenizer, processor.image_token)
+        self._prompt = load_prompt(template, processor.tokenizer, processor.image_token)
         self._encode = ConversationTokenizer(processor.tokenizer, processor.image_token, self._tokens, UNCUT)
 
     def __call__(self, questions: Sequence[Question], advance: Advance = lambda _: None) -> dict[str, float]:
@@ -131,52 +193,57 @@ class Asker:
                 yield f"vqa_accuracy_{name}", float(np.mean([vqa_accuracy(each, one.answers) for each, one in pairs]))
 
     def prompts(self, questions: Sequence[Question]) -> list[Prompt]:
-        """Write each question with both answers, and split it where the answers part.
+        """Write each question up to its answer.
 
-        The tokens that the rows with `Yes` and `No` share are the prompt. The lower-case answers count too, if they
-        part from the prompt at the same place.
+        A yes/no question is written with each of `ANSWERS`; the tokens that all rows share are the prompt. For any
+        other question see `free_prompt`.
         """
-        image, spelled = self._processor.image_token, ("Yes", "yes", "No", "no")
+        texts = [self._texts(one) for one in questions]
         conversations = [
-            Conversation(number, one.image, [one.image], self._render(self._messages(one.text, answer, image)))
-            for number, one in enumerate(questions)
-            for answer in spelled
+            Conversation(number, one.image, [one.image], text)
+            for number, (one, written) in enumerate(zip(questions, texts, strict=True))
+            for text in written
         ]
-        rows = [row["input_ids"] for row in self._encode(conversations)]
-        found = []
-        for start in range(0, len(rows), len(spelled)):
-            four = rows[start : start + len(spelled)]
-            first, _, other, _ = four
-            shared = next(position for position in range(len(first)) if first[position] != other[position])
-            alike = [len(row) > shared and (row[:shared] == first[:shared]).all() for row in four]
-            yes = {int(row[shared]) for row, same in zip(four[:2], alike[:2], strict=True) if same}
-            no = {int(row[shared]) for row, same in zip(four[2:], alike[2:], strict=True) if same}
-            ids = torch.from_numpy(np.asarray(first[:shared], np.int64))
-            repeats = torch.where(ids == self._processor.image_token_id, self._tokens, 1)
-            found.append(Prompt(ids.repeat_interleave(repeats), frozenset(yes - no), frozenset(no - yes)))
-        return found
+        rows = iter([row["input_ids"] for row in self._encode(conversations)])
+        return [self._parted([next(rows) for _ in written]) for written in texts]
 
-    def _messages(self, text: str, answer: str, image_token: str) -> list[Message]:
-        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{text}\n{SHORT}"}, {"from": "gpt", "value": answer}]
-        return read_messages(turns, 1, image_token)
+    def _texts(self, question: Question) -> list[RenderedText]:
+        """Write a yes/no question with each answer, and any other question up to its answer."""
+        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{question.text}\n{SHORT}"}]
+        chats = [
+            read_messages([*turns, {"from": "gpt", "value": answer}], 1, self._processor.image_token)
+            for answer in ANSWERS
+        ]
+        if question.yes_no:
+            return [self._render(chat) for chat in chats]
+        text = free_prompt(self._prompt(chats[0][:-1]), [self._render(chat).text for chat in chats])
+        return [RenderedText(text, [(0, len(text))])]  # all of it counts as trained, because a row without is refused
+
+    def _parted(self, rows: Sequence[Any]) -> Prompt:
+        """Split the rows of a question where their answers begin."""
+        start = shared(rows)
+        ids = torch.from_numpy(np.asarray(rows[0][:start], np.int64))
+        repeats = torch.where(ids == self._processor.image_token_id, self._tokens, 1)
+        prompt = Prompt(ids.repeat_interleave(repeats))
+        return prompt if len(rows) == 1 else Prompt(prompt.ids, *beginnings([row[start:] for row in rows]))
 
     def _say(self, prompts: Sequence[Prompt], images: Sequence[str], *, yes_no: bool) -> list[str]:
         """Answer prompts, each with a photo."""
         shown = [self._picture(image) for image in images]
-        pixels = [self._processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in shown]
-        given = self._batch(prompts, left=not yes_no) | {"pixel_values": torch.cat(pixels).to(self._model.device)}
-        if not yes_no:
-            written = generate(self._model, given, NEW_TOKENS)
-            texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-            return [str(text).strip() for text in texts]
+        read = [self._processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in shown]
+        pixels = {"pixel_values": torch.cat(read).to(self._model.device)}
+        if yes_no:
+            return yes_or_no(prompts, lambda after: self._logits([_with(one, after) for one in prompts], pixels))
+        written = generate(self._model, self._batch(prompts, left=True) | pixels, NEW_TOKENS)
+        texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [str(text).strip() for text in texts]
+
+    def _logits(self, prompts: Sequence[Prompt], pixels: dict[str, torch.Tensor]) -> torch.Tensor:
+        given = self._batch(prompts, left=False) | pixels
         hidden = stock(self._model).model(**given).last_hidden_state
         last = given["attention_mask"].sum(1) - 1
-        logits = self._model.lm_head(hidden[torch.arange(len(last)), last]).float()
-        sums = [
-            [row[sorted(tokens)].logsumexp(-1) for tokens in (one.yes, one.no)]
-            for row, one in zip(logits, prompts, strict=True)
-        ]
-        return ["yes" if yes > no else "no" for yes, no in sums]
+        logits: torch.Tensor = self._model.lm_head(hidden[torch.arange(len(last)), last]).float()
+        return logits
 
     def _batch(self, prompts: Sequence[Prompt], *, left: bool) -> dict[str, torch.Tensor]:
         """Pad prompts and their mask, on the left with `left`, so that they end together, else on the right."""
@@ -190,6 +257,10 @@ class Asker:
             name: pad_sequence(each, batch_first=True, padding_value=value, padding_side=side).to(self._model.device)
             for name, (each, value) in padded.items()
         }
+
+
+def _with(prompt: Prompt, tokens: Beginning) -> Prompt:
+    return prompt._replace(ids=torch.cat([prompt.ids, torch.tensor(tokens, dtype=torch.int64)]))
 
 
 def ask(asker: Asker, questions: Sequence[Question], model: Any, reporter: Reporter) -> dict[str, float]:  # noqa: ANN401

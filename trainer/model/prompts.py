@@ -44,6 +44,7 @@ class RenderedText(NamedTuple):
 
 
 Template: TypeAlias = Callable[[list[Message]], RenderedText]
+Prompt: TypeAlias = Callable[[list[Message]], str]
 
 
 def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
@@ -153,6 +154,29 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
             "or vicuna_v1, or set tokenizer.chat_template"
         )
     return by_chat_template(with_fixed_date(source), tokenizer, otherwise=", or choose vicuna_v1")
+
+
+def load_prompt(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER) -> Prompt:
+    """Return the function that writes messages up to an answer that is to follow, as processors write prompts.
+
+    Raises:
+        UserError: see `load_template`.
+    """
+    if name == "own":
+        load_template(name, tokenizer)
+        source = with_fixed_date(str(chat_template(tokenizer)))
+        return lambda messages: render_prompt(messages, tokenizer, source)
+    render = load_template(name, tokenizer, image_token)
+    return lambda messages: render([*messages, {"role": "assistant", "content": ""}]).text
+
+
+def render_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    """Write messages by a chat template up to an answer that is to follow.
+
+    Raises:
+        UserError: the template cannot write them.
+    """
+    return _render(messages, tokenizer, source, prompt=True)[0]
 
 
 def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwise: str = "") -> Template:

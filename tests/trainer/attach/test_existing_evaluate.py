@@ -122,12 +122,12 @@ def test_questions_are_answered_by_the_models_own_logits(name: str, world: Exist
     assert (found["yes_no_questions"], found["vqa_questions"]) == (2, 1)
     words = folder.processor.tokenizer
     for prompt, image, answer in zip(prompts, ("wide.png", "tall.png"), said, strict=False):
-        assert {words.decode([token]).strip() for token in prompt.yes} <= {"Y", "y", "Yes", "yes", "Ye", "ye"}
+        assert {words.decode(list(begun)).strip() for begun in prompt.yes} <= {"Y", "y", "Yes", "yes", "Ye", "ye"}
         given, _ = processed(folder.chat, [prompt.text], [[world.pictures.image(image)]])
         vlm: Any = model.vlm
         with torch.no_grad():
             last = vlm(**given).logits[0, -1]
-        yes, no = (last[sorted(tokens)].logsumexp(-1) for tokens in (prompt.yes, prompt.no))
+        yes, no = (last[sorted(token for (token,) in begun)].logsumexp(-1) for begun in (prompt.yes, prompt.no))
         assert answer == ("yes" if yes > no else "no")
         assert prompt.text.count(folder.chat.mark) == 1
 

@@ -158,17 +158,20 @@ def test_questions_end_where_training_has_the_answer(name: str, world: ExistingW
     folder = real(world, name, tmp_path)
     model = load_attached(folder, world.pictures.open())
     asker = ExistingAsker(model, folder, world.pictures.image, batch_size=2)
-    asked = [Question("wide.png", "Is it red?", ("yes",), True)]
+    asked = [Question("wide.png", "Is it red?", ("yes",), True), Question("wide.png", "Is it red?", ("it is",), False)]
     with evaluating(model):
-        (prompt,) = asker.prompts(asked)
+        prompt, free = asker.prompts(asked)
         assert asker(asked)["yes_no_questions"] == 1
+    parts = [{"type": "image"}, {"type": "text", "text": f"Is it red?\n{SHORT}"}]
+    own = folder.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    assert free.text == own + ("\n</think>\n\n" if name == "qwen3_vl" else "")
     image: Any = [[world.pictures.image("wide.png")]]
     before = processed(folder.chat, [prompt.text], image)[0]["input_ids"][0]
     for answer, tokens in (("Yes", prompt.yes), ("No", prompt.no)):
         text, _, _ = folder.chat(said(f"<image>\nIs it red?\n{SHORT}", answer), 1)
         row = processed(folder.chat, [text], image)[0]["input_ids"][0]
         assert row[: len(before)].tolist() == before.tolist()
-        assert int(row[len(before)]) in tokens
+        assert any(tuple(row[len(before) :][: len(each)].tolist()) == each for each in tokens)
 
 
 def test_llava_is_measured_alike_as_an_existing_model_and_as_one_of_init(world: ExistingWorld, tmp_path: Path) -> None:

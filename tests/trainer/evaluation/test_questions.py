@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sea_pipeline.inputs.pixels import read_image
 from tests.support.analysis_models import Make, Ready, draw_shade, learn, record, write
 from tests.support.refused import refuses
 from trainer.evaluation.answers import Question
 from trainer.evaluation.evaluator import evaluating
-from trainer.evaluation.questions import SHORT, Asker
+from trainer.evaluation.questions import ANSWERS, SHORT, Asker, Prompt, beginnings, free_prompt, yes_or_no
 from trainer.model.load import load_model
+from trainer.model.prompts import TemplateName
 from trainer.recipes.recipe import Recipe
 
 NAMES = ("red", "green", "blue", "yellow")
@@ -54,7 +56,7 @@ def seeing(ready: Make, photos: Path, tmp_path: Path, _learnt: dict[str, torch.T
         record(f"{number}", [one.image], f"{one.text}\n{SHORT}", one.answers[0].capitalize())
         for number, one in enumerate(questions())
     ]
-    made = ready(write(tmp_path / "data.json", rows), image_root=photos, batch_size=16, template="own")
+    made = ready(write(tmp_path / "data.json", rows), image_root=photos, batch_size=16, template="vicuna_v1")
     torch.manual_seed(0)
     model = load_model(made.folder, Recipe(model=made.folder.path)).train().requires_grad_(True)
     if _learnt:
@@ -71,6 +73,57 @@ def asked(made: Ready, photos: Path, given: list[Question], batch_size: int = 8)
     with evaluating(made.model):
         asker = Asker(made.model, made.folder, lambda name: read_image(photos / name).image, batch_size=batch_size)
         return asker(given)
+
+
+@pytest.mark.parametrize("template", ["own", "vicuna_v1"])
+def test_questions_are_asked_with_the_processors_prompt(template: TemplateName, ready: Make) -> None:
+    """Its tokenizer keeps the space before `Yes` and `No` apart, and fuses that before other answers."""
+    made = ready()
+    asker = Asker(made.model, made.folder, lambda _: Image.new("RGB", (9, 9)), template=template)
+    given = [Question("a.png", "What is it?", (answer,), answer == "yes") for answer in ("yes", "a cat")]
+    parts = [{"type": "image"}, {"type": "text", "text": f"What is it?\n{SHORT}"}]
+    chat = [{"role": "user", "content": parts}]
+    text = made.folder.processor.apply_chat_template(chat, add_generation_prompt=True)
+    expected = made.folder.processor(images=Image.new("RGB", (9, 9)), text=text)["input_ids"]
+    for prompt in asker.prompts(given):
+        assert [prompt.ids.tolist()] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answered", "expected"),
+    [
+        ("Q A:", ["Q A: Yes", "Q A: No"], "Q A:"),
+        ("Q A:", ["Q A:<think></think>Yes", "Q A:<think></think>No"], "Q A:<think></think>"),
+        ("Q A:<think>", ["Q A:Yes", "Q A:No"], "Q A:"),
+    ],
+)
+def test_a_free_question_ends_where_the_processor_ends_it(prompt: str, answered: list[str], expected: str) -> None:
+    assert free_prompt(prompt, answered) == expected
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["Yes", "yes", "No", "no"],
+        [" |Y|es", " y|es", " |N|o", " |n|o"],
+        [" Yes", " |yes", " |No", " |no"],
+        [" |Yes", " |yes", " |No", " |no|!"],
+    ],
+)
+@pytest.mark.parametrize("said", ANSWERS)
+def test_every_spelling_counts_for_its_side(tokens: list[str], said: str) -> None:
+    names = sorted({token for each in tokens for token in each.split("|")})
+    rows = [[names.index(token) for token in each.split("|")] for each in tokens]
+    written = tuple(rows[ANSWERS.index(said)])
+
+    def logits(after: tuple[int, ...]) -> torch.Tensor:
+        """Of a model that writes one spelling, however its tokens begin."""
+        found = torch.zeros(1, len(names))
+        if written[: len(after)] == after:
+            found[0, written[len(after)]] = 3.0
+        return found
+
+    assert yes_or_no([Prompt(torch.empty(0), *beginnings(rows))], logits) == [said.lower()]
 
 
 @pytest.mark.slow
