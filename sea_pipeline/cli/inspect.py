@@ -43,9 +43,12 @@ def inspect(
     """
     from sea_pipeline import open_labels
     from sea_pipeline.report import figures
+    from sea_pipeline.storage.paths import place
+    from sea_pipeline.storage.results import check_result
 
     if save is not None:
         figures.check_figure(save)
+        check_result(save, figures.FIGURE, [place(labels)])
     store = open_labels(labels, verify=image is None)  # one image's own pages have checksums
     if image is None:
         _show_statistics(store, save, as_json)

@@ -1,6 +1,7 @@
 """The command that makes the HTML report."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
 from sea_pipeline.cli.needs import TRAINING, refuse_missing
+from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.own_trainer import take_own_trainer
 
@@ -68,19 +70,29 @@ def make_report(settings: "ReportSettings", names: Sequence[str] = ()) -> dict[s
         `out`, the numbers of `photos`, of those that are `gone`, and of `runs`, and the file's `bytes`.
 
     Raises:
-        UserError: see `find_inputs` and `write_report`.
+        UserError: see `find_inputs` and `write_report`; or the device does not exist.
     """
     from sea_pipeline.cli import terminal
     from sea_pipeline.report.run import check_out, find_inputs, write_report
 
+    _check_device(settings.device)
     store, runs = find_inputs(settings.folders)
-    check_out(settings.out)
+    check_out(settings.out, store, runs)
     for run, name in zip(runs, names, strict=False):
         run.name = name
     for run in runs:
         _look(run, settings.images, settings.device)
     made = write_report(store, runs, settings, reporter=terminal.Terminal())
     return {"out": str(settings.out), "runs": len(runs), **made}
+
+
+def _check_device(spec: str) -> None:
+    check_device_name(spec)
+    if spec.startswith("cuda"):
+        with suppress(ImportError):  # without torch no model looks at photos, and the report says so
+            from sea_pipeline.core.devices import resolve_device
+
+            resolve_device(spec)
 
 
 def tell_report(made: Mapping[str, Any]) -> None:

@@ -22,9 +22,11 @@ from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.labels.statistics import BIN_WIDTH, Statistics, image_words
 from sea_pipeline.labels.store import Labels, LabelStore
-from sea_pipeline.storage.publish import publish_result
+from sea_pipeline.storage.results import ResultKind, publish_result
 
 SUFFIXES = (".png", ".pdf", ".svg")
+FIGURE = ResultKind("--save", b"Matplotlib")
+"""Each format names the library."""
 
 Kind = Literal["hit", "miss", "none"]
 _CELL = 0.42

@@ -19,8 +19,9 @@ from sea_pipeline.report.page import render
 from sea_pipeline.report.runs import RunInput, kept_views, runs_data
 from sea_pipeline.report.settings import ReportSettings
 from sea_pipeline.storage.paths import Place, place
-from sea_pipeline.storage.publish import check_result, publish_result
+from sea_pipeline.storage.results import ResultKind, check_result, publish_result
 
+REPORT = ResultKind("--out", b'<meta name="generator" content="sea-pipeline ')
 __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]
 
 
@@ -57,14 +58,14 @@ def _runs_in(folder: Place) -> list[RunInput]:
     return [RunInput.of(stage, f"{folder.name}/{stage.name}") for stage in stage_folders(folder).folders]
 
 
-def check_out(out: Path) -> None:
-    """Check, before any work, that the report can be written to this path.
+def check_out(out: Path, store: LabelStore | None, runs: Sequence[RunInput]) -> None:
+    """Check, before any work, that the report of labels and runs can be written to this path.
 
     Raises:
-        UserError: it cannot, or jinja2 is not installed.
+        UserError: it cannot, see `check_result`; or jinja2 is not installed.
     """
     require("jinja2", "report")
-    check_result(out)
+    check_result(out, REPORT, [*([store.path] if store is not None else []), *(run.path for run in runs)])
 
 
 def write_report(
@@ -79,7 +80,7 @@ def write_report(
     Raises:
         UserError: labels are damaged, or the file cannot be written.
     """
-    check_out(settings.out)
+    check_out(settings.out, store, runs)
     data: dict[str, Any] = {}
     if store is not None:
         data["labels"] = labels_data(store, settings.limit, settings.words, settings.thumbnail, reporter)

@@ -305,28 +305,3 @@ def sync_folder(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
-
-
-def check_result(out: Path) -> None:
-    """Check that a file can be written at `out`, before any work is done, and make its folder.
-
-    Raises:
-        UserError: it cannot be written, or a folder has that name.
-    """
-    if out.is_dir():
-        raise UserError(f"--out {out}: expected a file to write; found a folder; name a file in it")
-    make_folder(out.parent)
-    scratch = scratch_beside(out)
-    with writing(out, in_parts=False):
-        scratch.touch()
-        scratch.unlink()
-
-
-@contextmanager
-def publish_result(out: Path) -> Iterator[Path]:
-    """Yield a temporary path whose file appears at `out` on success, whole.
-
-    See `publish`.
-    """
-    with publish(out, out.parent, scratch=scratch_beside(out)) as scratch:
-        yield scratch

@@ -25,7 +25,8 @@ from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import locks, publish
-from sea_pipeline.storage.publish import TEMPORARY, check_result, publish_result
+from sea_pipeline.storage.publish import TEMPORARY
+from sea_pipeline.storage.results import ResultKind, check_result, publish_result
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content, stored
 from tests.support.kills import DEAD, killed_around
@@ -300,9 +301,10 @@ def test_results_side_by_side_and_what_is_left_of_killed_ones(tmp_path: Path) ->
     left = [tmp_path / f".a.html.{host()}.{process}.0" for process in (DEAD, os.getpid())]
     for path in left:
         path.touch()
-    check_result(tmp_path / "a.html")
+    kind = ResultKind("--out", b"mark")
+    check_result(tmp_path / "a.html", kind, [])
     with publish_result(tmp_path / "a.html") as scratch:
-        check_result(tmp_path / "b.html")
+        check_result(tmp_path / "b.html", kind, [])
         with publish_result(tmp_path / "b.html") as other:
             other.write_text("b")
         scratch.write_text("a")

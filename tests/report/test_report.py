@@ -18,13 +18,14 @@ from sea_pipeline.core.progress import SILENT
 from sea_pipeline.inputs.crops import WHOLE
 from sea_pipeline.labels.statistics import image_words
 from sea_pipeline.labels.store import Labels, LabelStore, open_labels
-from sea_pipeline.report.figures import Panel, labels_figure, patches_figure, photo_of, save_figure
+from sea_pipeline.report.figures import FIGURE, Panel, labels_figure, patches_figure, photo_of, save_figure
 from sea_pipeline.report.labels import NONE, labels_data
 from sea_pipeline.report.packing import BUDGET, narrow, packed, thumbnail
 from sea_pipeline.report.page import json_text, render
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
 from sea_pipeline.report.runs import MOST_POINTS, kept_views, runs_data
 from sea_pipeline.report.settings import MOST_PHOTOS
+from sea_pipeline.storage.results import check_result
 from tests.support.heard import Heard
 from tests.support.refused import refuses
 from tests.support.report_world import opened_runs, planted_views, run_folder
@@ -237,8 +238,17 @@ def test_labels_twice_and_a_folder_as_out_are_refused(store: LabelStore, tmp_pat
     folder = Path(str(store.path))
     with pytest.raises(UserError, match="expected labels once"):
         find_inputs([folder, folder])
-    with pytest.raises(UserError, match="expected a file to write; found a folder"):
-        write_report(store, [], ReportSettings(out=tmp_path), reporter=SILENT)
+    _, runs = find_inputs([run_folder(tmp_path / "run")])
+    for out in (tmp_path, folder / "words.txt", runs[0].path / "new.html"):
+        with pytest.raises(UserError, match="expected a file to write; found a"):
+            write_report(store, runs, ReportSettings(out=out), reporter=SILENT)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_is_checked_at_once(device: str, command: Any, store: LabelStore, tmp_path: Path) -> None:
+    for folder in (store.path, run_folder(tmp_path / "run")):
+        refuses(command, f"--device {device}: expected", "report", folder, "--device", device, "--out", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_run_whose_model_is_gone_is_shown_with_the_views_that_it_has(command: Any, tmp_path: Path) -> None:
@@ -311,6 +321,11 @@ def test_a_figure_is_whole_and_its_text_is_text(tmp_path: Path, suffix: str) -> 
         first = path.read_bytes()
         save_figure(figure, path)
         assert path.read_bytes() == first
+        check_result(path, FIGURE, [])
+    path.write_bytes(b"a photo")
+    with pytest.raises(UserError, match="found one that the command did not write"):
+        check_result(path, FIGURE, [])
+    save_figure(figure, path)
     if suffix == ".png":
         with Image.open(path) as opened:
             assert opened.width > 100
@@ -332,6 +347,8 @@ def test_inspect_saves_the_photo_and_figure_6(command: Any, label: Label, tmp_pa
     assert (tmp_path / "x.svg").read_text().count(">blue<") == 4
     assert command("inspect", labels, "--save", tmp_path / "six.pdf", "--json")[0] == 0
     assert (tmp_path / "six.pdf").is_file()
+    photo = tmp_path / "photos" / "x.png"
+    refuses(command, f"--save {photo}: expected a file to write; found one", "inspect", labels, "--save", photo)
     said = "ends in .png, .pdf, .svg; found '.docx'"
     refuses(command, said, "inspect", labels, "--save", tmp_path / "six.docx")
 

@@ -38,6 +38,9 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected an empty folder; found {} in it; choose another --out",
         "{}: holds something else than what was asked for; choose another --out",
     ],
+    "tests/storage/test_results.py::test_other_files_are_kept": [
+        "{}; found one that the command did not write; name another, or remove it",
+    ],
     "tests/output/test_advice_followed.py::test_a_folder_that_is_full_is_removed_or_another_one_chosen": [
         "{}: expected a new or an empty folder; choose another with --out, or remove this one",
     ],

@@ -5,7 +5,8 @@ from pathlib import Path
 from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.folder import check_is_ours
-from sea_pipeline.storage.publish import check_result
+from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.results import ResultKind, check_result
 from trainer.data.files import check_conversations, conversations_file
 from trainer.evaluation.question_file import check_photos, read_questions
 from trainer.evaluation.settings import NEW_TOKENS, EvaluateSettings
@@ -13,6 +14,9 @@ from trainer.model.existing_folder import check_existing_folder, is_existing, mo
 from trainer.model.llava_folder import check_llava_folder
 from trainer.model.run_record import read_run
 from trainer.recipes.recipe import Data
+
+RESULT = ResultKind("--out", b'\n "model": ')
+"""The file of --layers and --replace, by its first key."""
 
 
 def check_evaluate(settings: EvaluateSettings) -> Data | None:
@@ -29,9 +33,13 @@ def check_evaluate(settings: EvaluateSettings) -> Data | None:
             raise UserError(
                 f"--out {settings.out}: holds what --layers and --replace find; give one of them, or leave --out out"
             )
-        check_result(settings.out)
+        check_result(settings.out, RESULT, _reads(settings))
     if settings.save_figures is not None and settings.labels is None and not settings.layers:
         raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
+    if settings.save_figures is not None and settings.save_figures.exists() and not settings.save_figures.is_dir():
+        raise UserError(
+            f"--save-figures {settings.save_figures}: expected a folder to write to; found a file; name another"
+        )
     _check_used(settings)
     captions = _captions(settings)
     check_device_name(settings.device)
@@ -60,6 +68,13 @@ def _check_used(settings: EvaluateSettings) -> None:
     for name, given, used, other in belongs:
         if given and not used:
             raise UserError(f"{name}: goes with {other}; give that, or leave {name} out")
+
+
+def _reads(settings: EvaluateSettings) -> list[Place]:
+    """List the files and folders that an evaluation reads, without the photos."""
+    given = (settings.model, settings.labels, settings.questions)
+    files = [conversations_file(each) for each in (settings.data, settings.lens_data) if each is not None]
+    return [*(place(each) for each in given if each is not None), *files]
 
 
 def _check_questions(settings: EvaluateSettings, path: Path) -> None:

@@ -94,9 +94,9 @@ class ExistingAsker(Asker):
         given = {
             key: value.to(self._device) if isinstance(value, torch.Tensor) else value for key, value in given.items()
         }
-        return yes_or_no(prompts, lambda after: self._logits(given, after)) if yes_no else self._written(given)
+        return yes_or_no(prompts, lambda after: self._next(given, after)) if yes_no else self._written(given)
 
-    def _logits(self, given: dict[str, Any], after: Beginning) -> torch.Tensor:
+    def _next(self, given: dict[str, Any], after: Beginning) -> torch.Tensor:
         """Return the logits of the token that follows the prompts and some tokens, (B, V)."""
         ids = given["input_ids"]
         more = {

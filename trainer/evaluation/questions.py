@@ -80,7 +80,7 @@ def _told_apart(rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) 
     return frozenset(tuple(map(int, row[:length])) for row, length in zip(rows, lengths, strict=True))
 
 
-def shared(rows: Sequence[Sequence[int]]) -> int:
+def shared(rows: Sequence[Sequence[Any]]) -> int:
     """Count the tokens, or characters, that all rows have in common at their beginning."""
     return min(alike(rows[0], row) for row in rows)
 
@@ -205,7 +205,7 @@ class Asker:
             for text in written
         ]
         rows = iter([row["input_ids"] for row in self._encode(conversations)])
-        return [self._parted([next(rows) for _ in written]) for written in texts]
+        return [self._split([next(rows) for _ in written]) for written in texts]
 
     def _texts(self, question: Question) -> list[RenderedText]:
         """Write a yes/no question with each answer, and any other question up to its answer."""
@@ -219,7 +219,7 @@ class Asker:
         text = free_prompt(self._prompt(chats[0][:-1]), [self._render(chat).text for chat in chats])
         return [RenderedText(text, [(0, len(text))])]  # all of it counts as trained, because a row without is refused
 
-    def _parted(self, rows: Sequence[Any]) -> Prompt:
+    def _split(self, rows: Sequence[Any]) -> Prompt:
         """Split the rows of a question where their answers begin."""
         start = shared(rows)
         ids = torch.from_numpy(np.asarray(rows[0][:start], np.int64))

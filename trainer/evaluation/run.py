@@ -16,7 +16,7 @@ from sea_pipeline.core.renamed import taking_callbacks
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.labels.store import open_labels
-from sea_pipeline.storage.publish import publish_result
+from sea_pipeline.storage.results import publish_result
 from trainer.data.conversations import read_conversations, split_rows
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import check_measured_labels, labels_for
