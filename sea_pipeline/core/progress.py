@@ -1,10 +1,13 @@
 """Report the progress of long functions, and measure the peak memory of a process."""
 
+import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 Advance = Callable[[int], None]
 """Called with how many items have passed since its last call; less than 0 if some are done again."""
@@ -115,6 +118,29 @@ def progress_if_slow(reporter: Reporter, what: str, total: int) -> Iterator[Adva
 
     with ExitStack() as stack:
         yield advance
+
+
+def is_heard() -> bool:
+    """Tell whether the log shows the course of the work, as it does in commands without --quiet."""
+    return logging.getLogger("sea_pipeline").isEnabledFor(logging.INFO)
+
+
+@contextmanager
+def without_bars(*libraries: Any) -> Iterator[None]:  # noqa: ANN401 - modules
+    """Keep libraries from drawing bars of their own inside the block.
+
+    Args:
+        libraries: `datasets` or `huggingface_hub.utils`, whose switches have the same names.
+    """
+    shown = [one for one in libraries if not one.are_progress_bars_disabled()]
+    with warnings.catch_warnings(action="ignore"):  # an environment variable may demand the bars
+        for one in shown:
+            one.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for one in shown:
+            one.enable_progress_bars()
 
 
 def process_peak_bytes() -> int:

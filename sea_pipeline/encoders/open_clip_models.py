@@ -1,11 +1,12 @@
 """Find an open_clip model, with its config at once and its weights when they are needed."""
 
+import io
 import json
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.progress import is_heard
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.encoders.weight_forms import other_form_of_file, other_form_of_folder
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
@@ -284,7 +286,8 @@ def _fetching(option: str, model: str, what: str) -> Iterator[None]:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        yield
+        with nullcontext() if is_heard() else redirect_stderr(io.StringIO()):  # open_clip's own bar has no setting
+            yield
     except UserError:
         raise
     except Exception as error:  # from open_clip, huggingface_hub or the connection

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import install_line
+from sea_pipeline.core.progress import without_bars
 from sea_pipeline.storage.retry import error_statuses, may_pass
 
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)", re.IGNORECASE)
@@ -56,18 +57,14 @@ def hub_api() -> Any:  # noqa: ANN401 - huggingface_hub.HfApi, which takes a sec
 @contextmanager
 def silent_client() -> Iterator[None]:
     """Keep the hub's client from drawing bars and from reporting what it tries again, inside the block."""
-    utils, constants = _client(".utils"), _client(".constants")
-    shows = not utils.are_progress_bars_disabled() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+    utils = _client(".utils")
     level = utils.logging.get_verbosity()
-    if shows:
-        utils.disable_progress_bars()
     utils.logging.set_verbosity_error()
     try:
-        yield
+        with without_bars(utils):
+            yield
     finally:
         utils.logging.set_verbosity(level)
-        if shows:
-            utils.enable_progress_bars()
 
 
 @contextmanager

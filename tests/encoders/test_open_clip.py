@@ -228,13 +228,16 @@ def test_the_shape_is_known_without_weights(
 
 
 @pytest.mark.slow
-def test_a_tag_decides_quickgelu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_tag_decides_quickgelu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """OpenAI's weights under the plain architecture: with QuickGELU, as they were trained."""
     monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-32", CLIP)
     weights = tmp_path / "openai.pt"
     torch.save(random_model(CLIP).state_dict(), weights)
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(weights))
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: print("1 %", file=sys.stderr) or str(weights))
     listed = load_encoder("open_clip:ViT-B-32/openai", "cpu")
+    assert capsys.readouterr().err == "", "a bar is for those who hear the log"
     quick = changed(CLIP, quick_gelu=True)
     pixels = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
     folders = [

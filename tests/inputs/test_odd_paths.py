@@ -95,15 +95,17 @@ def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
     ("name", "streaming"), [("s3:/bucket/x", False), ("data:x", True), ("file:x", False), ("run:1", True)]
 )
 def test_datasets_are_read_from_folders_of_any_name(
-    here: Path, name: str, streaming: bool, monkeypatch: pytest.MonkeyPatch
+    here: Path, name: str, streaming: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", here / "cache")
     write_parquet(here / name / "loaded" / "train.parquet", {"a.png": b"A"})
     write_dataset(here / name / "saved", train={"image": [{"bytes": b"A", "path": "a.png"}]})
+    capfd.readouterr()
     for asked in ("loaded", "saved"):
         assert list(read_all(list_samples(f"hf:{name}/{asked}", streaming=streaming)).values()) == [b"A"]
+    assert capfd.readouterr().err == "", "bars are for those who hear the log"
 
 
 @pytest.mark.parametrize("name", ["a::b", "[a]"])

@@ -6,7 +6,7 @@ a record in the same folder holds each file's size and hash.
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import without_bars
 from sea_pipeline.output.records import FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
@@ -72,7 +73,7 @@ def _generated(rows: Rows, features: datasets.Features, folder: Path, fingerprin
 
     datasets writes to a temporary folder and renames it, so half a cache is never found.
     """
-    with _quiet(), writing(folder):
+    with without_bars(datasets), writing(folder):
         try:
             return datasets.Dataset.from_generator(
                 rows, features=features, cache_dir=str(folder), fingerprint=fingerprint
@@ -90,15 +91,3 @@ def _mendable(error: BaseException) -> BaseException | None:
     while inner is not None and not isinstance(inner, UserError | OSError):
         inner = inner.__cause__ or inner.__context__
     return inner
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

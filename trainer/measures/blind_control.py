@@ -11,6 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +19,7 @@ from datasets import Dataset as Rows
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
+from sea_pipeline.core.progress import without_bars
 from sea_pipeline.inputs.captions import content_spans
 from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData
@@ -65,7 +67,8 @@ def one_spelling(rows: Rows) -> Rows:
     def spelled(row: dict[str, Any]) -> dict[str, Any]:
         return {"images": [first[short[name]] for name in row["images"]]}
 
-    return rows.map(spelled, keep_in_memory=True, load_from_cache_file=False)
+    with without_bars(datasets):
+        return rows.map(spelled, keep_in_memory=True, load_from_cache_file=False)
 
 
 def with_other_photos(data: TrainingData, other: Mapping[str, str]) -> TrainingData:

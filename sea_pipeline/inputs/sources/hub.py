@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.parallel import prefetched_map
+from sea_pipeline.core.progress import is_heard, without_bars
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.samples import Version
 from sea_pipeline.inputs.sources.base import NO_IMAGE, ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
@@ -208,8 +209,10 @@ def _is_saved(name: str) -> bool:
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
+    libraries = [require(each, "data") for each in ("datasets", "huggingface_hub.utils")]
     try:
-        yield
+        with nullcontext() if is_heard() else without_bars(*libraries):
+            yield
     except Exception as error:  # from a dataset's files, the hub or the network
         if "Config name is missing" in str(error) and (said := _configurations(name)):
             raise UserError(said) from error

@@ -81,7 +81,18 @@ def test_chance_is_of_another_photo_however_rows_follow_each_other(ready: Make, 
     assert "meaningful_chance" not in same.evaluator(same.model), "three rows of one photo know no other"
 
 
-def test_one_photo_with_two_spellings_is_one(ready: Make, tmp_path: Path) -> None:
+def test_labels_are_counted_by_photo(tiny: World, tmp_path: Path) -> None:
+    heard, labels = Heard(), labels_of(tiny, NAMES[:2], tmp_path / "two")
+    data = captions(
+        tmp_path / "data.json", ["./00.png", "00.png", "./01.png", "01.png", "./02.png", "./03.png", "03.png"]
+    )
+    measured(tiny, heard, data=data, labels=labels)
+    (said,) = heard.warnings
+    assert "holds 2 of the 4 images" in said
+    assert "such as './02.png'" in said
+
+
+def test_one_photo_with_two_spellings_is_one(ready: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`a.jpg` and `./a.jpg` are no other photos to each other, and both have the photo's labels."""
     names = [spelled for name in NAMES[:3] for spelled in (name, f"./{name}")]
     twice = ready(captions(tmp_path / "twice.json", names), labelled=True)
@@ -91,6 +102,7 @@ def test_one_photo_with_two_spellings_is_one(ready: Make, tmp_path: Path) -> Non
     only = ready(captions(tmp_path / "only.json", [names[1], names[1]]), labelled=True)
     assert only.evaluator.first_images()[0].image_id == names[1], "a single spelling stays as the data has it"
     assert "right_photo_gain" not in ready(captions(tmp_path / "one.json", names[:2])).evaluator(twice.model)
+    assert capfd.readouterr().err == "", "no library's bar"
 
 
 def test_questions_know_one_photo_by_one_name(tmp_path: Path) -> None:

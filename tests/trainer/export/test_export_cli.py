@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoTokenizer
 
 from tests.support.initialised import edit
@@ -32,6 +33,7 @@ class Api:
     def upload_folder(self, **options: Any) -> str:
         if self.error is not None:
             raise self.error
+        options["bars"] = not are_progress_bars_disabled()
         options["files"] = sorted(file.name for file in options["folder_path"].iterdir())
         self.calls.append(("upload", options))
         return f"the-hub/{options['repo_id']}"
@@ -47,12 +49,14 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
 
 def test_push(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    assert command("export", run.out, "--out", tmp_path / "quiet", "--push", "me/mine", "--quiet")[0] == 0
+    assert not api.calls[-1][1]["bars"]
     code, stdout, stderr = command("export", run.out, "--out", out, "--push", "me/mine")
     assert code == 0, stderr
     assert "the-hub/me/mine" in stdout
     created, (_, upload) = api.calls
     assert created == ("me/mine", {"private": True, "exist_ok": True})
-    assert upload["repo_id"] == "me/mine"
+    assert (upload["repo_id"], upload["bars"]) == ("me/mine", True)
     assert upload["folder_path"] == out
     assert upload["files"] == sorted(file.name for file in out.iterdir())
     assert {"README.md", "model.safetensors"} <= set(upload["files"])
