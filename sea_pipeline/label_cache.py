@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.labels.format import from_stored
 from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
@@ -135,8 +135,8 @@ def _is_whole(folder: Path) -> bool:
         files = load_record(folder / FILES, FilesRecord).files
     except UserError:  # absent, damaged, or of a version that wrote none
         return False
-    with ThreadPoolExecutor(len(_FILES)) as pool:
-        problems = list(pool.map(lambda file: check_file(folder, file), files))
+    with ThreadPool(len(_FILES)) as pool:
+        problems = list(prefetched_map(pool, lambda file: check_file(folder, file), files))
     return {file.path for file in files} == _FILES and not any(problems)
 
 

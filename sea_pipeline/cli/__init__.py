@@ -13,7 +13,7 @@ import typer
 
 from sea_pipeline.cli import app, streams, talk
 from sea_pipeline.cli.app import INTERRUPTED, MENDABLE, MISUSED
-from sea_pipeline.core.errors import UserError, blamed_file, is_limited, one_line
+from sea_pipeline.core.errors import UserError, blamed_file, is_limited, with_advice
 from sea_pipeline.core.own_trainer import working_folder
 
 _STOPPED = {
@@ -29,8 +29,6 @@ _STOPPED = {
     "on with: hf upload --private OWNER/NAME FOLDER",
 }
 """The state after an interruption, by command. Every other command writes its results completely or not at all."""
-
-_RAISE = "the system gives this process no more; raise its limits (ulimit -v, ulimit -u), or end other programs"
 
 
 def main() -> None:
@@ -61,7 +59,7 @@ def _run() -> int:
         return _told(INTERRUPTED, _stopped())
     except Exception as mistake:
         if is_limited(mistake):
-            return _told(MENDABLE, f"{one_line(mistake)}; {_RAISE}", mistake)
+            return _told(MENDABLE, with_advice(mistake), mistake)
         if not hasattr(mistake, "format_message"):  # typer's errors, such as an unknown option, have it
             raise
         return _told(MISUSED, _misused(mistake))
@@ -73,7 +71,7 @@ def _unwritten(problem: OSError) -> int:
         return streams.CLOSED
     if streams.is_of_printing(problem):
         return streams.given_up(sys.stdout, problem)
-    said = problem.strerror or one_line(problem)
+    said = with_advice(problem, problem.strerror)
     return _told(MENDABLE, f"{named}: {said}" if (named := blamed_file(problem)) else said, problem)
 
 

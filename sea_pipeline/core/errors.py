@@ -5,6 +5,7 @@ import re
 
 MOST = 300
 """The most characters of a library's message that are shown; some libraries write pages."""
+_RAISE = "the system gives this process no more; raise its limits (ulimit -v, ulimit -u), or end other programs"
 
 
 class UserError(ValueError):
@@ -35,3 +36,13 @@ def one_line(problem: BaseException) -> str:
     """
     text = " ".join(str(problem).split()) or type(problem).__name__
     return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
+
+
+def with_advice(problem: BaseException, said: str | None = None) -> str:
+    """Return `said`, or `one_line` of an exception, and what to do if the system refused memory or a thread."""
+    return (said or one_line(problem)) + (f"; {_RAISE}" if is_limited(problem) else "")
+
+
+def with_type(problem: BaseException) -> str:
+    """Return `with_advice` of an exception after the name of its type, as a traceback ends."""
+    return f"{type(problem).__name__}: {with_advice(problem)}"

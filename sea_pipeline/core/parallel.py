@@ -1,11 +1,12 @@
 """Run work in threads ahead of its use, and put results back in order."""
 
+import mmap
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,38 @@ import numpy.typing as npt
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_ROOM = 32 << 20
+"""Bytes of address space that must be free before work is given to a thread; its stack alone takes 8 MB on Linux."""
+_LOOK_SECONDS = 2.0
+"""Seconds of waiting for a result until the threads are looked at."""
+
+
+class ThreadPool(ThreadPoolExecutor):
+    """A ThreadPoolExecutor that raises a MemoryError where a limit on memory would make the caller wait for ever.
+
+    Python ends a thread that has no memory for its first calls. If it had not begun, `submit` would wait for it; if it
+    had taken a task, the task's future would stay pending.
+    """
+
+    def submit(self, work: Callable[..., _Result], /, *given: Any, **named: Any) -> Future[_Result]:  # noqa: ANN401
+        """Give work to a thread, if there is room for one.
+
+        See `Executor`.
+        """
+        try:
+            mmap.mmap(-1, _ROOM).close()
+        except OSError as error:
+            raise MemoryError("no memory for a thread") from error
+        return super().submit(work, *given, **named)
+
+    def result(self, future: Future[_Result]) -> _Result:
+        """Wait for a result of `submit`, or until a thread has ended, as that one may have had this task."""
+        while not future.done():
+            with suppress(TimeoutError):
+                future.exception(_LOOK_SECONDS)
+            if not all(thread.is_alive() for thread in tuple(self._threads)) and not future.done():
+                raise MemoryError("a thread has ended, probably for want of memory")
+        return future.result()
 
 
 def batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
@@ -28,21 +61,21 @@ def batched(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def prefetched_map(
-    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], count: int
+    pool: ThreadPool, work: Callable[[_Item], _Result], items: Iterable[_Item], count: int | None = None
 ) -> Iterator[_Result]:
     """Yield the results of `work` in the order of `items`, computed in the pool ahead of their use.
 
-    At most `count` results are computed or under way beyond the one that is asked for. What has not begun is cancelled
-    when the caller stops.
+    At most `count` results are computed or under way beyond the one that is asked for; None begins all at the first.
+    What has not begun is cancelled when the caller stops.
     """
     waiting: deque[Future[_Result]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
+            if count is not None and len(waiting) > count:
+                yield pool.result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield pool.result(waiting.popleft())
     finally:
         for future in waiting:
             future.cancel()
@@ -65,7 +98,7 @@ def map_in_order(
     if count == 1:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(count, "beside") as pool:
+    with ThreadPool(count, "beside") as pool:
         try:
             yield from prefetched_map(pool, work, items, count - 1)
         finally:
@@ -73,7 +106,7 @@ def map_in_order(
 
 
 @contextmanager
-def torch_thread_pool(count: int) -> Iterator[ThreadPoolExecutor]:
+def torch_thread_pool(count: int) -> Iterator[ThreadPool]:
     """Open a pool of `count` threads that share torch's cores, for work of which each thread computes its own batch.
 
     This is faster than all cores on one batch: cores that share an operation wait for each other at its end, about a
@@ -84,7 +117,7 @@ def torch_thread_pool(count: int) -> Iterator[ThreadPoolExecutor]:
     cores = torch.get_num_threads()
     each = max(1, cores // count)
     try:
-        with ThreadPoolExecutor(count, "lane", initializer=lambda: torch.set_num_threads(each)) as pool:
+        with ThreadPool(count, "lane", initializer=lambda: torch.set_num_threads(each)) as pool:
             yield pool
     finally:
         torch.set_num_threads(cores)  # the threads of the pool have also set the number of the process

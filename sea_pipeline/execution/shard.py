@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from contextlib import ExitStack
 
-from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, with_type
 from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError
@@ -45,7 +45,7 @@ def process_shard(ledger: Ledger, stage: Stage, source: Source, shard: int, atte
         raise
     except Exception as error:
         log_attempt(ledger, shard, attempt, traceback.format_exc())
-        raise ShardError(f"{type(error).__name__}: {one_line(error)}") from error
+        raise ShardError(with_type(error)) from error
 
 
 def log_attempt(ledger: Ledger, shard: int, attempt: int, text: str) -> None:

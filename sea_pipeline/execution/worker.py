@@ -10,15 +10,15 @@ import platform
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from distributed import Worker, get_worker
 
-from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.errors import UserError, with_type
 from sea_pipeline.core.own_trainer import take_own_trainer
+from sea_pipeline.core.parallel import ThreadPool
 from sea_pipeline.execution.shard import ShardError, process_shard
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.execution.worker_pool import NamedPlugin, Outcome
@@ -114,9 +114,9 @@ class StagePlugin(NamedPlugin):
     def setup(self, worker: Worker) -> None:
         """Start loading the stage, called by dask on every worker, also on later ones."""
         keep_freed_memory()
-        loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._loading = loader.submit(self._load)
-        loader.shutdown(wait=False)
+        self._loader = ThreadPool(1, thread_name_prefix="load")
+        self._loading = self._loader.submit(self._load)
+        self._loader.shutdown(wait=False)
 
     def teardown(self, worker: Worker) -> None:
         """Release the model, called by dask if the run ends before the worker."""
@@ -147,18 +147,18 @@ class StagePlugin(NamedPlugin):
             ShardError: anything else failed; `logs/` has the traceback.
         """
         try:
-            stage, _ = self._loading.result()
+            stage, _ = self._loader.result(self._loading)
         except UserError:
             raise
         except Exception as error:
             log = self._ledger.root / LOGS / f"worker-{platform.node()}-{os.getpid()}.log"
             publish_bytes(log, traceback.format_exc().encode(), self._ledger.root)
-            raise ShardError(f"{type(error).__name__}: {one_line(error)} (see {log})") from error
+            raise ShardError(f"{with_type(error)} (see {log})") from error
         return {"host": platform.node(), "pid": os.getpid(), "stage": stage.describe()}
 
     def process(self, shard: int, attempt: int) -> dict[str, Any]:
         """Make one attempt at a shard, and return its commit as a dict."""
-        stage, source = self._loading.result()
+        stage, source = self._loader.result(self._loading)
         try:
             return process_shard(self._ledger, stage, source, shard, attempt, lambda _: None).model_dump()
         finally:
@@ -166,7 +166,7 @@ class StagePlugin(NamedPlugin):
 
     def finish(self) -> list[str]:
         """Write what follows from all shards, and return the paths of its files inside the folder."""
-        stage, _ = self._loading.result()
+        stage, _ = self._loader.result(self._loading)
         return [below(self._ledger.root, path) for path in stage.finish(self._ledger)]
 
 
@@ -202,4 +202,4 @@ def _outcome(work: Callable[[], Any]) -> Outcome:
     except UserError as problem:
         return {"refused": str(problem)}
     except Exception as error:
-        return {"failed": str(error) if isinstance(error, ShardError) else f"{type(error).__name__}: {one_line(error)}"}
+        return {"failed": str(error) if isinstance(error, ShardError) else with_type(error)}

@@ -7,7 +7,6 @@ and keeps the files that have the right hash.
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.filesize import decimal
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.hub.files import HubFile, hub_files, is_same, paths_of, refuse_other_names
 from sea_pipeline.output.folder import DATASET, MANIFEST
@@ -175,10 +175,10 @@ def _fetch(
 
     with (
         reporter.progress("fetching", len(paths), len(paths) - len(missing)) as advance,
-        ThreadPoolExecutor(_AT_ONCE) as pool,
+        ThreadPool(_AT_ONCE) as pool,
     ):
         try:
-            for _ in pool.map(fetch, missing):
+            for _ in prefetched_map(pool, fetch, missing):
                 advance(1)
         finally:
             pool.shutdown(cancel_futures=True)  # if one fails, do not wait for the others

@@ -1,11 +1,11 @@
 """Merge several folders of labels by giving their shards new numbers, with hard links if the disk allows."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources import kind_of
@@ -145,10 +145,10 @@ def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, reporter: Reporter)
 
     with (
         reporter.progress("merging", len(pairs), len(pairs) - len(missing)) as advance,
-        ThreadPoolExecutor(HASHING) as pool,
+        ThreadPool(HASHING) as pool,
     ):
         linked = 0
-        for is_linked in pool.map(one, missing):
+        for is_linked in prefetched_map(pool, one, missing):
             linked += is_linked
             advance(1)
     return linked

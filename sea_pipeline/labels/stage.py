@@ -10,7 +10,6 @@ Shapes: B images, P patches, D embedding width, n labels a patch.
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from sea_pipeline.core.devices import exact_float32
-from sea_pipeline.core.parallel import batched, prefetched_map, torch_thread_pool
+from sea_pipeline.core.parallel import ThreadPool, batched, prefetched_map, torch_thread_pool
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.encoders.base import Encoder, finite_images
 from sea_pipeline.execution.stage import ShardResult
@@ -181,7 +180,7 @@ class LabelStage:
             decoded = self._decode(sample, source)
             return decoded, time.thread_time() - begun
 
-        with ThreadPoolExecutor(max(self._decode_threads, source.readers), thread_name_prefix="decode") as pool:
+        with ThreadPool(max(self._decode_threads, source.readers), thread_name_prefix="decode") as pool:
             for decoded, spent in prefetched_map(pool, decode, samples, 2 * self.batch_size * self.encode_threads):
                 seconds["decode"] += spent
                 if isinstance(decoded, BadSample):

@@ -6,7 +6,6 @@ follow from the commits when the run ends.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.folder import DATASET, MANIFEST, advised
@@ -49,8 +49,8 @@ def reopen_damaged_shards(
         advance(1)
         return shard, found
 
-    with reporter.progress("checking what is there", len(shards)) as advance, ThreadPoolExecutor(HASHING) as pool:
-        for shard, problem in pool.map(partial(damage, advance), shards):
+    with reporter.progress("checking what is there", len(shards)) as advance, ThreadPool(HASHING) as pool:
+        for shard, problem in prefetched_map(pool, partial(damage, advance), shards):
             if problem:
                 with locked(ledger.root):  # another run may have done it again since
                     if problem := _damage(ledger, shard):

@@ -5,11 +5,11 @@ Every reader uses it.
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE, advised, lost_beginning
 from sea_pipeline.output.ledger import Ledger
@@ -72,8 +72,8 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
         advance(is_shard)
         return found
 
-    with ThreadPoolExecutor(HASHING) as pool:
-        problems += [*blamed.values(), *filter(None, pool.map(differs, files))]
+    with ThreadPool(HASHING) as pool:
+        problems += [*blamed.values(), *filter(None, prefetched_map(pool, differs, files))]
     missing = sorted(set(range(dataset.shards)) - {commit.shard for commit in commits})
     lines += [advised(problem) for problem in dict.fromkeys(problems)]
     return CheckResult(files, lines, missing, finished)

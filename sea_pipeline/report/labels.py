@@ -1,7 +1,6 @@
 """Collect a run's labels as the data of the report's pages on photos and words."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.inputs.crops import WHOLE, CropBox
 from sea_pipeline.inputs.pixels import decode_image
@@ -125,10 +125,10 @@ def _with_pictures(store: LabelStore, photos: list[_Photo], longest: int, report
     def picture(photo: _Photo) -> str | None:
         return thumbnail(_reader(source, photo.uri), photo.box, longest) if source is not None else None
 
-    with ThreadPoolExecutor(max_workers=4) as pool, reporter.progress("photos", len(photos)) as advance:
+    with ThreadPool(max_workers=4) as pool, reporter.progress("photos", len(photos)) as advance:
         return [
             {"id": photo.image_id, "src": src}
-            for photo, src in zip(photos, _counted(pool.map(picture, photos), advance), strict=True)
+            for photo, src in zip(photos, _counted(prefetched_map(pool, picture, photos), advance), strict=True)
         ]
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -100,5 +99,7 @@ def map_over_store(root: Place, work: Callable[[_Item], _Result], items: Iterabl
     if isinstance(root, Path):
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        yield from pool.map(work, items)
+    from sea_pipeline.core.parallel import ThreadPool, prefetched_map  # here because numpy takes a while
+
+    with ThreadPool(_REQUESTS) as pool:
+        yield from prefetched_map(pool, work, items)

@@ -228,6 +228,7 @@ LIMITS = "the system gives this process no more; raise its limits (ulimit -v, ul
             f"x.so: failed to map segment from shared object; {LIMITS}",
         ),
         (MemoryError(), f"MemoryError; {LIMITS}"),
+        (OSError(12, "Cannot allocate memory"), f"Cannot allocate memory; {LIMITS}"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(

@@ -1,7 +1,7 @@
 """Work by threads: in order, bounded, side by side, and the same labels however many there are."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Barrier
 
@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from sea_pipeline import open_labels
-from sea_pipeline.core.parallel import prefetched_map, torch_thread_pool
+from sea_pipeline.core import parallel
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map, torch_thread_pool
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.search.exact import Backend, WordSearch
 from tests.support.contents import content
+from tests.support.paths import ROOT
 from tests.support.search_twin import agree, twin, unit
 from tests.support.world import ColourEncoder, Label, draw_folder
 
@@ -25,7 +27,7 @@ def test_results_come_in_order_and_not_too_early() -> None:
         begun.append(number)
         return number * number
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPool(3) as pool:
         results = prefetched_map(pool, work, iter(range(9)), 2)
         assert next(results) == 0
         assert set(begun) <= {0, 1, 2}
@@ -41,11 +43,29 @@ def test_an_error_of_one_ends_it_and_the_rest_is_left() -> None:
         done.append(number)
         return number
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPool(1) as pool:
         results = prefetched_map(pool, work, range(100), 3)
         with pytest.raises(RuntimeError, match="two"):
             list(results)
     assert max(done) < 7
+
+
+def test_a_thread_without_memory_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(parallel, "_LOOK_SECONDS", 0.01)
+    with pytest.raises(MemoryError, match="a thread has ended"), ThreadPool(2) as pool, monkeypatch.context() as patch:
+        patch.setattr(Future, "set_result", fail)  # the pool calls it where it handles no errors, as a task
+        list(prefetched_map(pool, str, range(2)))
+    monkeypatch.setattr(parallel, "_ROOM", 1 << 60)
+    with pytest.raises(MemoryError, match="no memory for a thread"), ThreadPool(1) as pool:
+        list(prefetched_map(pool, str, range(2)))
+
+
+def test_no_other_pool_of_threads_is_opened() -> None:
+    files = [file for package in ("sea_pipeline", "trainer") for file in (ROOT / package).rglob("*.py")]
+    assert [file.name for file in files if "ThreadPoolExecutor" in file.read_text("utf-8")] == ["parallel.py"]
 
 
 @pytest.mark.parametrize(("count", "each"), [(1, 3), (2, 1), (3, 1), (5, 1)])
@@ -63,7 +83,7 @@ def test_lanes_share_the_cores_and_leave_the_setting_as_it_was(
         assert list(pool.map(seen, range(count))) == [each] * count
         _ = 1 / 0
     assert torch.get_num_threads() == 3
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPool(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 3
 
 

@@ -84,12 +84,13 @@ def test_a_shard_that_fails_is_listed_and_the_others_are_done(
 
     def broken(pixels: torch.Tensor) -> torch.Tensor:
         if fail and len(pixels) == 2:  # only the last shard has two pictures
-            raise RuntimeError("no kernel image")
+            raise RuntimeError("can't start new thread")
         return plain(pixels)
 
     monkeypatch.setattr(encoder, "patches", broken)
     run = label(images=str(photos))
-    assert run.report.failed == {4: "RuntimeError: no kernel image"}
+    assert run.report.failed[4].startswith("RuntimeError: can't start new thread; ")
+    assert "raise its limits (ulimit -v, ulimit -u)" in run.report.failed[4]
     assert run.report.images == 16
     with pytest.raises(ValueError, match="4 of 5 shards are done"):
         open_labels(tmp_path / "labels")

@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.parallel import prefetched_map
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.llava_json import record_name, relative_path, shown
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError, read_image
@@ -155,7 +154,7 @@ def unreadable_images(
     def problem(name: str) -> str | None:
         return unreadable_because(locate(name))
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPool(_READERS) as pool:
         for name, said in zip(chosen, prefetched_map(pool, problem, chosen, 2 * _READERS), strict=True):
             if said is not None:
                 found[name] = f"expected images that can be read; found {shown(name)}{where}: {said}"

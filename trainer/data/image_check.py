@@ -7,7 +7,6 @@ odd form is never refused. What only decoding shows, such as damage in the middl
 import hashlib
 import stat
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.parallel import batched, prefetched_map
+from sea_pipeline.core.parallel import ThreadPool, batched, prefetched_map
 from sea_pipeline.core.progress import Reporter, progress_if_slow
 from sea_pipeline.inputs.image_bytes import JPEG, PNG
 from sea_pipeline.inputs.llava_json import shown
@@ -88,7 +87,7 @@ def _unreadable(names: Sequence[str], locate: Callable[[str], Path], root: Path,
     whole: set[int] = set()
     chunks = list(batched(iter(names), _CHUNK))
     with (
-        ThreadPoolExecutor(_THREADS) as pool,
+        ThreadPool(_THREADS) as pool,
         progress_if_slow(reporter, "checking that images can be read", len(names)) as advance,
     ):
         looked = zip(chunks, prefetched_map(pool, look, chunks, 2 * _THREADS), strict=True)

@@ -4,14 +4,12 @@ An epoch then costs no decoding and no tower. A value takes 4 bytes: 160 images 
 half a million images of 576 x 1024 take more than a terabyte.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 
 from sea_pipeline.core.devices import cores, exact_float32
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.memory import processes_here, usable_memory
-from sea_pipeline.core.parallel import batched, prefetched_map
+from sea_pipeline.core.parallel import ThreadPool, batched, prefetched_map
 from sea_pipeline.core.progress import Advance
 from trainer.data.dataset import TowerInput, TrainingData
 from trainer.model.aligned_llava import AlignedLlava
@@ -53,7 +51,7 @@ def tower_features(model: AlignedLlava, data: TrainingData, advance: Advance = l
         return TowerInput(data.pixels(image), box)
 
     kept: dict[str, TowerInput] = {}
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPool(cores()) as pool:
         given = zip(owners, prefetched_map(pool, read, owners, 2 * size), strict=True)
         for batch in batched(given, size):
             pixels = torch.stack([one.values for _, one in batch]).to(device)

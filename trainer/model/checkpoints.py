@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
@@ -82,8 +82,8 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
     """
     sync_folder(written)
     paths = sorted(path for path in written.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as pool:  # large files are hashed in parallel
-        record = FilesRecord(files=list(pool.map(partial(file_record, written), paths)))
+    with ThreadPool() as pool:  # large files are hashed in parallel
+        record = FilesRecord(files=list(prefetched_map(pool, partial(file_record, written), paths)))
     (written / FILES).write_bytes(record.to_bytes())
     sync(written / FILES)
     sync(written)
@@ -162,8 +162,8 @@ def _problem(checkpoint: Path) -> str | None:
         files = load_record(checkpoint / FILES, FilesRecord).files
     except UserError as error:
         return str(error)
-    with ThreadPoolExecutor() as pool:
-        return next(filter(None, pool.map(partial(check_file, checkpoint), files)), None)
+    with ThreadPool() as pool:
+        return next(filter(None, prefetched_map(pool, partial(check_file, checkpoint), files)), None)
 
 
 def _unrecorded_problem(checkpoint: Path) -> str | None:

@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
-from sea_pipeline.core.parallel import prefetched_map
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import is_heard, without_bars
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.samples import Version
@@ -334,7 +333,7 @@ def _length(rows: Any, image: str, name: str, split: str, limit: int | None) -> 
     files = _data_files(name, split)
     if files and all(file.endswith(".parquet") for file in files):
         count = 0
-        with ThreadPoolExecutor(_FOOTERS) as pool:
+        with ThreadPool(_FOOTERS) as pool:
             for rows_of_file in prefetched_map(pool, _table_rows, files, _FOOTERS):
                 count += rows_of_file
                 if limit is not None and count >= limit:

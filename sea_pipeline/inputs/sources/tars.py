@@ -4,10 +4,10 @@ import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources.base import (
@@ -89,8 +89,8 @@ def list_tars(files: Files, names: Sequence[str], left_out: Counter[str]) -> Fou
     Raises:
         UserError: there is only one tar, and it is none.
     """
-    with ThreadPoolExecutor(files.readers) as pool:
-        tars = list(pool.map(lambda name: _listed(files, name), names))
+    with ThreadPool(files.readers) as pool:
+        tars = list(prefetched_map(pool, lambda name: _listed(files, name), names))
     if len(tars) == 1 and tars[0].damage and not tars[0].images:
         raise UserError(
             f"{shown_file(files.root, names[0])}: expected a .tar with images, not compressed; {tars[0].damage}"
