@@ -2,11 +2,18 @@
 
 import glob
 import os
+import re
 import shutil
 import socket
+import tempfile
 import uuid
 from contextlib import suppress
 from pathlib import Path
+
+_SECONDS_UNTOUCHED = 7 * 24 * 3600
+"""How long ago an unfinished file of another machine changed last, if its process has surely ended."""
+_OF_LINUX = re.compile(r".+-\d{10}\.\d+\.[0-9a-f]{8}", re.DOTALL)
+"""What `scratch_name` gives on Linux, and nothing like a name with a version or a date."""
 
 
 def scratch_name(name: str) -> str:
@@ -24,9 +31,25 @@ def scratch_beside(path: Path) -> Path:
 
 
 def is_abandoned(scratch: Path) -> bool:
-    """Tell whether a process of this machine that has ended left this file."""
+    """Tell whether a process of this machine that has ended left this file, or one elsewhere, which nobody can ask.
+
+    A job that starts anew on another node, or in another container, would otherwise leave its file for ever.
+    """
     named, process = ["", "", *scratch.name.split(".")][-3:-1]
-    return named == host() and process.isdigit() and not _alive(int(process))
+    if named == host():
+        return process.isdigit() and not _alive(int(process))
+    return _OF_LINUX.fullmatch(scratch.name) is not None and _is_untouched(scratch)
+
+
+def _is_untouched(scratch: Path) -> bool:
+    """Tell whether nothing in a file or folder has changed for long, by the clock of its file system."""
+    with suppress(OSError):
+        with tempfile.TemporaryFile(dir=scratch.parent) as fresh:
+            now = os.fstat(fresh.fileno()).st_ctime
+        # A copy may keep the time of its content. The time of the inode's last change cannot be set.
+        changed = (path.lstat().st_ctime for path in (scratch, *scratch.rglob("*")))
+        return now - max(changed) > _SECONDS_UNTOUCHED
+    return False
 
 
 def host() -> str:

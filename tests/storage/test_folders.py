@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.storage import publish as publishing
+from sea_pipeline.storage import scratch
 from sea_pipeline.storage.publish import publish_folder, remove_folder
 from sea_pipeline.storage.scratch import scratch_beside, scratch_name
 from tests.support.kills import DEAD, Killed
@@ -66,8 +67,15 @@ def test_what_a_process_of_another_container_writes_is_not_swept(
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: DEAD)
             if number:
-                patch.setattr(os, "readlink", lambda path: "pid:[1]")
+                patch.setattr(os, "readlink", lambda path: "pid:[4026532999]")
             names.append(scratch_name(".model"))
         (tmp_path / names[-1]).mkdir()
+    (tmp_path / names[1] / "weights").touch()
+    like_it = tmp_path / ".model.v2.1.20261130"
+    like_it.touch()
     scratch_beside(tmp_path / "model")
-    assert [path.name for path in tmp_path.iterdir()] == names[1:]
+    assert {path.name for path in tmp_path.iterdir()} == {names[1], like_it.name}
+    # One that nothing has changed for long is of a process that has ended.
+    monkeypatch.setattr(scratch, "_SECONDS_UNTOUCHED", -1)
+    scratch_beside(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == [like_it]
