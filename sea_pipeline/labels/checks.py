@@ -3,6 +3,7 @@
 The commands check before they load anything. What passes is checked again when it is used.
 """
 
+import os
 from pathlib import Path
 
 from sea_pipeline.core.device_names import check_device_name
@@ -50,7 +51,8 @@ def check_out(settings: LabelSettings, out: Place | None) -> None:
 def _lies_inside(out: Place, images: str) -> bool:
     if not isinstance(out, Path):
         return f"{out}/".startswith(images.rstrip("/") + "/")
-    return Path(images).is_dir() and out.resolve().is_relative_to(Path(images).resolve())
+    # Path.resolve fails if a link leads to itself.
+    return Path(images).is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images))
 
 
 def check_probe(settings: ProbeSettings) -> None:

@@ -28,6 +28,7 @@ _CANNOT_WRITE = {
     errno.EEXIST: "choose another folder",
     errno.ENOTEMPTY: "choose another folder",
     errno.EBUSY: "choose another folder",
+    errno.ELOOP: "choose another folder",
     errno.EXDEV: "choose another folder",
 }
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -52,13 +53,18 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
         if error is None or (error is not raised and error.errno not in _OF_WRITING):
             raise
         named = blamed_file(error)
-        outside = root is not None and named is not None and not Path(named).resolve().is_relative_to(root.resolve())
+        outside = root is not None and named is not None and not _lies_in(root, named)
         if error.errno not in _CANNOT_WRITE or outside:
             raise
         raise UserError(
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_advice(path, error.errno)} and run the "
             f"same command again{' (what is finished is kept)' if in_parts else ''}"
         ) from raised
+
+
+def _lies_in(root: Path, named: str) -> bool:
+    # Path.resolve fails if a link leads to itself.
+    return Path(os.path.realpath(named)).is_relative_to(os.path.realpath(root))
 
 
 def _advice(path: Place, code: int) -> str:
@@ -79,14 +85,17 @@ def os_error_of(error: BaseException) -> OSError | None:
 def make_folder(path: Place) -> None:
     """Create a folder and its parents.
 
-    Stores elsewhere need none.
+    A link that leads to nothing is followed. Stores elsewhere need no folders.
 
     Raises:
         UserError: it cannot be created.
     """
     if isinstance(path, Path):
         with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:  # a link or a file
+                Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.labels.checks import check_out
+from sea_pipeline.labels.settings import LabelSettings
 from sea_pipeline.storage import publish as publishing
 from sea_pipeline.storage import scratch
-from sea_pipeline.storage.publish import publish_folder, remove_folder
+from sea_pipeline.storage.publish import make_folder, publish_folder, remove_folder, writing
 from sea_pipeline.storage.scratch import scratch_beside, scratch_name
 from tests.support.kills import DEAD, Killed
 
@@ -40,6 +43,18 @@ def test_the_folder_that_a_link_leads_to_appears(tmp_path: Path, is_there: bool)
         (scratch / "weights").write_bytes(b"x")
     assert (link.is_symlink(), (real / "weights").read_bytes()) == (True, b"x")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk", "link", "real", "weights"]
+
+
+def test_a_link_to_nothing_is_followed_and_one_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("disk/real")
+    (tmp_path / "self").symlink_to("self")
+    make_folder(tmp_path / "link")
+    make_folder(tmp_path / "link" / "in")
+    assert (tmp_path / "disk" / "real" / "in").is_dir()
+    for path in (tmp_path / "self", tmp_path / "self" / "in"):
+        check_out(LabelSettings(images=str(tmp_path / "disk"), out=path), path)
+        with pytest.raises(UserError, match="choose another folder"), writing(path, path):
+            make_folder(path)
 
 
 def test_a_kill_leaves_no_half_of_a_folder_that_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -391,9 +391,9 @@ def _file(path: str, name: str) -> bytes:
     caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE
     # The folder's own links may lead out of it, as in a snapshot of the hub's cache.
     written = Path(os.path.abspath(path))  # noqa: PTH100 - a Path keeps `..`
-    full = written.resolve()
+    full = Path(os.path.realpath(path))  # Path.resolve fails if a link leads to itself
     if not written.is_relative_to(os.path.abspath(name)) and not any(  # noqa: PTH100
-        full.is_relative_to(Path(root).resolve()) for root in (name, *caches)
+        full.is_relative_to(os.path.realpath(root)) for root in (name, *caches)
     ):
         raise BadImageError("read", "OutsideRoot", f"the row names a file outside the dataset's folder; {PATHS_ALONE}")
     return read_file(written)
