@@ -18,7 +18,7 @@ from trainer.data.row_cache import kept_rows
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import Message, by_chat_template, read_messages, render_prompt, special_tokens
 
-_VERSION = 7
+_VERSION = 8
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 FEATURES = datasets.Features(

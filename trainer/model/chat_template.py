@@ -128,7 +128,7 @@ _VICUNA = """\
   {%- if message['role'] == 'user' -%}
     {{- 'USER: ' + message['content'] + ' ' -}}
   {%- elif message['role'] == 'assistant' -%}
-    {{- 'ASSISTANT: ' -}}{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+    {{- 'ASSISTANT:' -}}{%- generation -%}{{- ' ' + message['content'] + eos_token -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}

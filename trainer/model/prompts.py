@@ -260,9 +260,10 @@ def _render(
 
 
 def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:
-    """Take what a template marks, without the part of it that the prompt writes already.
+    """Take what a template marks, from where the prompt ends.
 
-    SmolLM3's marks begin before the header of the answer.
+    SmolLM3's marks begin before the header of the answer, LLaVA-1.5's often behind the space that precedes it. A
+    tokenizer that keeps that space apart, as Llama's does before a digit, must learn it too.
     """
     text, marks = _render(messages, tokenizer, source, marks=True)
     spans: list[tuple[int, int]] = []
@@ -273,12 +274,17 @@ def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source:
         if message["role"] != "assistant":
             continue
         before, _ = _render(messages[:index], tokenizer, source, prompt=True)
-        begin = len(before) if text.startswith(before) else alike(text, before)
-        if not any(start < begin <= end for start, end in spans):
-            break  # the marks are around answers alone, in each turn
-        if begin < len(before) and (found := _by_difference(text, messages, index, tokenizer, source)):
+        whole = text.startswith(before)
+        begin = len(before) if whole else alike(text, before)
+        moved = [start < begin <= end or (whole and text[begin:start].isspace()) for start, end in spans]
+        if not any(moved):
+            break  # the marks begin where prompts end, in each turn
+        if not whole and (found := _by_difference(text, messages, index, tokenizer, source)):
             begin = min(begin, found[0])
-        spans = [(begin if start < begin <= end else start, end) for start, end in spans]
+        spans = [
+            (begin if move and (whole or start < begin) else start, end)
+            for move, (start, end) in zip(moved, spans, strict=True)
+        ]
     spans = [(start, end) for start, end in spans if end > start]
     return RenderedText(text, _without_empty(text, spans, messages, tokenizer, source))
 

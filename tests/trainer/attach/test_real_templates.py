@@ -72,7 +72,7 @@ UNENDED = CHATML.replace("<|im_end|>\n", "\n")
 MARKED = "{% generation %}{{ m['content'] }}{% endgeneration %}"
 TURNS = ["<image>\nWhat?", "a cat", "Where?", "on a mat"]
 REAL = {
-    "llava": (LLAVA_15, ["a cat</s>", "on a mat</s>"]),
+    "llava": (LLAVA_15, [" a cat</s>", " on a mat</s>"]),
     "llava_onevision": (ONEVISION, ["\na cat<|im_end|>", "\non a mat<|im_end|>"]),
     "qwen3_vl": (THINKING, ["a cat<|im_end|>", "\n</think>\n\non a mat<|im_end|>"]),
 }
@@ -119,7 +119,7 @@ def test_llava_is_trained_on_the_text_of_its_own_training(world: ExistingWorld, 
         own = load_template("vicuna_v1", chat.processor.tokenizer)(read_messages(said(*turns), 1))
         assert f"{VICUNA_SYSTEM} {text}" == own.text
         shift = len(own.text) - len(text)
-        assert [(start + shift - len(" "), end + shift) for start, end in spans] == own.spans
+        assert [(start + shift, end + shift) for start, end in spans] == own.spans
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_marks_of_other_kinds(template: str, expected: list[str]) -> None:
 
 def test_nothing_is_trained_of_an_empty_answer_without_an_end(world: ExistingWorld, tmp_path: Path) -> None:
     text, spans, _ = real(world, "llava", tmp_path).chat(said("<image>\nWhat?", "", "Where?", "there"), 1)
-    assert [text[start:end] for start, end in spans] == ["there</s>"]
+    assert [text[start:end] for start, end in spans] == [" there</s>"]
 
 
 @pytest.mark.parametrize("name", REAL)

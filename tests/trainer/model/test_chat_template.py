@@ -94,7 +94,6 @@ def test_both_forms_say_the_same(own: str, prompt: bool) -> None:
         (NO_SYSTEM, "<|over|>"),
         (IN_TURNS, "</s>"),
         (LISTS_ALONE, " "),
-        (chat_template(None), "</s>"),
     ],
 )
 def test_answers_are_marked_up_to_the_end_of_their_turn(own: str, end: str) -> None:

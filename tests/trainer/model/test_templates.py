@@ -4,6 +4,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
+from trainer.model.chat_template import chat_template
 from trainer.model.prompts import Message, RenderedText, load_template, read_messages
 
 
@@ -129,6 +130,24 @@ def test_each_answer_is_trained_with_its_own_end(template: str, expected: list[s
     assert trained(found) == expected
     if template != NO_ENDS:
         assert found.text == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+LATE_MARKS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' }}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""The marks of LLaVA-1.5's template begin behind the space that its prompt lacks."""
+
+
+@pytest.mark.parametrize("template", [LATE_MARKS, chat_template(None)], ids=["late", "vicuna_v1's"])
+def test_a_space_that_the_prompt_lacks_is_trained(template: str) -> None:
+    """Else a tokenizer that keeps it apart before a digit would never learn to write it."""
+    messages = read_messages(turns("a", "3", "b", "four"), 0)
+    tokenizer = llama_like(chat_template=template)
+    assert trained(load_template("own", tokenizer)(messages)) == [" 3</s>", " four</s>"]
+    assert trained(load_template("vicuna_v1", tokenizer)(messages)) == [" 3</s>", " four</s>"]
 
 
 THOUGHTS = CHATML.replace("message['content']", "'<think></think>' + message['content']")
