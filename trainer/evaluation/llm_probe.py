@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
@@ -20,7 +19,7 @@ from trainer.attach.folder import open_existing_folder
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.premise import Control, Lenses, TextNearness, control, is_near, look_at_text, text_rows, verdict
 from trainer.losses.lens import LensKind
-from trainer.losses.supervision import layers_of
+from trainer.losses.supervision import decoder_layers, layers_of
 from trainer.model.existing_folder import is_existing
 from trainer.model.llm_weights import body
 from trainer.model.load import load_model, open_model_folder
@@ -77,7 +76,7 @@ def probe_llm(settings: LlmProbeSettings, reporter: Reporter = SILENT) -> LlmPro
     device = torch.device(resolve_device(settings.device))
     reader = _reader(settings.llm, device)
     basic = Basic(layers=settings.layers, layer_weights=settings.layer_weights)
-    k = layers_of(basic, len(reader.llm.layers))
+    k = layers_of(basic, reader.llm)
     rows = text_rows(reader, text)
     tokens = int(reader.columns(rows).sum())
     if tokens < _LEAST:
@@ -113,10 +112,5 @@ def _reader(llm: str, device: torch.device) -> Reader:
         embed = model.get_input_embeddings()
         ids = max(part.tokenizer.get_vocab().values()) + 1
         reader = Reader(body(model), embed, part.tokenizer, min(ids, embed.num_embeddings))
-    layers = getattr(reader.llm, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise UserError(
-            f"--llm {llm}: expected an LLM with a list of decoder layers named `layers`; {type(reader.llm).__name__} "
-            "has none; give another LLM"
-        )
+    decoder_layers(reader.llm, f"--llm {llm}", "give another LLM")
     return reader

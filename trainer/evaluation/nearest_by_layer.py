@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
+from trainer.losses.supervision import decoder_layers
 from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
@@ -196,27 +197,9 @@ def watching_layers(
         look(layer, output[0] if isinstance(output, tuple) else output)
 
     with ExitStack() as hooks:
-        for number, layer in enumerate(decoder_layers(model, option), 1):
+        for number, layer in enumerate(decoder_layers(model.model.language_model, option), 1):
             hooks.callback(layer.register_forward_hook(partial(after, number)).remove)
         yield
-
-
-def decoder_layers(model: AlignedLlava, option: str = "--layers") -> nn.ModuleList:
-    """Return the LLM's decoder layers, first to last.
-
-    `option` is the option that asks for them, for the error message.
-
-    Raises:
-        UserError: the LLM has none under the name `layers`, which transformers uses in nearly all LLMs.
-    """
-    llm = model.model.language_model
-    layers = getattr(llm, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise UserError(
-            f"{option}: expected an LLM with a list of decoder layers named `layers`; {type(llm).__name__} has "
-            f"none; leave {option} out"
-        )
-    return layers
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:

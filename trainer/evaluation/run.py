@@ -28,7 +28,7 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.existing_run import evaluate_existing
 from trainer.evaluation.figures import check_figures, save_figures
 from trainer.evaluation.measured_rows import MEND, readable, say_what_is_cut, say_what_is_left_out
-from trainer.evaluation.nearest_by_layer import LayerTokens, decoder_layers, look_at_layers
+from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
 from trainer.evaluation.own_run import OwnRun, own_run
 from trainer.evaluation.questions import Asker, ask, open_questions
 from trainer.evaluation.settings import EvaluateSettings as EvaluateSettings
@@ -40,6 +40,7 @@ from trainer.evaluation.token_replacement import (
     replace_and_describe,
     trained_text,
 )
+from trainer.losses.supervision import decoder_layers
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.existing_folder import is_existing
 from trainer.model.load import ModelFolder, load_model, open_model_folder
@@ -138,7 +139,7 @@ def _check_analyses(
         UserError: the data, the LLM, the chat template or the sentences do not fit an analysis that was asked for.
     """
     if settings.layers:
-        decoder_layers(model)
+        decoder_layers(model.model.language_model, "--layers")
     if settings.layers or settings.replace:
         first = evaluator.first_images(1)[0]
     if settings.replace:
@@ -146,7 +147,7 @@ def _check_analyses(
         prompted(evaluator.data.processor, [photo])
     if captions is None:
         return None
-    decoder_layers(model, "--lens")
+    decoder_layers(model.model.language_model, "--lens")
     file, *_ = place_of(captions.train, None)
     processor = evaluator.data.processor
     rows, columns = evaluator.data.grid

@@ -22,14 +22,35 @@ EPS = 1e-12
 """The least attention on an image. With no more than this its patches count equally."""
 
 
-def layers_of(basic: Basic, layers: int) -> int:
+def decoder_layers(llm: nn.Module, asked: str, advice: str | None = None) -> nn.ModuleList:
+    """Return the LLM's decoder layers, first to last.
+
+    Args:
+        llm: a base decoder such as `LlamaModel`.
+        asked: what needs them, for the error.
+        advice: what to do without them; None for leaving out what needs them.
+
+    Raises:
+        UserError: the LLM has none under the name `layers`, which transformers uses in nearly all LLMs.
+    """
+    layers = getattr(llm, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise UserError(
+            f"{asked}: expected an LLM with a list of decoder layers named `layers`; {type(llm).__name__} has none; "
+            f"{advice or f'leave {asked} out'}"
+        )
+    return layers
+
+
+def layers_of(basic: Basic, llm: nn.Module) -> int:
     """Return k of Eq. 4 and 5, the number of layers that supervise.
 
     It is what the recipe asks for, or half of the LLM's layers, rounded down, at least 1.
 
     Raises:
-        UserError: the LLM has fewer.
+        UserError: the LLM has fewer, or none; see `decoder_layers`.
     """
+    layers = len(decoder_layers(llm, "loss.das and loss.sds"))
     k = basic.layers or max(layers // 2, 1)
     if k > layers:
         raise UserError(f"loss.basic.layers: {k}, but the LLM has {layers} layers; set it to {layers} or less")
@@ -167,8 +188,8 @@ class Supervision:
         assert (lens is None) == (basic.lens == "none"), basic.lens
         self._llm, self._basic = cast("Any", llm), basic
         self.lens = lens
-        layers, width = len(self._llm.layers), self._llm.config.hidden_size
-        self.k = layers_of(basic, layers)
+        width = self._llm.config.hidden_size
+        self.k = layers_of(basic, llm)
         if basic.outliers >= width:
             raise UserError(f"loss.basic.outliers: {basic.outliers}, but the LLM has only {width} dimensions; set less")
         self.needs_length = basic.normalise == "unit"

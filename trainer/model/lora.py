@@ -30,14 +30,27 @@ def add_adapters(llm: PreTrainedModel, lora: Lora, seed: int) -> None:
     """
     peft = require("peft", "lora")
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    routers = [name for name, module in linear.items() if not _is_linear(module)]
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, exclude_modules=routers
+    )
+    names = {name.rpartition(".")[2] for name in linear if name not in routers}
     if not isinstance(targets, str) and (unknown := sorted(set(targets) - names)):
         raise UserError(f"lora.targets: the LLM has no linear layer {unknown[0]!r}; expected some of {sorted(names)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Given the LLM itself, peft would also adapt a mixture's stacked experts, which are no linear layers.
         peft.inject_adapter_in_model(config, nn.ModuleDict({"llm": llm}))
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Linear) -> bool:
+    """Tell whether a layer gives W x, as the routers of Phi-MoE and Llama 4 do not, although they are `nn.Linear`s."""
+    if type(module) is nn.Linear:
+        return True
+    with torch.random.fork_rng(devices=[]):
+        return isinstance(module(module.weight.new_zeros(1, module.in_features)), torch.Tensor)
 
 
 def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lora: Lora, dtype: torch.dtype) -> torch.Tensor:

@@ -51,7 +51,7 @@ def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, reporter: 
     It is fitted on the model's LLM as it is before the run, or comes from the cache.
     """
     basic = recipe.loss.basic
-    layers = layers_of(basic, len(model.model.language_model.layers)) if basic.lens != "none" else 0
+    layers = layers_of(basic, model.model.language_model) if basic.lens != "none" else 0
     return text_lenses(reader_of(model, folder), [basic.lens], layers, reporter).get(basic.lens) if layers else None
 
 

@@ -214,6 +214,10 @@ def test_what_the_user_can_mend() -> None:
         Supervision(llm(), Basic(layers=6))
     with pytest.raises(UserError, match=r"loss\.basic\.outliers: 32"):
         Supervision(llm(), Basic(outliers=WIDTH))
+    other = llm()
+    other.blocks = other.__dict__["_modules"].pop("layers")
+    with pytest.raises(UserError, match=r"loss\.das and loss\.sds: expected an LLM with a list of .*; leave loss"):
+        Supervision(other, Basic())
     with pytest.raises(UserError, match="gemma2"):
         Supervision(llm("gemma2", "eager"), Basic())
     Supervision(llm("gemma2", "eager"), Basic(degree="equal"))

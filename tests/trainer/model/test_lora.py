@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from tests.support.programs import Begin
@@ -15,7 +16,7 @@ from tests.support.tiny_models import LAID_OUT, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe, tiny_trainer
 from trainer.model.fsdp import state_of, whole_state
 from trainer.model.load import load_model, open_model_folder
-from trainer.model.lora import merge_adapters
+from trainer.model.lora import add_adapters, merge_adapters
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Lora, Recipe
 from trainer.training.build import trainable
@@ -108,6 +109,25 @@ def test_targets_by_name(tiny: World) -> None:
     assert trained == {"q_proj", "v_proj"}
     with pytest.raises(UserError, match=r"lora\.targets: the LLM has no linear layer 'w_q'; expected some of .*q_proj"):
         loaded(tiny.model, lora={"targets": ["w_q"]})
+
+
+class Router(nn.Linear):
+    """As Phi-MoE's and Llama 4's: a linear layer that gives more than W x."""
+
+    def forward(self, input: torch.Tensor) -> Any:
+        return super().forward(input), input
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+def test_routers_get_no_adapters(tiny: World, targets: Any) -> None:
+    llm = load_model(open_model_folder(tiny.model), Recipe(model=tiny.model)).model.language_model
+    llm.layers[0].mlp.router = Router(8, 4)
+    add_adapters(llm, Lora(rank=4, targets=targets), 0)
+    adapted = {name.split(".")[-4] for name, _ in llm.named_parameters() if ".lora_A." in name}
+    assert "q_proj" in adapted
+    assert "router" not in adapted
+    with pytest.raises(UserError, match=r"no linear layer 'router'"):
+        add_adapters(llm, Lora(targets=("router",)), 0)
 
 
 @pytest.mark.slow
