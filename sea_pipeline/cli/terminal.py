@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from sea_pipeline.core.progress import Advance, Pace, ProgressOnly, Reporter, progress_line
+from sea_pipeline.core.progress import Advance, Pace, ProgressOnly, Reporter, is_heard, progress_line
 
 LOG = logging.getLogger("sea_pipeline")
 
@@ -92,7 +92,7 @@ def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
     It is silent with --quiet.
     """
     pace = Pace(total, already)
-    if _is_quiet():
+    if not is_heard():
         yield pace.advance
         return
     if not messages.is_terminal:
@@ -133,12 +133,8 @@ def say(message: str | Table) -> None:
     """Show a message on stderr, unless --quiet is given."""
     if isinstance(message, str):
         LOG.info("%s", message)
-    elif not _is_quiet():
+    elif is_heard():
         messages.print(message)
-
-
-def _is_quiet() -> bool:
-    return LOG.level > logging.INFO
 
 
 def error(message: str) -> None:
@@ -192,7 +188,7 @@ def show(record: logging.LogRecord) -> None:
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """Show on a terminal that something takes a while, unless --quiet is given."""
-    with nullcontext() if _is_quiet() else messages.status(what):
+    with messages.status(what) if is_heard() else nullcontext():
         yield
 
 

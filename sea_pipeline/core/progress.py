@@ -125,8 +125,13 @@ def is_heard() -> bool:
     return logging.getLogger("sea_pipeline").isEnabledFor(logging.INFO)
 
 
+def progress_bars_if_heard(*libraries: Any) -> AbstractContextManager[None]:  # noqa: ANN401 - modules
+    """Let libraries draw bars of their own inside the block only if `is_heard`; see `without_progress_bars`."""
+    return nullcontext() if is_heard() else without_progress_bars(*libraries)
+
+
 @contextmanager
-def without_bars(*libraries: Any) -> Iterator[None]:  # noqa: ANN401 - modules
+def without_progress_bars(*libraries: Any) -> Iterator[None]:  # noqa: ANN401 - modules
     """Keep libraries from drawing bars of their own inside the block.
 
     Args:

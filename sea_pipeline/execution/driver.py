@@ -80,10 +80,8 @@ def stage_plugin(job: Job, ledger: Ledger) -> Iterator[StagePlugin]:
     """Make the plugin for the workers, and a file by which they check that they see the run's folder."""
     name = f"{job.name}-{ledger.dataset.fingerprint[:8]}-{uuid.uuid4().hex[:8]}"
     visible_file = None
-    if isinstance(ledger.root, Path):  # workers may have another current folder
-        fields, versions = ledger.fields, ledger.versions
-        ledger = Ledger(ledger.root.absolute(), ledger.dataset, ledger.image_root)
-        ledger.fields, ledger.versions = fields, versions
+    if isinstance(ledger.root, Path):
+        ledger = ledger.at(ledger.root.absolute())  # workers may have another current folder
         visible_file = scratch_path(ledger.root, "workers")
         publish_bytes(visible_file, b"", ledger.root)
     try:

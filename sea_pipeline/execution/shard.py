@@ -5,12 +5,14 @@ import threading
 import time
 import traceback
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from sea_pipeline.core.errors import UserError, with_type
 from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError
+from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
@@ -99,13 +101,24 @@ class LastAttempt:
             return len(self._given_up) <= self._most
 
 
+@contextmanager
+def _refusing_changed(source: Source, samples: Sequence[Sample]) -> Iterator[None]:
+    """Refuse files that have changed by the end of the block, also if it fails."""
+    uris = [sample.uri for sample in samples if sample.problem is None]
+    try:
+        yield
+    except Exception:
+        source.refuse_changed(uris)  # a changed file explains other faults
+        raise
+    source.refuse_changed(uris)
+
+
 class _FasterError(Exception):
     """Another run has committed the shard in the meantime."""
 
 
 def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: int, advance: Advance) -> Commit:
     samples = ledger.samples(shard)
-    uris = [sample.uri for sample in samples if sample.problem is None]
     if attempt >= ATTEMPTS and source.random_access:  # a stream that has failed has lost its place
         source = LastAttempt(source, len(samples))
     footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **ledger.dataset.fields}
@@ -119,12 +132,8 @@ def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: 
     with ExitStack() as until_committed:
         try:
             with publish(ledger.shard_path(shard), ledger.root) as scratch:
-                try:
+                with _refusing_changed(source, samples):
                     result = stage.process(samples, source, scratch, footer, count)
-                except Exception:
-                    source.refuse_changed(uris)  # a changed file explains other faults
-                    raise
-                source.refuse_changed(uris)
                 # Another run's rows may differ in a score's last bit, so file and commit must come from the same run.
                 until_committed.enter_context(locked(ledger.root))
                 if faster := ledger.commit(shard):

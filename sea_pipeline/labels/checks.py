@@ -3,7 +3,6 @@
 The commands check before they load anything. What passes is checked again when it is used.
 """
 
-import os
 from pathlib import Path
 
 from sea_pipeline.core.device_names import check_device_name
@@ -11,7 +10,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, check_encoder
 from sea_pipeline.inputs.wordlists import find_wordlist
 from sea_pipeline.labels.settings import LabelSettings, LlmProbeSettings, ProbeSettings
-from sea_pipeline.storage.paths import Place, is_url, place
+from sea_pipeline.storage.paths import Place, is_url, lies_in, place
 
 
 def check_label(settings: LabelSettings) -> None:
@@ -51,8 +50,7 @@ def check_out(settings: LabelSettings, out: Place | None) -> None:
 def _lies_inside(out: Place, images: str) -> bool:
     if not isinstance(out, Path):
         return f"{out}/".startswith(images.rstrip("/") + "/")
-    # Path.resolve fails if a link leads to itself.
-    return Path(images).is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images))
+    return Path(images).is_dir() and lies_in(out, images)
 
 
 def check_probe(settings: ProbeSettings) -> None:

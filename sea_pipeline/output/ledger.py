@@ -94,6 +94,12 @@ class Ledger:
         except UserError as problem:
             raise UserError(lost_beginning(str(problem))) from problem
 
+    def at(self, root: Place) -> "Ledger":
+        """Return the ledger of this run for another path of the same folder."""
+        ledger = Ledger(root, self.dataset, self.image_root)
+        ledger.fields, ledger.versions = self.fields, self.versions
+        return ledger
+
     def samples(self, shard: int) -> list[Sample]:
         """Read the planned images of one shard."""
         return self.plan.samples(shard)

@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -94,17 +94,16 @@ def read_log(path: Path, *, finished: bool = False) -> list[dict[str, Any]]:
         UserError: another line is damaged.
     """
     lines: list[dict[str, Any]] = []
-    *whole, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    for number, text in enumerate([*whole, last], 1):
+    texts = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, text in enumerate(texts, 1):
         if not text.strip():
             continue
-        line = None
+        line: Any = None
         with suppress(ValueError, RecursionError):
             line = json.loads(text.decode("utf-8"))
-        numbers = [line.get("step"), line.get("seconds")] if isinstance(line, dict) else [None]
-        if all(isinstance(value, int | float) for value in numbers):
-            lines.append(cast("dict[str, Any]", line))
-        elif number <= len(whole) or finished:
+        if isinstance(line, dict) and all(isinstance(line.get(key), int | float) for key in ("step", "seconds")):
+            lines.append(line)
+        elif number < len(texts) or finished:
             raise UserError(
                 f"{path}: line {number}: damaged: expected a JSON object with the numbers step and seconds; put back a "
                 "copy of the file, or remove that line, and run the same command again"

@@ -22,6 +22,8 @@ from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.results import ResultKind, check_result, publish_result
 
 REPORT = ResultKind("--out", b'<meta name="generator" content="sea-pipeline ')
+"""What `report` writes."""
+
 __all__ = ["ReportSettings", "RunInput", "check_out", "find_inputs", "kept_views", "write_report"]
 
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import install_line
-from sea_pipeline.core.progress import without_bars
+from sea_pipeline.core.progress import without_progress_bars
 from sea_pipeline.storage.retry import error_statuses, may_pass
 
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?((?:/.*)?)", re.IGNORECASE)
@@ -61,7 +61,7 @@ def silent_client() -> Iterator[None]:
     level = utils.logging.get_verbosity()
     utils.logging.set_verbosity_error()
     try:
-        with without_bars(utils):
+        with without_progress_bars(utils):
             yield
     finally:
         utils.logging.set_verbosity(level)

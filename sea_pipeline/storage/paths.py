@@ -76,6 +76,20 @@ def data_folder(name: str) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def followed(path: Path) -> Path:
+    """Return what a link leads to, which need not exist, or a path that is no link as it is."""
+    return _real(path) if path.is_symlink() else path
+
+
+def lies_in(path: str | Path, root: str | Path) -> bool:
+    """Tell whether a path of this machine is a folder or below it, with all links followed."""
+    return _real(path).is_relative_to(_real(root))
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve fails if a link leads to itself
+
+
 def entries(folder: Place) -> list[Place]:
     """List the entries of a folder by name, without leftovers.
 

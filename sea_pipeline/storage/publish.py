@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError, blamed_file
 from sea_pipeline.storage.leftovers import is_leftover
-from sea_pipeline.storage.paths import Place, cache_folder, entries
+from sea_pipeline.storage.paths import Place, cache_folder, entries, followed, lies_in
 from sea_pipeline.storage.retry import StoreError
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
 
@@ -53,18 +53,13 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
         if error is None or (error is not raised and error.errno not in _OF_WRITING):
             raise
         named = blamed_file(error)
-        outside = root is not None and named is not None and not _lies_in(root, named)
+        outside = root is not None and named is not None and not lies_in(named, root)
         if error.errno not in _CANNOT_WRITE or outside:
             raise
         raise UserError(
             f"{path}: cannot be written: {os.strerror(error.errno)}; {_advice(path, error.errno)} and run the "
             f"same command again{' (what is finished is kept)' if in_parts else ''}"
         ) from raised
-
-
-def _lies_in(root: Path, named: str) -> bool:
-    # Path.resolve fails if a link leads to itself.
-    return Path(os.path.realpath(named)).is_relative_to(os.path.realpath(root))
 
 
 def _advice(path: Place, code: int) -> str:
@@ -177,7 +172,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
         UserError: `path` holds something, or cannot be written.
     """
     check_new_folder(path)
-    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    real = followed(path)
     make_folder(real.parent)
     scratch = scratch_beside(real)
     try:

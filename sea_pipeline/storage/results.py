@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.storage.paths import Place
+from sea_pipeline.storage.paths import Place, followed
 from sea_pipeline.storage.publish import make_folder, publish, writing
 from sea_pipeline.storage.scratch import scratch_beside
 
@@ -36,7 +36,7 @@ def check_result(out: Path, kind: ResultKind, reads: Iterable[Place]) -> None:
         UserError: it cannot be written; there is something else than a file, or a file that no such command wrote; the
             command reads this file or a folder that holds it.
     """
-    expected, real = f"{kind.option} {out}: expected a file to write", _followed(out)
+    expected, real = f"{kind.option} {out}: expected a file to write", followed(out)
     if out.exists() and not out.is_file():
         found = "a folder; name a file in it" if out.is_dir() else "a device or a pipe; name a file"
         raise UserError(f"{expected}; found {found}")
@@ -74,10 +74,6 @@ def publish_result(out: Path) -> Iterator[Path]:
 
     If `out` is a link, the file that it leads to appears. See `publish`.
     """
-    real = _followed(out)
+    real = followed(out)
     with publish(real, real.parent, scratch=scratch_beside(real)) as scratch:
         yield scratch
-
-
-def _followed(out: Path) -> Path:
-    return Path(os.path.realpath(out)) if out.is_symlink() else out

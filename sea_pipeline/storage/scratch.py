@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _SECONDS_UNTOUCHED = 7 * 24 * 3600
-"""How long ago an unfinished file of another machine changed last, if its process has surely ended."""
+"""Seconds without a change after which another machine's unfinished file counts as abandoned."""
 _OF_LINUX = re.compile(r".+-\d{10}\.\d+\.[0-9a-f]{8}", re.DOTALL)
 """What `scratch_name` gives on Linux, and nothing like a name with a version or a date."""
 
@@ -31,9 +31,10 @@ def scratch_beside(path: Path) -> Path:
 
 
 def is_abandoned(scratch: Path) -> bool:
-    """Tell whether a process of this machine that has ended left this file, or one elsewhere, which nobody can ask.
+    """Tell whether the process that wrote this file has ended.
 
-    A job that starts anew on another node, or in another container, would otherwise leave its file for ever.
+    Nobody can ask another machine's process, so its file must be unchanged for a week. A job that starts anew on
+    another node, or in another container, would otherwise leave its file for ever.
     """
     named, process = ["", "", *scratch.name.split(".")][-3:-1]
     if named == host():

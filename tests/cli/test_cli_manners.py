@@ -243,8 +243,8 @@ def test_what_the_system_refuses_is_one_line(
 
 BAR = """
 import time
-from sea_pipeline.cli import terminal
-with terminal.progress("labelling", 8, 2) as advance:
+from sea_pipeline.cli import talk, terminal
+with talk.heard(), terminal.progress("labelling", 8, 2) as advance:
     for _ in range(3):
         advance(1)
         time.sleep(0.25)

@@ -17,7 +17,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import is_url, place
 from tests.support.contents import content, read_all
 from tests.support.paths import ROOT
-from tests.support.photo_forms import write_dataset, write_folder, write_list, write_parquet, write_tar
+from tests.support.photo_forms import copy_to, write_dataset, write_folder, write_list, write_parquet, write_tar
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
@@ -88,6 +88,44 @@ def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
         for start in (name, folder):
             assert read_all(list_samples(f"{start}/{asked}")) == photos, (start, asked)
     assert list_samples(f"file://{folder}").root == str(folder)
+
+
+ALL = ["000", "001", "002"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{002..000}", ALL), ("{000..2}", ALL), ("{2..000}", ALL), ("00{2..0}", ALL), ("{000,00{1..2}}", ALL),
+        ("{{000..001},002}", ALL), ("{000..000}", ["000"]), ("{001,001}", ["001"]),
+        ("0{0,1}{0..0}", "found none called x-010.tar"), ("{000..001}{", "found none called x-000{.tar"),
+        ("{,00}{0..2}", "found none called x-0.tar"), ("[", "found none called x-[.tar"),
+        ("{a..c}", "expected a range of numbers, such as {000..009}; found {a..c}"),
+        ("{0..9..3}", "expected a range of numbers"), ("{-2..1}", "expected a range of numbers"),
+        ("{..}", "expected a range of numbers"), ("{0.." + "9" * 5000 + "}", "expected a range of numbers"),
+        ("{0..99999999999}", "means more than 1,000,000 files"),
+        ("{0..9999}{0..9999}", "means more than 1,000,000 files"),
+        ("{1}", "found nothing there"), ("{}", "found nothing there"), ("{000..002", "found nothing there"),
+        ("}000..002{", "found nothing there"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("root", ["here", "memory:/"])
+def test_braces_are_read_or_refused_in_one_line(
+    here: Path, pattern: str, expected: list[str] | str, root: str, empty_memory: None
+) -> None:
+    for name in ALL:
+        write_tar(Path("here") / f"x-{name}.tar", [(f"{name}.png", b"x")])
+    copy_to("memory://", Path("here"))
+    asked = f"{root}/x-{pattern}.tar"
+    if isinstance(expected, list):
+        assert [sample.image_id for sample in list_samples(asked).samples] == [f"{name}.png" for name in expected]
+        return
+    with pytest.raises(UserError) as error:
+        list_samples(asked)
+    said = str(error.value).replace(asked, "")
+    assert expected in said or "expected a file; found nothing there" in said
+    assert "\n" not in said
 
 
 @pytest.mark.slow

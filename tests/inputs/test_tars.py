@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.sources.tar_members import Members
@@ -305,16 +304,16 @@ def test_names_that_are_long_or_no_utf8(tmp_path: Path, kind: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "field", "name"),
+    ("field", "name"),
     [
-        (257, b"ustar  \0" + bytes(80) + b"14726254163\0" * 2, "s.png"),  # a time, as `tar -g` writes
-        (257, b"ustar  \0" + bytes(80) + b"in/deep\0", "in/deep/s.png"),  # as Go wrote before 1.8
-        (257, b"ustar\0" + b"00" + bytes(80) + b"12345670123\0", "12345670123/s.png"),
+        (b"ustar  \0" + bytes(80) + b"14726254163\0" * 2, "s.png"),  # a time, as `tar -g` writes
+        (b"ustar  \0" + bytes(80) + b"in/deep\0", "in/deep/s.png"),  # as Go wrote before 1.8
+        (b"ustar\0" + b"00" + bytes(80) + b"12345670123\0", "12345670123/s.png"),
     ],
 )
-def test_times_in_a_header_are_no_part_of_a_name(tmp_path: Path, at: int, field: bytes, name: str) -> None:
+def test_times_in_a_header_are_no_part_of_a_name(tmp_path: Path, field: bytes, name: str) -> None:
     member = bytearray(header("s.png", b"0", octal(1)))
-    member[at : at + len(field)] = field
+    member[257 : 257 + len(field)] = field
     member[148:156] = b" " * 8
     member[148:156] = b"%06o\0 " % sum(member)
     folder = header("d", b"D", octal(0))
@@ -355,45 +354,6 @@ def test_what_systems_put_into_tars_is_left_out(tmp_path: Path) -> None:
     assert found == A | odd
     unread = {f".{suffix} pictures, which are not read": 1 for suffix in ("svg", "psd")}
     assert listing.notes == {LEFTOVERS: 3, "files without an image's suffix": 1} | unread
-
-
-ALL = ["000", "001", "002"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("{002..000}", ALL), ("{000..2}", ALL), ("{2..000}", ALL), ("00{2..0}", ALL), ("{000,00{1..2}}", ALL),
-        ("{{000..001},002}", ALL), ("{000..000}", ["000"]), ("{001,001}", ["001"]),
-        ("0{0,1}{0..0}", "found none called x-010.tar"), ("{000..001}{", "found none called x-000{.tar"),
-        ("{,00}{0..2}", "found none called x-0.tar"), ("[", "found none called x-[.tar"),
-        ("{a..c}", "expected a range of numbers, such as {000..009}; found {a..c}"),
-        ("{0..9..3}", "expected a range of numbers"), ("{-2..1}", "expected a range of numbers"),
-        ("{..}", "expected a range of numbers"), ("{0.." + "9" * 5000 + "}", "expected a range of numbers"),
-        ("{0..99999999999}", "means more than 1,000,000 files"),
-        ("{0..9999}{0..9999}", "means more than 1,000,000 files"),
-        ("{1}", "found nothing there"), ("{}", "found nothing there"), ("{000..002", "found nothing there"),
-        ("}000..002{", "found nothing there"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("root", ["here", "memory:/"])
-def test_braces_are_read_or_refused_in_one_line(
-    tmp_path: Path, pattern: str, expected: list[str] | str, root: str, empty_memory: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    write_folder(Path("here"), {f"x-{name}.tar": tar_bytes({f"{name}.png": b"x"}) for name in ALL})
-    copy_to("memory://", Path("here"))
-    asked = f"{root}/x-{pattern}.tar"
-    if isinstance(expected, list):
-        assert [sample.image_id for sample in list_samples(asked).samples] == [f"{name}.png" for name in expected]
-        return
-    with pytest.raises(UserError) as error:
-        list_samples(asked)
-    said = str(error.value).replace(asked, "")
-    assert expected in said or "expected a file; found nothing there" in said
-    assert "\n" not in said
 
 
 def test_two_tars_that_give_two_images_one_name_are_refused(tmp_path: Path) -> None:

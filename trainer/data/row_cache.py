@@ -14,7 +14,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import without_bars
+from sea_pipeline.core.progress import without_progress_bars
 from sea_pipeline.output.records import FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
@@ -73,7 +73,7 @@ def _generated(rows: Rows, features: datasets.Features, folder: Path, fingerprin
 
     datasets writes to a temporary folder and renames it, so half a cache is never found.
     """
-    with without_bars(datasets), writing(folder):
+    with without_progress_bars(datasets), writing(folder):
         try:
             return datasets.Dataset.from_generator(
                 rows, features=features, cache_dir=str(folder), fingerprint=fingerprint

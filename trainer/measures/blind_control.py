@@ -19,7 +19,7 @@ from datasets import Dataset as Rows
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.core.progress import without_bars
+from sea_pipeline.core.progress import without_progress_bars
 from sea_pipeline.inputs.captions import content_spans
 from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData
@@ -67,7 +67,7 @@ def one_spelling(rows: Rows) -> Rows:
     def spelled(row: dict[str, Any]) -> dict[str, Any]:
         return {"images": [first[short[name]] for name in row["images"]]}
 
-    with without_bars(datasets):
+    with without_progress_bars(datasets):
         return rows.map(spelled, keep_in_memory=True, load_from_cache_file=False)
 
 

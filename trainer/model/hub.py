@@ -1,7 +1,7 @@
 """Finds files of models on the Hugging Face hub, and uploads folders if the user asks for it."""
 
 import shlex
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub.utils
@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.core.progress import is_heard, without_bars
+from sea_pipeline.core.progress import progress_bars_if_heard
 from sea_pipeline.storage.retry import error_statuses
 
 _WRITTEN = (
@@ -87,7 +87,7 @@ def push(folder: Path, name: str) -> str:
     try:
         api.create_repo(name, private=True, exist_ok=True)
         message = "Upload by sea-pipeline export"
-        with nullcontext() if is_heard() else without_bars(huggingface_hub.utils):
+        with progress_bars_if_heard(huggingface_hub.utils):
             uploaded = api.upload_folder(
                 repo_id=name, folder_path=folder, commit_message=message, delete_patterns=_left_before(folder)
             )

@@ -16,6 +16,7 @@ from sea_pipeline.inputs.sources import hub, tables, tars
 from sea_pipeline.inputs.sources.base import FoundImages, Source, named, without_query
 from sea_pipeline.inputs.sources.files import Files, LocalFiles, in_utf8, open_files
 from sea_pipeline.inputs.sources.forms import LISTS, Input, find_input, has_query, is_pattern
+from sea_pipeline.inputs.sources.hub_open import split_name
 from sea_pipeline.inputs.sources.path_lists import list_paths
 from sea_pipeline.storage.paths import is_url
 
@@ -48,11 +49,11 @@ def open_source(location: str, versions: Mapping[str, Version] | None = None) ->
     Raises:
         UserError: a package is not installed, or a dataset cannot be loaded.
     """
-    kind = kind_of(location)
+    kind, versions = kind_of(location), versions or {}
     if kind in (hub.PREFIX, hub.STREAM):
-        return hub.HubSource(location, versions or {})
+        return hub.HubSource(location, versions)
     files = open_files(location.removeprefix(kind))
-    files.versions.update(versions or {})
+    files.versions.update(versions)
     if kind == tars.PREFIX:
         return tars.TarSource(files)
     return tables.TableSource(files) if kind == tables.PREFIX else files
@@ -96,7 +97,7 @@ def list_samples(
     elif _is_hub(images):
         text = images.removeprefix(hub.PREFIX)
         found = hub.list_hub(text, id_column, limit, left_out, streaming=streaming)
-        name, origin = PurePosixPath(hub.split_name(text)[0]).name, images
+        name, origin = PurePosixPath(split_name(text)[0]).name, images
     else:
         asked = find_input(images, left_out)
         found = _found(asked, images, image_root, id_column, left_out)

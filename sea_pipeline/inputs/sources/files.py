@@ -154,7 +154,7 @@ class LocalFiles:
         """See `Files`."""
         size = self._status(name).st_size
         if not size and (path := self._root / on_disk(name)).is_file():
-            path.open("rb").close()  # of an empty file nothing is read, which would show that this is forbidden
+            path.open("rb").close()  # an empty file is never read, so only this shows that it may not be
         return ranged_file(self._part, name, size)
 
     def _status(self, name: str) -> os.stat_result:

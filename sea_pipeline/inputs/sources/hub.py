@@ -1,10 +1,9 @@
 """List and read datasets of Hugging Face's `datasets`, from the hub or from a folder."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +15,18 @@ import pyarrow.parquet as pq
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
-from sea_pipeline.core.progress import is_heard, without_bars
 from sea_pipeline.inputs.pixels import BadImageError, read_file
 from sea_pipeline.inputs.samples import Version
 from sea_pipeline.inputs.sources.base import NO_IMAGE, ROW_NUMBERS, FoundImages, chosen_ids, row_id, row_sample
 from sea_pipeline.inputs.sources.columns import PATHS_ALONE, Leaf, id_columns, image_leaf, no_images, path_leaf
 from sea_pipeline.inputs.sources.forward import Forward, out_of_order
+from sea_pipeline.inputs.sources.hub_open import PREFIX as PREFIX
+from sea_pipeline.inputs.sources.hub_open import data_files, full_name, is_saved, load, only_split, split_name
 from sea_pipeline.inputs.sources.values import NoId, bytes_of, id_texts, is_text, plain
-from sea_pipeline.inputs.sources.versions import Versions, changed, keep_version, local_versions
+from sea_pipeline.inputs.sources.versions import Versions, changed_error, is_of_this_host, keep_version, local_versions
+from sea_pipeline.storage.paths import lies_in
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 
-PREFIX = "hf:"
 STREAM = "hf-stream:"
 _FOOTERS = 16
 """Parquet files whose rows are counted at once."""
@@ -46,12 +46,11 @@ class HubSource:
         self.random_access = not location.startswith(STREAM)
         self.readers = 1
         self._name, self._split = split_name(location.partition(":")[2])
-        rows = _load(self._name, self._split, streaming=not self.random_access)
+        rows = load(self._name, self._split, streaming=not self.random_access)
         self._versions = dict(versions)
-        # Of changed files `datasets` makes new ones. Another host has files of its own.
-        is_same_host = any(isinstance(known.mark, int) for known in versions.values())
-        if is_same_host and versions.keys() != _versions(rows, self._name, self._split).keys():
-            raise changed(PREFIX + self._name)
+        # `datasets` prepares changed files under new names, so names show a change. Another host's names always differ.
+        if is_of_this_host(versions) and versions.keys() != _versions(rows, self._name, self._split).keys():
+            raise changed_error(PREFIX + self._name)
         self._leaf = _image_leaf(rows.features, self._name)
         self._rows = _arrow(rows, [self._leaf.column])
         self._forward = None if self.random_access else Forward(self._begin, _size)
@@ -120,8 +119,8 @@ def list_hub(
     name, split = split_name(text)
     if not name:
         raise UserError(f"--images {PREFIX}{text}: expected a name behind {PREFIX}; found none")
-    split = split or _only_split(name)
-    rows = _load(name, split, streaming=streaming)
+    split = split or only_split(name)
+    rows = load(name, split, streaming=streaming)
     shown = f"{PREFIX}{name}:{split}"
     image = _image_leaf(rows.features, shown)
     names = id_columns(rows.features.arrow_schema, id_column, shown)
@@ -148,93 +147,8 @@ def list_hub(
         row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "")
         for row, image_id in zip(held, shown_ids, strict=True)
     ]
-    root = f"{STREAM if streaming else PREFIX}{_place(name)}:{split}"
+    root = f"{STREAM if streaming else PREFIX}{full_name(name)}:{split}"
     return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS, versions=versions)
-
-
-def split_name(text: str) -> tuple[str, str]:
-    """Split `NAME[[:CONFIG]:SPLIT]` into the name and what follows it.
-
-    The name of a folder and the slice of a split may have colons, too.
-    """
-    positions = [position for position, character in enumerate(text) if character == ":"]
-    for position in (len(text), *reversed(positions)):
-        if Path(text[:position]).exists():
-            return text[:position], text[position + 1 :]
-    name, _, split = text.partition(":")
-    return name, split
-
-
-def _load(name: str, split: str, *, streaming: bool) -> Any:  # noqa: ANN401 - datasets has no types
-    datasets = require("datasets", "data")
-    with _loading(name):
-        if not _is_saved(name):
-            config, split = _configured(split)
-            return datasets.load_dataset(_place(name), config, split=split, streaming=streaming)
-        saved = datasets.load_from_disk(_place(name))
-        rows = saved[split] if isinstance(saved, dict) else saved
-        return rows.to_iterable_dataset() if streaming else rows
-
-
-def _configured(split: str) -> tuple[str | None, str]:
-    """Split `[CONFIG:]SPLIT` at a colon that is not of a slice such as `train[2:5]`."""
-    config, colon, rest = split.partition(":")
-    return (config, rest) if colon and "[" not in config else (None, split)
-
-
-def _only_split(name: str) -> str:
-    datasets = require("datasets", "data")
-    with _loading(name):
-        if _is_saved(name):
-            saved = datasets.load_from_disk(_place(name))
-            splits = list(saved) if isinstance(saved, dict) else ["train"]
-        else:
-            splits = datasets.get_dataset_split_names(_place(name))
-    if len(splits) == 1 or "train" in splits:
-        return "train" if "train" in splits else str(splits[0])
-    raise UserError(
-        f"--images {PREFIX}{name}: has the splits {', '.join(splits)}; give one: {PREFIX}{name}:{splits[0]}"
-    )
-
-
-def _place(name: str) -> str:
-    """Return the absolute path of a folder, because `datasets` takes `data:x` for a URL, or else the hub's name."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-def _is_saved(name: str) -> bool:
-    return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    libraries = [require(each, "data") for each in ("datasets", "huggingface_hub.utils")]
-    try:
-        with nullcontext() if is_heard() else without_bars(*libraries):
-            yield
-    except Exception as error:  # from a dataset's files, the hub or the network
-        if "Config name is missing" in str(error) and (said := _configurations(name)):
-            raise UserError(said) from error
-        hint = ""
-        if isinstance(error, ConnectionError | TimeoutError):
-            hint = "; is this machine offline? A folder will do: --images hf:FOLDER"
-        elif Path(name).exists() and re.search(r"::|[\[\]*?]", _place(name)):
-            hint = "; datasets takes :: and [ ] * ? in a path for more than a name: rename the folder"
-        reason = f"no split {error}" if isinstance(error, KeyError) else one_line(error)
-        raise UserError(f"--images {PREFIX}{name}: cannot be loaded: {reason}{hint}") from error
-
-
-def _configurations(name: str) -> str | None:
-    """Say which configurations a dataset has, and how to ask for the first, or None if it cannot be read."""
-    datasets = require("datasets", "data")
-    try:
-        names = datasets.get_dataset_config_names(_place(name))
-        splits = datasets.get_dataset_split_names(_place(name), names[0])
-    except Exception:  # as in `_loading`, whose own error says enough
-        return None
-    split = "train" if "train" in splits else splits[0]
-    asked = f"{PREFIX}{name}"
-    return f"--images {asked}: has the configurations {', '.join(names)}; give one: {asked}:{names[0]}:{split}"
 
 
 @contextmanager
@@ -318,19 +232,19 @@ def _values(rows: pa.Table, leaf: Leaf) -> Iterator[pa.Array]:
 
 
 def _versions(rows: Any, name: str, split: str) -> Versions:  # noqa: ANN401
-    stored = _load(name, split, streaming=False) if _is_saved(name) else rows
+    stored = load(name, split, streaming=False) if is_saved(name) else rows
     files = [file["filename"] for file in getattr(stored, "cache_files", [])]
     if not files and Path(name).exists():  # a stream
-        files = _data_files(name, split)
+        files = data_files(name, split)
     return local_versions(files)
 
 
 def _length(rows: Any, image: str, name: str, split: str, limit: int | None) -> int:  # noqa: ANN401
     """Count the rows of a stream in its files, because a dataset's card may say another number."""
-    if _is_saved(name):
-        count = len(_load(name, split, streaming=False))
+    if is_saved(name):
+        count = len(load(name, split, streaming=False))
         return count if limit is None else min(count, limit)
-    files = _data_files(name, split)
+    files = data_files(name, split)
     if files and all(file.endswith(".parquet") for file in files):
         count = 0
         with ThreadPool(_FOOTERS) as pool:
@@ -341,12 +255,6 @@ def _length(rows: Any, image: str, name: str, split: str, limit: int | None) -> 
         return count
     light = [column for column, kind in rows.features.items() if type(kind).__name__ == "Value" and column != image]
     return sum(1 for _ in islice(rows.select_columns(light[:1]) if light else _arrow(rows, [image]), limit))
-
-
-def _data_files(name: str, split: str) -> list[str]:
-    config, split = _configured(split)
-    files = require("datasets", "data").load_dataset_builder(_place(name), config).config.data_files or {}
-    return [str(file) for file in files.get(split, ())]
 
 
 def _table_rows(path: str) -> int:
@@ -391,9 +299,7 @@ def _file(path: str, name: str) -> bytes:
     caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE
     # The folder's own links may lead out of it, as in a snapshot of the hub's cache.
     written = Path(os.path.abspath(path))  # noqa: PTH100 - a Path keeps `..`
-    full = Path(os.path.realpath(path))  # Path.resolve fails if a link leads to itself
-    if not written.is_relative_to(os.path.abspath(name)) and not any(  # noqa: PTH100
-        full.is_relative_to(os.path.realpath(root)) for root in (name, *caches)
-    ):
+    is_below = written.is_relative_to(os.path.abspath(name))  # noqa: PTH100
+    if not is_below and not any(lies_in(path, root) for root in (name, *caches)):
         raise BadImageError("read", "OutsideRoot", f"the row names a file outside the dataset's folder; {PATHS_ALONE}")
     return read_file(written)

@@ -43,6 +43,7 @@ _QUOTED = "!#$%&'()*+,/:;=?@[]~"
 _READERS = 16
 """Threads that mostly wait for the network."""
 _PER_REQUEST = 16
+"""Images of a shard for each file whose version is asked again."""
 _DEEPEST = 100
 """The most folders inside each other, because some servers answer any address with the same page of links."""
 
@@ -76,7 +77,7 @@ class RemoteFiles:
         except PassingError:
             raise
         except OSError as error:
-            is_absent_file = isinstance(error, FileNotFoundError)  # its text is the path alone
+            is_absent_file = isinstance(error, FileNotFoundError)  # whose message is only a path
             if is_absent_file and not self._is_web and not self._there():
                 raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
             reason = f"no such file in {self.root}" if is_absent_file else one_line(error)

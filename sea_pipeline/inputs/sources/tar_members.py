@@ -20,21 +20,20 @@ _TIME = re.compile(rb"[0-7]{11}[\0 ]|[\x80\xff]")
 """A number as in the fields of old-GNU headers, in octal digits or in binary."""
 _MAGIC, _TO_MAGIC = b"ustar", 257
 """The magic of a header and its offset; only headers of the 1970s lack it."""
-
-
 _OLD_GNU = b"ustar  \0"
 """The magic of a header in which times take the place of the first part of a long name."""
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose name is not taken to begin in a field that has other contents, as `tarfile` takes it."""
+    """A header without the times that `tarfile` puts in front of its name."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
         field = buf[345:500].partition(b"\0")[0]
-        is_name = buf[257:265] != _OLD_GNU or not _TIME.match(buf, 345)  # Go before 1.8 wrote names with that magic
-        if not is_name and member.type not in tarfile.GNU_TYPES:
+        # Go before 1.8 wrote names with that magic.
+        is_name = buf[_TO_MAGIC : _TO_MAGIC + 8] != _OLD_GNU or not _TIME.match(buf, 345)
+        if not is_name and member.type not in tarfile.GNU_TYPES:  # to whose names `tarfile` adds nothing
             member.name = member.name.removeprefix(f"{field.decode(encoding, errors)}/")
         return member
 

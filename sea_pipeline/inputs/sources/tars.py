@@ -26,8 +26,6 @@ from sea_pipeline.storage.leftovers import LEFTOVERS, is_leftover
 PREFIX = "tar:"
 _REPLACED = "members that a later one of the same tar replaces"
 _MARKERS = "blocks of zeros inside a tar, which was read on behind them"
-
-
 _DUMPED_FOLDER = b"D"
 """The type of a folder in an incremental tar of GNU; its data are the names in it."""
 

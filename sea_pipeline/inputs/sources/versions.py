@@ -38,6 +38,11 @@ def on_another_host(versions: Mapping[str, Version]) -> Versions:
     return {name: Version(size, None if isinstance(mark, int) else mark) for name, (size, mark) in versions.items()}
 
 
+def is_of_this_host(versions: Mapping[str, Version]) -> bool:
+    """Tell whether versions hold times of this host's files, which `on_another_host` leaves out."""
+    return any(isinstance(known.mark, int) for known in versions.values())
+
+
 def keep_version(versions: Versions, name: str, found: Version, shown: str) -> None:
     """Remember a file's version, or compare it with the remembered one.
 
@@ -46,12 +51,12 @@ def keep_version(versions: Versions, name: str, found: Version, shown: str) -> N
     """
     known = versions.setdefault(name, found)
     if any(None not in pair and pair[0] != pair[1] for pair in zip(known, found, strict=True)):
-        raise changed(shown)
+        raise changed_error(shown)
     if known.mark is None:
         versions[name] = found
 
 
-def changed(shown: str) -> UserError:
+def changed_error(shown: str) -> UserError:
     """Make the error of a file that is another one than was listed."""
     return UserError(
         f"{shown}: has changed since this run listed it; put it back as it was and run the same command again "
