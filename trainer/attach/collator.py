@@ -115,7 +115,7 @@ def _images_alone(collate: Collate, rows: Sequence[Any]) -> list[bytes] | None:
 
 
 def _images(batch: Any) -> list[bytes]:  # noqa: ANN401 - whatever a collator gives
-    """Return what each image of a batch, or each tile or patch, consists of, without those that fill up."""
+    """Return the bytes of each image, tile or patch of a batch, except padding."""
     found = batch.get("pixel_values")
     if found is None:
         return []

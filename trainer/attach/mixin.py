@@ -41,8 +41,8 @@ class AttachMixin(_Base):
         _check_trainer(type(self))
         self.attached = attached
         self._ids: Any = ()
-        self._logged: dict[str, list[float | torch.Tensor]] = defaultdict(list)
-        """What micro-batches since the last log line give it, by name."""
+        self._since_log: dict[str, list[float | torch.Tensor]] = defaultdict(list)
+        """Values of micro-batches since the last log line, by name."""
         self._steps = 0
         """Number of steps since then."""
         self._has_basic = bool(attached.weights.keys() - {"sea"})
@@ -93,9 +93,9 @@ class AttachMixin(_Base):
             share = 1.0 if name == "sea" else of_basic
             loss = loss + self.attached.weights[name] * share * value.to(loss.device) / divisor
             if name != "sea" or self.attached.pairs:  # without pairs L_a is 0, and no measurement
-                self._logged[f"loss_{name}"].append(share * value.detach() / steps)
+                self._since_log[f"loss_{name}"].append(share * value.detach() / steps)
         if self.attached.pairs:
-            self._logged["sea_pairs"].append(self.attached.pairs)
+            self._since_log["sea_pairs"].append(self.attached.pairs)
         return (loss, *outputs) if return_outputs else loss
 
     def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
@@ -187,11 +187,14 @@ class AttachMixin(_Base):
     # Logging
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
-        """Write the trainer's log line, with the terms as means over steps, of which one without a term counts 0."""
+        """Write the trainer's log line with the terms, as means over the line's steps.
+
+        A step without the term counts as 0.
+        """
         if "loss" in logs:
             in_line = max(1, self._steps) * self.accelerator.num_processes
             for name in self.attached.logged:  # the same names on all processes, because `reduce` waits for all
-                values = self._logged.pop(name, [])
+                values = self._since_log.pop(name, [])
                 own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
                 total, count = self.accelerator.reduce(own, "sum").tolist()
                 if count:

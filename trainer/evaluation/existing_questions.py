@@ -14,15 +14,14 @@ from trainer.evaluation.answers import Question
 from trainer.evaluation.questions import (
     ANSWERS,
     NEW_TOKENS,
-    SHORT,
     Asker,
     Beginning,
     beginnings,
     free_prompt,
-    shared,
+    question_turns,
+    shared_length,
     yes_or_no,
 )
-from trainer.model.prompts import PLACEHOLDER
 
 
 class ChatPrompt(NamedTuple):
@@ -65,7 +64,7 @@ class ExistingAsker(Asker):
 
     def _in_two(self, question: Question) -> ChatPrompt:
         """Write a question of a model that takes the answer apart from it."""
-        text, _, _ = self._chat(_turns(question, ANSWERS[0]), 1)
+        text, _, _ = self._chat(question_turns(question, ANSWERS[0]), 1)
         tokenizer = self._chat.processor.tokenizer
         rows = [list(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in ANSWERS]
         return ChatPrompt(text, *beginnings(rows))
@@ -76,12 +75,12 @@ class ExistingAsker(Asker):
         The template's own prompt may end otherwise, as those of thinking models do, which open a thought. The tokens
         that all rows share are the prompt. For a question that is answered freely see `free_prompt`.
         """
-        texts = [self._chat(_turns(question, answer), 1).text for answer in ANSWERS]
+        texts = [self._chat(question_turns(question, answer), 1).text for answer in ANSWERS]
         if not question.yes_no:
-            return ChatPrompt(free_prompt(self._chat.prompt(_turns(question, ANSWERS[0]), 1), texts))
+            return ChatPrompt(free_prompt(self._chat.prompt(question_turns(question, ANSWERS[0]), 1), texts))
         tokenizer = self._chat.processor.tokenizer
         rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        start, text = shared(rows), texts[0][: shared(texts)]
+        start, text = shared_length(rows), texts[0][: shared_length(texts)]
         cuts = range(len(text), len(text.rstrip()) - 1, -1)  # a token may fuse white space with the answer
         tokens = (tokenizer(text[:cut], add_special_tokens=False)["input_ids"] for cut in cuts)
         fitting = (cut for cut, ids in zip(cuts, tokens, strict=True) if list(ids) == rows[0][:start])
@@ -98,15 +97,15 @@ class ExistingAsker(Asker):
 
     def _next(self, given: dict[str, Any], after: Beginning) -> torch.Tensor:
         """Return the logits of the token that follows the prompts and some tokens, (B, V)."""
-        ids = given["input_ids"]
-        more = {
-            key: torch.cat([value, value[:, -1:].expand(-1, len(after))], 1)  # the mask and kinds of text
-            for key, value in given.items()
-            if after and isinstance(value, torch.Tensor) and value.shape == ids.shape
-        }
         if after:
-            more["input_ids"] = torch.cat([ids, ids.new_tensor([after]).expand(len(ids), -1)], 1)
-        logits: torch.Tensor = self._vlm(**(given | more), use_cache=False, logits_to_keep=1).logits[:, -1].float()
+            ids = given["input_ids"]
+            longer = {
+                key: torch.cat([value, value[:, -1:].expand(-1, len(after))], 1)
+                for key, value in given.items()  # the attention mask and token_type_ids go on as they end
+                if isinstance(value, torch.Tensor) and value.shape == ids.shape
+            }
+            given = given | longer | {"input_ids": torch.cat([ids, ids.new_tensor([after]).expand(len(ids), -1)], 1)}
+        logits: torch.Tensor = self._vlm(**given, use_cache=False, logits_to_keep=1).logits[:, -1].float()
         return logits
 
     def _written(self, given: dict[str, Any]) -> list[str]:
@@ -120,7 +119,3 @@ class ExistingAsker(Asker):
         )
         ids = self._vlm.generate(**given, generation_config=settings)[:, given["input_ids"].shape[1] :]
         return [str(text).strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def _turns(question: Question, answer: str) -> list[dict[str, str]]:
-    return [{"from": "human", "value": f"{PLACEHOLDER}\n{question.text}\n{SHORT}"}, {"from": "gpt", "value": answer}]

@@ -26,6 +26,7 @@ def readable(conversations: Conversations, data: Data, store: LabelStore | None,
         found = without_any_unreadable(conversations, data, reporter)
     else:
         found = without_unreadable(conversations, data, store, reporter)
+    # `Evaluator` does so again, as training needs; what counts photos before it needs it here.
     return replace(found, train=one_spelling(found.train))
 
 

@@ -69,18 +69,23 @@ class Prompt(NamedTuple):
     """The beginnings of `No` and `no`."""
 
 
+def question_turns(question: Question, answer: str) -> list[dict[str, str]]:
+    """Return a question about a photo and an answer as turns of LLaVA's data."""
+    return [{"from": "human", "value": f"{PLACEHOLDER}\n{question.text}\n{SHORT}"}, {"from": "gpt", "value": answer}]
+
+
 def beginnings(rows: Sequence[Sequence[int]]) -> tuple[frozenset[Beginning], frozenset[Beginning]]:
     """Return the beginnings of yes and of no, from the tokens of each of `ANSWERS`."""
     yes, no = rows[:2], rows[2:]
     return _told_apart(yes, no), _told_apart(no, yes)
 
 
-def _told_apart(rows: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> frozenset[Beginning]:
-    lengths = (1 + max(alike(row, other) for other in others) for row in rows)
+def _told_apart(rows: Sequence[Sequence[int]], rivals: Sequence[Sequence[int]]) -> frozenset[Beginning]:
+    lengths = (1 + max(alike(row, rival) for rival in rivals) for row in rows)
     return frozenset(tuple(map(int, row[:length])) for row, length in zip(rows, lengths, strict=True))
 
 
-def shared(rows: Sequence[Sequence[Any]]) -> int:
+def shared_length(rows: Sequence[Sequence[Any]]) -> int:
     """Count the tokens, or characters, that all rows have in common at their beginning."""
     return min(alike(rows[0], row) for row in rows)
 
@@ -95,7 +100,7 @@ def free_prompt(prompt: str, answered: Sequence[str]) -> str:
         prompt: the question as the processor's template writes it before an answer.
         answered: the same question with answers, of which two begin with different letters.
     """
-    before = answered[0][: shared(answered)]
+    before = answered[0][: shared_length(answered)]
     return prompt if prompt.split() == before.split() else before
 
 
@@ -209,19 +214,16 @@ class Asker:
 
     def _texts(self, question: Question) -> list[RenderedText]:
         """Write a yes/no question with each answer, and any other question up to its answer."""
-        turns = [{"from": "human", "value": f"{PLACEHOLDER}\n{question.text}\n{SHORT}"}]
-        chats = [
-            read_messages([*turns, {"from": "gpt", "value": answer}], 1, self._processor.image_token)
-            for answer in ANSWERS
-        ]
+        image_token = self._processor.image_token
+        chats = [read_messages(question_turns(question, answer), 1, image_token) for answer in ANSWERS]
         if question.yes_no:
             return [self._render(chat) for chat in chats]
         text = free_prompt(self._prompt(chats[0][:-1]), [self._render(chat).text for chat in chats])
-        return [RenderedText(text, [(0, len(text))])]  # all of it counts as trained, because a row without is refused
+        return [RenderedText(text, [(0, len(text))])]  # marked as trained, because rows that train nothing are refused
 
     def _split(self, rows: Sequence[Any]) -> Prompt:
         """Split the rows of a question where their answers begin."""
-        start = shared(rows)
+        start = shared_length(rows)
         ids = torch.from_numpy(np.asarray(rows[0][:start], np.int64))
         repeats = torch.where(ids == self._processor.image_token_id, self._tokens, 1)
         prompt = Prompt(ids.repeat_interleave(repeats))
@@ -233,7 +235,7 @@ class Asker:
         read = [self._processor.image_processor(image, return_tensors="pt")["pixel_values"] for image in shown]
         pixels = {"pixel_values": torch.cat(read).to(self._model.device)}
         if yes_no:
-            return yes_or_no(prompts, lambda after: self._logits([_with(one, after) for one in prompts], pixels))
+            return yes_or_no(prompts, lambda after: self._logits([_extended(one, after) for one in prompts], pixels))
         written = generate(self._model, self._batch(prompts, left=True) | pixels, NEW_TOKENS)
         texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [str(text).strip() for text in texts]
@@ -259,7 +261,7 @@ class Asker:
         }
 
 
-def _with(prompt: Prompt, tokens: Beginning) -> Prompt:
+def _extended(prompt: Prompt, tokens: Beginning) -> Prompt:
     return prompt._replace(ids=torch.cat([prompt.ids, torch.tensor(tokens, dtype=torch.int64)]))
 
 

@@ -53,8 +53,8 @@ class Exported:
 def export_model(settings: ExportSettings) -> Exported:
     """Write the folder as a whole or not at all, and upload it if that is asked for.
 
-    Weights are copied from file to file, see `write_weights` for the memory. At a step of a run that trained an LLM
-    which files lay out otherwise than memory, such as Mixtral, all of them are in memory.
+    Weights are copied from file to file, see `write_weights` for the memory. All weights are in memory at once for a
+    step of a run that trained an LLM whose weights have another layout in files than in memory, as Mixtral's.
 
     Raises:
         UserError: the source is no LLaVA folder and no finished run, or has no such checkpoint; `out` is not empty;

@@ -13,7 +13,7 @@ from trainer.model import checkpoints
 from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.fsdp import state_of
 from trainer.model.llm_weights import other_head
-from trainer.model.load import ModelFolder, load_as_stored, open_model_folder
+from trainer.model.load import ModelFolder, load_in_own_dtype, open_model_folder
 from trainer.model.lora import merged_weight
 from trainer.model.pretrained import some
 from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
@@ -149,8 +149,8 @@ def _with_trained(
     there = {entry.name: entry for entry in weights}
     own = {entry.name: entry for entry in trained if not entry.name.startswith(_BESIDE)}
     model = None
-    if any(_target(name) not in there for name in own):  # the files lay it out otherwise than the model that trained
-        model = load_as_stored(start)
+    if any(_target(name) not in there for name in own):  # a weight has another layout in files than in memory
+        model = load_in_own_dtype(start)
         there = _entries(state_of(model))
     replaced: dict[str, Entry] = {}
     for name, entry in own.items():
@@ -178,7 +178,7 @@ def _entries(state: Mapping[str, torch.Tensor]) -> dict[str, Entry]:
 
 
 def _target(name: str) -> str:
-    """Return the weight that a checkpoint's tensor replaces, or is part of an adapter of."""
+    """Return the name of the weight that a checkpoint's tensor replaces or adapts."""
     layer, adapter, _ = name.partition(_ADAPTER)
     return f"{layer}.weight" if adapter else name
 

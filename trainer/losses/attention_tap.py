@@ -149,7 +149,7 @@ class AttentionTap:
                 f"loss.basic.degree: the attention of an LLM of the model type {config.model_type!r} cannot be read; "
                 f"expected one of {', '.join(FAMILIES + DECODERS)}; set loss.basic.degree: equal"
             )
-        _check_implementation(config)
+        _implementation(config)  # only for its check
         assert 1 <= layers <= len(self._llm.layers), layers
         assert all(layer.self_attn.config is config for layer in self._llm.layers)
 
@@ -166,7 +166,7 @@ class AttentionTap:
             UserError: the LLM's attention implementation was set since, and to none of `IMPLEMENTATIONS`.
         """
         config = self._llm.config
-        base, before = _check_implementation(config), config._attn_implementation
+        base, before = _implementation(config), config._attn_implementation
         layers: list[nn.Module] = [layer.self_attn for layer in self._llm.layers[: self._layers]]
         assert not any(_OPEN in layer.__dict__ for layer in layers), "the tap is open already"
         recording = AttentionRecording(columns, rows, valid, layers)
@@ -182,7 +182,7 @@ class AttentionTap:
                 layer.__dict__.pop(_OPEN, None)
 
 
-def _check_implementation(config: Any) -> str:  # noqa: ANN401 - of any LLM
+def _implementation(config: Any) -> str:  # noqa: ANN401 - of any LLM
     """Return the name of an LLM's attention implementation, also while a tap of another LLM with this config is open.
 
     Raises:

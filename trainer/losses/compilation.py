@@ -9,10 +9,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def uncompiled(function: _Function) -> _Function:
-    """Run a function and all that it calls as written."""
+    """Exclude a function, and all that it calls, from compilation."""
     return cast("_Function", torch.compiler.disable(function))
 
 
 def uncompiled_itself(function: _Function) -> _Function:
-    """Run a function as written, but compile each that it calls on its own."""
+    """Exclude a function, but not what it calls, from compilation."""
     return cast("_Function", torch.compiler.disable(function, recursive=False))

@@ -37,9 +37,8 @@ def check_model_folder(folder: Path) -> LlavaFolder:
     No weights are read.
 
     Raises:
-        UserError: the folder is no LLaVA folder, or its processor gives an image another number of tokens than its
-            tower and `vision_feature_select_strategy` give features, or its token for an image is not `<image>`, or
-            they use different ids for it.
+        UserError: it is no LLaVA folder; its processor and tower disagree on the number of an image's tokens, or on the
+            id of `<image>`; or its token for an image is another.
     """
     said = read_config(folder)
     check_plain(str(folder), said)

@@ -146,10 +146,10 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
     return model
 
 
-def load_as_stored(folder: ModelFolder) -> AlignedLlava:
-    """Load the model in the precision that its folder says.
+def load_in_own_dtype(folder: ModelFolder) -> AlignedLlava:
+    """Load the model in its folder's dtype, with tensors laid out as a run trains them.
 
-    This gives tensors that transformers lays out otherwise in memory than in files, such as a mixture's experts.
+    transformers stacks a mixture's experts, for example, which files hold one by one.
 
     Raises:
         UserError: the files are damaged.

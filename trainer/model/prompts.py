@@ -44,7 +44,6 @@ class RenderedText(NamedTuple):
 
 
 Template: TypeAlias = Callable[[list[Message]], RenderedText]
-Prompt: TypeAlias = Callable[[list[Message]], str]
 
 
 def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
@@ -156,14 +155,16 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
     return by_chat_template(with_fixed_date(source), tokenizer, otherwise=", or choose vicuna_v1")
 
 
-def load_prompt(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER) -> Prompt:
+def load_prompt(
+    name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER
+) -> Callable[[list[Message]], str]:
     """Return the function that writes messages up to an answer that is to follow, as processors write prompts.
 
     Raises:
         UserError: see `load_template`.
     """
     if name == "own":
-        load_template(name, tokenizer)
+        load_template(name, tokenizer)  # only for its checks
         source = with_fixed_date(str(chat_template(tokenizer)))
         return lambda messages: render_prompt(messages, tokenizer, source)
     render = load_template(name, tokenizer, image_token)

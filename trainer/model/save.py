@@ -11,7 +11,7 @@ from trainer.model.aligned_llava import AlignedLlava, part
 from trainer.model.aspect_ratio import write_image_processor
 from trainer.model.borders import saving
 from trainer.model.fsdp import agreed, round_state, state_of, whole_state
-from trainer.model.load import ModelFolder, load_as_stored
+from trainer.model.load import ModelFolder, load_in_own_dtype
 from trainer.model.lora import merge_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
@@ -43,7 +43,7 @@ def save_model(model: AlignedLlava, start: ModelFolder, out: Path, recipe: Recip
         if write:
             dtype = start.config.dtype or torch.float32
             if absent := [name for name in frozen.values() if canonical(name) not in files]:
-                whole = state_of(load_as_stored(start))
+                whole = state_of(load_in_own_dtype(start))
                 files |= {canonical(name): whole[name].detach for name in absent}
             if recipe.lora is not None:
                 merge_adapters(state, files, recipe.lora, dtype)

@@ -81,10 +81,10 @@ class AlignTrainer(ResumingTrainer):
         self._terms: dict[str, torch.Tensor] = {}
         self._weights = {"lm": recipe.loss.lm} if recipe.loss.lm else {}
         """The weight of each term in the last loss, by name."""
-        self._logged: dict[str, list[torch.Tensor]] = {
+        self._since_log: dict[str, list[torch.Tensor]] = {
             name: [] for term in [*self._weights, *balances] for name in (f"loss_{term}", *_BESIDE.get(term, ()))
         }
-        """What micro-batches since the last log line give it, by name."""
+        """Values of micro-batches since the last log line, by name."""
         self._steps = 0
         """Number of steps since then."""
         self._measured: dict[str, float] = {}
@@ -123,7 +123,7 @@ class AlignTrainer(ResumingTrainer):
         return (loss, given) if return_outputs else loss
 
     def _shares(self, trained: int, trained_in_step: torch.Tensor | int | None) -> dict[str, Any]:
-        """Compute by what each term of a micro-batch is multiplied, so that those of a step add up to its mean.
+        """Return each term's factor in a micro-batch's loss, so that the micro-batches of a step add up to its mean.
 
         Gradients and the logged loss are means over processes, so each share is multiplied by their number.
         """
@@ -178,20 +178,20 @@ class AlignTrainer(ResumingTrainer):
     def _remember(self, given: dict[str, torch.Tensor]) -> None:
         self._steps += self.accelerator.sync_gradients
         for name, value in self._terms.items():
-            self._logged[f"loss_{name}"].append(value)
-        for name in self._logged.keys() & given.keys():
-            self._logged[name].append(given[name])
+            self._since_log[f"loss_{name}"].append(value)
+        for name in self._since_log.keys() & given.keys():
+            self._since_log[name].append(given[name])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the Trainer's log line.
 
-        It also has each term as a mean over steps, of which one without it counts 0, as in `loss`; the term's weight in
-        the last of them; N, the temperature, and the last measurement of the gradients.
+        It also has the terms as means over the line's steps, as in `loss`; a step without the term counts as 0. Besides
+        them it has each weight in the last step, N, the temperature, and the last measurement of the gradients.
         """
         if "loss" in logs:
             in_line = max(1, self._steps) * self.accelerator.num_processes
-            drawn = sum(int(pairs) > 0 for pairs in self._logged.get("sea_pairs", ()))
-            for name, values in self._logged.items():  # the same names on all processes: `reduce` waits for all
+            drawn = sum(int(pairs) > 0 for pairs in self._since_log.get("sea_pairs", ()))
+            for name, values in self._since_log.items():  # the same names on all processes: `reduce` waits for all
                 # What no micro-batch has is left out, such as an L_a without pairs.
                 counted = drawn if name in ("loss_sea", "sea_pairs") else len(values)
                 own = torch.tensor([float(sum(values)), counted], device=self.args.device)
