@@ -22,8 +22,8 @@ class Version(NamedTuple):
     """What tells a file from a later one of its name."""
 
     size: int | None
-    mark: int | str | None
-    """Nanoseconds of its last change on this machine, what a store has instead, or None if that is unknown."""
+    marks: Mapping[str, int | str]
+    """By name: nanoseconds of its last change on this machine, or what a store says of it; empty if unknown."""
 
 
 class BadSample(NamedTuple):

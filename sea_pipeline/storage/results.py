@@ -61,6 +61,7 @@ def _has(path: Path, mark: bytes) -> bool:
 
 def _refuse_inputs(expected: str, real: Path, reads: Iterable[Place]) -> None:
     local = [read for read in reads if isinstance(read, Path) and read.exists()]
+    real = Path(os.path.abspath(real))  # noqa: PTH100 - without following links, of which the caller has followed one
     for read in local:
         places = (real, *real.parents) if read.is_dir() else (real,)
         if any(one.exists() and one.samefile(read) for one in places):

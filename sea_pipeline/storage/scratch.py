@@ -39,7 +39,9 @@ def is_abandoned(scratch: Path) -> bool:
     named, process = ["", "", *scratch.name.split(".")][-3:-1]
     if named == host():
         return process.isdigit() and not _alive(int(process))
-    return _OF_LINUX.fullmatch(scratch.name) is not None and _is_untouched(scratch)
+    # An empty file takes no room, and may be the one by which a run's workers see its folder, however long it runs.
+    is_empty = scratch.is_file() and not scratch.stat().st_size
+    return _OF_LINUX.fullmatch(scratch.name) is not None and not is_empty and _is_untouched(scratch)
 
 
 def _is_untouched(scratch: Path) -> bool:

@@ -215,7 +215,9 @@ def _see_for(seconds: float) -> None:
 
 def test_a_model_that_does_not_load_is_one_line(work: Work, tmp_path: Path) -> None:
     said: list[str] = []
-    with pytest.raises(UserError, match=r"no worker can work: .*MemoryError: the model is too large \(see .*worker-"):
+    with pytest.raises(
+        UserError, match=r"no worker can work: .*MemoryError: the model is too .* raise its limits .* \(see .*worker-"
+    ):
         work(planted_ledger(tmp_path / "out"), PlantedJob(tmp_path, loading="raise"), said=said)
     assert said
     assert any(name.startswith("worker-") for name in logs(tmp_path / "out"))
@@ -351,14 +353,14 @@ def test_a_worker_knows_the_listed_files_by_their_size_if_their_times_are_of_ano
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, opened = planted_ledger(tmp_path / "out"), []
-    ledger.versions = {"x.tar": Version(5, 7), "in a store": Version(5, "etag")}
+    ledger.versions = {"x.tar": Version(5, {"mtime_ns": 7}), "in a store": Version(5, {"ETag": "a"})}
     plugin = worker.StagePlugin(PlantedJob(tmp_path / "none"), ledger, None, "kept")
     monkeypatch.setattr(worker, "open_source", lambda _, versions: opened.append(versions))
     for host in (platform.node(), "another"):
         monkeypatch.setattr(platform, "node", lambda host=host: host)
         plugin.setup(None)  # type: ignore[arg-type]  # dask's worker, which is not looked at
         plugin.ready()
-    assert opened == [ledger.versions, ledger.versions | {"x.tar": Version(5, None)}]
+    assert opened == [ledger.versions, ledger.versions | {"x.tar": Version(5, {})}]
 
 
 def test_every_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

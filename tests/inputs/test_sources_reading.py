@@ -15,8 +15,10 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
+from sea_pipeline.inputs.samples import Version
 from sea_pipeline.inputs.sources import forward, list_samples, open_source, remote, tables
 from sea_pipeline.inputs.sources.forward import Forward
+from sea_pipeline.inputs.sources.versions import ChangedError, keep_version
 from sea_pipeline.storage import retry
 from sea_pipeline.storage.retry import PassingError, may_pass, patiently
 from tests.support.contents import read_all
@@ -243,3 +245,32 @@ def test_keys_of_a_store_are_literal(s3: str, tmp_path: Path) -> None:
     written = {"x//y.png": b"A", "./x/y.png": b"B", "s3://bucket/literal//y.png": b"C"}
     write_list(tmp_path / "list.csv", [{"path": path} for path in written])
     assert read_all(list_samples(str(tmp_path / "list.csv"), "s3://bucket/literal")) == written
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "same"),
+    [
+        (Version(5, {"Last-Modified": "x", "ETag": "a"}), Version(5, {"Last-Modified": "x", "ETag": "b"}), True),
+        (Version(5, {"Last-Modified": "x", "ETag": "a"}), Version(5, {"Last-Modified": "y", "ETag": "a"}), True),
+        (Version(5, {"Last-Modified": "x"}), Version(5, {"ETag": "a"}), True),
+        (Version(5, {}), Version(None, {"ETag": "a"}), True),
+        (Version(5, {"mtime_ns": 1}), Version(6, {"mtime_ns": 1}), False),
+        (Version(5, {"mtime_ns": 1}), Version(5, {"mtime_ns": 2}), False),
+        (Version(5, {"Last-Modified": "x", "ETag": "a"}), Version(5, {"Last-Modified": "y", "ETag": "b"}), False),
+    ],
+)
+def test_a_file_has_changed_if_nothing_that_is_known_agrees(known: Version, found: Version, same: bool) -> None:
+    versions = {"x": known}
+    if same:
+        keep_version(versions, "x", found, "x")
+    else:
+        with pytest.raises(ChangedError, match="x: has changed since this run listed it"):
+            keep_version(versions, "x", found, "x")
+
+
+def test_a_changed_table_costs_no_row_alone(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", {"a.png": b"a"})
+    listing = list_samples(f"{tmp_path}/x.parquet")
+    source = open_source(listing.root, {"x.parquet": Version(1, {})})
+    with pytest.raises(ChangedError):
+        source.read(listing.samples[0].uri)

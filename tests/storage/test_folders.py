@@ -78,19 +78,21 @@ def test_what_a_process_of_another_container_writes_is_not_swept(
 ) -> None:
     """Containers that share the network of their machine share its name, and each numbers its processes anew."""
     names = []
-    for number in (0, 1):
+    for number in (0, 1, 2):
         with monkeypatch.context() as patch:
             patch.setattr(os, "getpid", lambda: DEAD)
             if number:
                 patch.setattr(os, "readlink", lambda path: "pid:[4026532999]")
             names.append(scratch_name(".model"))
-        (tmp_path / names[-1]).mkdir()
+    for name in names[:2]:
+        (tmp_path / name).mkdir()
     (tmp_path / names[1] / "weights").touch()
+    (tmp_path / names[2]).touch()
     like_it = tmp_path / ".model.v2.1.20261130"
     like_it.touch()
     scratch_beside(tmp_path / "model")
-    assert {path.name for path in tmp_path.iterdir()} == {names[1], like_it.name}
-    # One that nothing has changed for long is of a process that has ended.
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], like_it.name}
+    # One that nothing has changed for long is of a process that has ended, unless it is an empty mark.
     monkeypatch.setattr(scratch, "_SECONDS_UNTOUCHED", -1)
     scratch_beside(tmp_path / "model")
-    assert list(tmp_path.iterdir()) == [like_it]
+    assert {path.name for path in tmp_path.iterdir()} == {names[2], like_it.name}

@@ -29,17 +29,19 @@ def test_an_earlier_result_is_replaced(there: bytes | None, tmp_path: Path) -> N
     assert written(out, out.parent) == OURS, "also in a folder that is read"
 
 
-def test_other_files_are_kept(tmp_path: Path) -> None:
+def test_other_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, folder = tmp_path / "data.json", tmp_path / "labels"
     data.write_bytes(b"[]")
     (folder / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "empty.json").touch()
+    monkeypatch.chdir(folder / "deep")
     for out, reads, said in (
         (data, [], f"--out {data}: expected a file to write; found one that the command did not write"),
         (data, [data], f"found {data}, which the command reads; name a file elsewhere"),
         (tmp_path / "empty.json", [tmp_path / "empty.json"], "which the command reads"),
         (tmp_path / "link" / "deep" / "x", [folder], f"found a path in {folder}, which the command reads"),
+        (Path("x"), [Path("..")], r"found a path in \.\., which the command reads"),
         (folder, [], "found a folder; name a file in it"),
     ):
         with pytest.raises(UserError, match=said):

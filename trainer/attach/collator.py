@@ -77,7 +77,7 @@ class CarryIds:
         if IDS in batch:
             batch[IDS] = names_by_sample(batch[IDS])
             return batch
-        if alone is not None and _is_another_order(_images(batch), alone):
+        if alone is not None and _is_another_order(batch, alone):
             raise UserError(
                 "AttachMixin: expected the images of a batch in the order of its rows; found another order, in which "
                 "they would get other images' names; keep the order in the collator, or have it return "
@@ -124,11 +124,16 @@ def _images(batch: Any) -> list[bytes]:  # noqa: ANN401 - whatever a collator gi
     return [one.contiguous().view(torch.uint8).numpy().tobytes() for one in pixels if one.any()]
 
 
-def _is_another_order(found: Sequence[bytes], wanted: Sequence[bytes]) -> bool:
+def _is_another_order(batch: Any, wanted: Sequence[bytes]) -> bool:  # noqa: ANN401 - whatever a collator gives
     """Tell whether a batch has the images that its rows have alone, but in another order, repeated or left out.
 
-    An image that no row has alone tells nothing: a collator may draw it anew, or pad it to the batch's largest.
+    An image that no row has alone tells nothing: a collator may draw it anew, or pad it to the batch's largest. So do
+    images that are no tensor, such as arrays of different sizes.
     """
+    try:
+        found = _images(batch)
+    except (ValueError, TypeError, RuntimeError):
+        return False
     return found != wanted and set(found) <= set(wanted)
 
 

@@ -175,8 +175,7 @@ class LocalFiles:
     def names(self, left_out: Counter[str]) -> Iterator[str]:
         """See `Files`. Follow links to folders unless they lead back to a folder above them."""
         top = os.fsencode(self._root)
-        above = tuple((status.st_dev, status.st_ino) for status in map(os.stat, Path(self._root).resolve().parents))
-        stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", above)]
+        stack: list[tuple[bytes, tuple[tuple[int, int], ...]]] = [(b"", tuple(_above(self._root)))]
         while stack:
             inner, trail = stack.pop()
             here = os.path.join(top, inner)  # noqa: PTH118 - bytes: names need not be UTF-8
@@ -189,7 +188,7 @@ class LocalFiles:
                 left_out[unlisted(os.fsdecode(inner))] += 1
                 continue
             identity = (status.st_dev, status.st_ino)
-            if identity in trail:
+            if status.st_ino and identity in trail:  # 0 is what network drives of Windows say of each folder
                 left_out["links that lead back to a folder above them"] += 1
                 continue
             for entry in entries:
@@ -198,6 +197,14 @@ class LocalFiles:
                     stack.append((name, (*trail, identity)))
                 else:
                     yield name.decode("utf-8", "surrogateescape")
+
+
+def _above(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield what identifies each folder above the root, if it can be asked for."""
+    for folder in Path(os.path.realpath(root)).parents:
+        with suppress(OSError):
+            status = folder.stat()
+            yield status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

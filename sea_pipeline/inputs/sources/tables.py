@@ -33,6 +33,7 @@ from sea_pipeline.inputs.sources.files import Files, reading
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.inputs.sources.order import OPEN_FILES
 from sea_pipeline.inputs.sources.values import FAULTS, MISSING, NoId, bytes_of, id_texts
+from sea_pipeline.inputs.sources.versions import ChangedError
 from sea_pipeline.storage.parquet import refuse_other_counts
 
 PREFIX = "parquet:"
@@ -87,6 +88,8 @@ class TableSource:
             if name not in self._open:
                 try:
                     self._open[name] = _forward(self._files, name)
+                except ChangedError:
+                    raise
                 except (*FAULTS, UserError) as error:
                     _refuse_passing(error)
                     raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error

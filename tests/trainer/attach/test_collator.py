@@ -66,3 +66,11 @@ def test_only_the_first_rows_are_collated_alone(pictures: Pictures) -> None:
         drawn.append([(batch["drawn"], batch["pixel_values"].tolist()) for batch in found])
     assert drawn[0] == drawn[1]
     assert sizes == [1, 2, *[1, 1, 2] * 7, 2, *[2] * 9]
+
+
+def test_images_that_are_no_tensor_tell_nothing(pictures: Pictures) -> None:
+    def collate(rows: Any) -> Batch:
+        return {"pixel_values": [np.ones((3, 2, len(row["image_ids"]))) for row in rows]}
+
+    given = rows(pictures, "wide.png", "other.png")
+    assert CarryIds(collate, needed=True)(given)["image_ids"] == [["wide.png"], ["other.png"]]
