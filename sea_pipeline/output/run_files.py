@@ -85,10 +85,10 @@ def _stage_names(path: Path) -> list[str]:
     return []
 
 
-def read_log(path: Path, *, finished: bool = False) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """Read the logged objects of a run's `metrics.jsonl`.
 
-    A last line that a kill has cut in half is left out, unless the run is `finished`. An absent file has none.
+    A last line that a kill has cut in half is left out. An absent file has none.
 
     Raises:
         UserError: another line is damaged.
@@ -103,7 +103,7 @@ def read_log(path: Path, *, finished: bool = False) -> list[dict[str, Any]]:
             line = json.loads(text.decode("utf-8"))
         if isinstance(line, dict) and all(isinstance(line.get(key), int | float) for key in ("step", "seconds")):
             lines.append(line)
-        elif number < len(texts) or finished:
+        elif number < len(texts):
             raise UserError(
                 f"{path}: line {number}: damaged: expected a JSON object with the numbers step and seconds; put back a "
                 "copy of the file, or remove that line, and run the same command again"

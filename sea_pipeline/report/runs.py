@@ -196,7 +196,7 @@ def _image(image: dict[str, Any], kind: str) -> dict[str, Any]:
 def _curves(path: Path) -> dict[str, dict[str, list[float]]]:
     """Read, for each metric, the logged steps and values that are finite, and of the rows last measured on."""
     curves: dict[str, dict[str, list[float]]] = {}
-    for line in comparable(read_log(path, finished=True)):
+    for line in comparable(read_log(path)):
         for name, value in line.items():
             if name not in _NOT_CURVES and isinstance(value, int | float) and math.isfinite(value):
                 curve = curves.setdefault(name, {"steps": [], "values": []})

@@ -256,10 +256,11 @@ def sweep(root: Place) -> None:
 
 
 def _remove_abandoned(scratch: Iterable[Path]) -> None:
-    for leftover in scratch:
-        if is_abandoned(leftover):
-            with suppress(OSError):
-                leftover.unlink()
+    with suppress(OSError):  # without the right to look there; writing says so
+        for leftover in scratch:
+            if is_abandoned(leftover):
+                with suppress(OSError):
+                    leftover.unlink()
 
 
 def scratch_path(root: Place, name: str) -> Path:

@@ -285,9 +285,10 @@ def test_a_damaged_line_of_the_log_is_named_and_its_advice_ends_in_a_report(comm
             read_log(log)
         log.write_bytes(b"\n".join([*lines, half]))
         assert [line["step"] for line in read_log(log)] == [0, 1], "a kill may end the last line"
-        code, _, said = command(*asked)
-        assert (code, said.count("\n")) == (1, 1), "but not that of a finished run"
-        assert said.startswith(f"error: {log}: line 3: damaged: ")
+    log.write_bytes(b"\n".join([half, *lines]))
+    code, _, said = command(*asked)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith(f"error: {log}: line 1: damaged: ")
     log.write_bytes(b"\n".join([*lines, b""]))
     assert command(*asked)[0] == 0
     assert read_log(tmp_path / "absent") == []

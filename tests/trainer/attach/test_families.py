@@ -192,18 +192,19 @@ def test_the_table_is_the_one_that_is_tested() -> None:
     assert FAMILIES.keys() == MAKERS.keys()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_an_image_that_is_not_upright_is_refused(name: str, pictures: Pictures, attached: Any) -> None:
     """Of the others, pixels of one size say nothing of it."""
     made = tiny(name)
     one = attached(made, labels=pictures.open(), sea={})
     turned = pictures.image("wide.png").rotate(90, expand=True)
-    with torch.no_grad():
-        made.model(**made.batch([([turned], "red")]))
+    made.model(**made.batch([([turned], "red")]))
     with pytest.raises(UserError, match=f"{name}: expected .* upright and whole"):
         one.loss(["wide.png"])
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "qwen2_5_vl"])
 def test_an_image_of_another_shape_is_refused(name: str, pictures: Pictures, attached: Any) -> None:
     """A resized copy, of which either side may be rounded, has the label's shape."""
@@ -214,8 +215,7 @@ def test_an_image_of_another_shape_is_refused(name: str, pictures: Pictures, att
     copies = [(wide.resize((77, 38)), "wide.png", True), (wide.resize((300, 200)), "rounded", True)]
     others = [(wide.crop((0, 0, 48, 48)), "wide.png", False), (wide.resize((64, 64)), "wide.png", False)]
     for image, named, fits in copies + others:
-        with torch.no_grad():
-            made.model(**made.batch([([image], "red")]))
+        made.model(**made.batch([([image], "red")]))
         if fits:
             one.loss([named])
             continue
