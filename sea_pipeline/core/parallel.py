@@ -36,8 +36,7 @@ class ThreadPool(ThreadPoolExecutor):
         See `Executor`.
         """
         try:
-            if len(self._threads) < self._max_workers:
-                mmap.mmap(-1, _ROOM).close()
+            mmap.mmap(-1, _ROOM).close()
         except OSError as error:
             raise MemoryError("no memory for a thread") from error
         return super().submit(work, *given, **named)

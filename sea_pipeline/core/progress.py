@@ -148,6 +148,21 @@ def without_progress_bars(*libraries: Any) -> Iterator[None]:  # noqa: ANN401 - 
             one.enable_progress_bars()
 
 
+@contextmanager
+def without_transformers_bars() -> Iterator[None]:
+    """Keep transformers, and huggingface_hub with it, from drawing bars inside the block."""
+    import transformers  # here, because its import takes seconds
+
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def process_peak_bytes() -> int:
     """Return the largest resident memory that this process has had, in bytes."""
     import resource  # here, because Windows lacks it and can read labels nevertheless

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sea_pipeline.core.devices import exact_float32
 from sea_pipeline.core.extras import package_folder, require
-from sea_pipeline.core.progress import Advance
+from sea_pipeline.core.progress import Advance, without_transformers_bars
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.encoders.packed import pack
 from sea_pipeline.encoders.spec import PACKAGED_SIDE, PACKAGED_STRIDE, EncoderSpec
@@ -114,9 +114,11 @@ class PackagedEncoder:
     @cached_property
     def _text_model(self) -> tuple[Any, Any]:
         transformers = require("transformers", "demo")
-        transformers.utils.logging.disable_progress_bar()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self._text_folder, local_files_only=True)
-        model = transformers.AutoModel.from_pretrained(self._text_folder, local_files_only=True, dtype=torch.float32)
+        with without_transformers_bars():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._text_folder, local_files_only=True)
+            model = transformers.AutoModel.from_pretrained(
+                self._text_folder, local_files_only=True, dtype=torch.float32
+            )
         model = model.to(self.device).eval()
         if self.device == "cpu":
             pack(model, torch.float32)

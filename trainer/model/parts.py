@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import package_folder, require
+from sea_pipeline.core.progress import without_transformers_bars
 from sea_pipeline.encoders.spec import packaged_side, split_s2
 from sea_pipeline.storage.json_files import read_json
 from trainer.model.folder_check import image_shape
@@ -99,15 +100,13 @@ def quiet() -> Iterator[None]:
     What matters of the reports is raised as an error.
     """
     logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with without_transformers_bars():
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None) -> VisionPart:

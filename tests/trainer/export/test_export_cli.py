@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoTokenizer
 
 from tests.support.initialised import edit
@@ -44,7 +44,6 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
     monkeypatch.setattr(hub, "HfApi", Api)
     monkeypatch.setattr(hub, "get_token", lambda: "a token")
     monkeypatch.setattr(Api, "error", None)
-    enable_progress_bars()  # the packaged encoder switches them off for its process
     return Api
 
 
