@@ -149,11 +149,12 @@ def without_progress_bars(*libraries: Any) -> Iterator[None]:  # noqa: ANN401 - 
 
 
 @contextmanager
-def without_transformers_bars() -> Iterator[None]:
-    """Keep transformers, and huggingface_hub with it, from drawing bars inside the block."""
-    import transformers  # here, because its import takes seconds
+def without_transformers_bars(logging: Any) -> Iterator[None]:  # noqa: ANN401 - a module
+    """Keep transformers, and huggingface_hub with it, from drawing bars inside the block.
 
-    logging: Any = transformers.utils.logging
+    Args:
+        logging: `transformers.utils.logging`.
+    """
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

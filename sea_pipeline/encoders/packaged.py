@@ -114,7 +114,7 @@ class PackagedEncoder:
     @cached_property
     def _text_model(self) -> tuple[Any, Any]:
         transformers = require("transformers", "demo")
-        with without_transformers_bars():
+        with without_transformers_bars(transformers.utils.logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self._text_folder, local_files_only=True)
             model = transformers.AutoModel.from_pretrained(
                 self._text_folder, local_files_only=True, dtype=torch.float32

@@ -110,9 +110,11 @@ def test_a_worker_that_dies_with_its_result_is_told_by_us_alone(caplog: pytest.L
         result = client.submit(int, pure=False, workers=[worker])  # so that no other one makes it again
         while result.status != "finished":
             time.sleep(0.01)
+        dying = psutil.Process(process)
         os.kill(process, signal.SIGKILL)
-        while psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while dying.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
         with pytest.raises(TimeoutError):
             result.result(timeout=1)
         result.cancel()

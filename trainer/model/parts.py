@@ -103,7 +103,7 @@ def quiet() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with without_transformers_bars():
+        with without_transformers_bars(logging):
             yield
     finally:
         logging.set_verbosity(verbosity)
