@@ -27,8 +27,11 @@ MENDABLE, MISUSED, FAILED_SHARDS, INTERRUPTED = 1, 2, 3, 130
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print the object of `--json` on one line, which must be the only output on stdout."""
-    print(json.dumps(value))
+    """Print the object of `--json` on one line, which must be the only output on stdout.
+
+    Numbers that are not finite become null, because JSON has no others.
+    """
+    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
 
 
 def _version(wanted: bool) -> None:

@@ -15,15 +15,19 @@ _KINDS = {
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown names."""
+    """A frozen model that refuses unknown names, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Device = Annotated[
     str,
     Field(description="The device to compute on: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."),
 ]
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""An integer that every reader of JSON holds exactly, and that NumPy, torch and `islice` take."""
+Positive = Annotated[Count, Field(ge=1)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy and torch both take."""

@@ -13,13 +13,12 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.renamed import renamed
-from sea_pipeline.core.settings import Options, Settings, complaint
+from sea_pipeline.core.settings import Options, Positive, Settings, complaint
+from sea_pipeline.core.yaml_keys import UniqueKeyLoader
 from sea_pipeline.storage.paths import data_folder
 
 if not TYPE_CHECKING:
     __getattr__ = renamed(__name__, __name__, {"Crew": "WorkerSettings", "Existing": "ExistingCluster"})
-
-_Count = Annotated[int, Field(ge=1)]
 
 # Options of the commands that work shard by shard, as types of their settings' fields.
 ShardSize = Annotated[
@@ -49,7 +48,7 @@ class LocalCluster(_Cluster):
     """Processes of this machine that divide its cores and memory evenly; each does one shard at a time."""
 
     kind: Literal["local"] = "local"
-    workers: _Count = 2
+    workers: Positive = 2
     gpus: tuple[str, ...] = ()
     """The GPUs, one for each worker, named as in CUDA_VISIBLE_DEVICES. Empty for workers without a GPU."""
     memory_limit: str = "auto"
@@ -76,13 +75,13 @@ class SlurmCluster(_Cluster):
     """Slurm jobs with one worker each. While there is work, a new job replaces one that has ended."""
 
     kind: Literal["slurm"] = "slurm"
-    jobs: _Count
+    jobs: Positive
     gpus: Annotated[int, Field(ge=0, le=1)] = 1
     """The number of GPUs per job."""
-    cores: _Count
+    cores: Positive
     memory: str
     """The memory of a job, such as 64GB."""
-    walltime: Annotated[int, Field(ge=20)]
+    walltime: Annotated[Positive, Field(ge=20)]
     """The time limit of a job in minutes. Workers end one to nine minutes earlier, so that not all end at once."""
     partition: str | None = None
     account: str | None = None
@@ -119,7 +118,7 @@ _OVER_SSH = (
 class WorkerSettings(Settings):
     """The options that choose which processes do the shards. By default this process does all of them."""
 
-    workers: _Count | None = None
+    workers: Positive | None = None
     """The number of worker processes on this machine (needs the extra dask). With GPUs, each worker has its own GPU.
     Default: this process does all the work."""
     scheduler: str | None = None
@@ -228,7 +227,7 @@ def load_cluster(name: str) -> _InFiles:
         advice = _OVER_SSH if name == "ssh" else ""
         raise UserError(f"--cluster {name}: expected a YAML file, or one of {known}{advice}")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), UniqueKeyLoader)
         if not isinstance(content, dict):
             raise UserError(f"{path}: expected keys and values, as jobs/clusters/local.yaml has; found {content!r:.40}")
         if content.get("kind") == "ssh":

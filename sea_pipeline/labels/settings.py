@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Seed, Settings
+from sea_pipeline.core.settings import Device, Positive, Seed, Settings
 from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from sea_pipeline.search import Backend
@@ -58,7 +58,7 @@ class LabelSettings(Settings):
     """The output folder, or its URL (s3://…). Default: a folder in runs/labels, named after the settings."""
     crops: Annotated[int, Field(ge=0, le=999)] = 0
     """Also label this many random square crops of each image, for training on crops."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Positive | None = None
     """Label only the first N images, in the order of their ids. Default: all."""
     device: Device = "auto"
     search: Backend = "auto"
@@ -78,17 +78,17 @@ class LabelSettings(Settings):
 class ForecastSettings(LabelSettings):
     """The options of `sea-pipeline plan`, whose `images` are those it measures."""
 
-    planned: Annotated[int, Field(ge=1)]
+    planned: Positive
     """The number of images that you want to label."""
     images: str | None = None
     """The photos to measure on, given as for --images of label. Choose photos like yours. Default: the packaged sample
     photos."""
-    measure: Annotated[int, Field(ge=16)] = 64
+    measure: Annotated[Positive, Field(ge=16)] = 64
     """The number of images to label for the measurement, at least 16. On a machine with many cores, more are
     labelled."""
     workers: Annotated[int, Field(ge=1, le=100_000)] = 64
     """The largest number of workers in the forecast."""
-    price: Annotated[float, Field(ge=0)] | None = None
+    price: Annotated[float, Field(ge=0, le=1e12)] | None = None
     """The price of one worker for one hour, in any currency. Default: the forecast has no costs."""
 
 
@@ -104,7 +104,7 @@ class ProbeSettings(Settings):
     measured with all of its kinds of patch vectors. Default: packaged."""
     wordlist: _WordList = "2of12"
     top_n: _TopN = 10
-    limit: Annotated[int, Field(ge=2)] = 200
+    limit: Annotated[Positive, Field(ge=2)] = 200
     """The largest number of captioned images to use."""
     seed: Seed = 0
     """The random seed for the choice of images and for the intervals."""
@@ -121,7 +121,7 @@ class LlmProbeSettings(Settings):
     text: Path | None = None
     """With --llm: a UTF-8 text file for the LLM to read. Default: a packaged English text."""
     # Lenses are always fitted to the default text.
-    layers: Annotated[int, Field(ge=1)] | None = None
+    layers: Positive | None = None
     """With --llm: the number of layers that are summed, k of BASIC's Eq. 4. Default: half of the LLM's layers."""
     layer_weights: Literal["inc", "const", "dec"] = "inc"
     """With --llm: how the layers are weighted, w_i of BASIC's Eq. 4. inc: later layers count more. const: all

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.core.settings import Strict, complaint
+from sea_pipeline.core.settings import Count, Strict, complaint
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
-from sea_pipeline.storage.json_files import Count, Moment, PathInside, Seconds, Sha256, Text, json_object
+from sea_pipeline.storage.json_files import Moment, PathInside, Seconds, Sha256, Text, json_object
 from sea_pipeline.storage.paths import Place, below
 from sea_pipeline.storage.retry import StoreError
 

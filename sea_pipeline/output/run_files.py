@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, Field, ValidationError
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.settings import Count
 from sea_pipeline.output.records import Record, first_problem
-from sea_pipeline.storage.json_files import Count, Seconds, Text, json_object, read_json
+from sea_pipeline.storage.json_files import Seconds, Text, json_object, read_json
 
 MEASURED_ON = "measured_on"
 """The key of a logged evaluation that says of which held-out rows and labels it is; early versions lack it."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Settings
+from sea_pipeline.core.settings import Count, Device, Positive, Settings
 
 MOST_PHOTOS = 2000
 """The default number of photos of labels."""
@@ -18,10 +18,10 @@ class ReportSettings(Settings):
     """A folder of labels, folders of runs, or both. Several runs are shown side by side."""
     out: Path = Path("report.html")
     """The HTML file to write."""
-    images: Annotated[int, Field(ge=0)] = 8
+    images: Count = 8
     """The number of photos that the model of each run looks at, held-out ones if there are any. 0: show only earlier
     results."""
-    limit: Annotated[int, Field(ge=1)] | None = MOST_PHOTOS
+    limit: Positive | None = MOST_PHOTOS
     """Show only the first N photos of the labels. Each takes 20 to 40 kB of the file, and browsers open files of up to
     some 500 MB."""
     words: Annotated[int, Field(ge=1, le=100)] | None = None

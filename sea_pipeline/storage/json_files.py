@@ -28,6 +28,17 @@ def _inside(path: str) -> str:
     return path
 
 
+def folder_name(name: str) -> str:
+    """Check that a name of a folder does not lead elsewhere, and return it.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+        raise ValueError("expected a folder's name, printable and without slashes")
+    return name
+
+
 def _without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("expected text without a NUL")
@@ -36,12 +47,11 @@ def _without_nul(text: str) -> str:
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A sha256 as `hashing.file_sha256` writes it."""
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-"""An integer that every reader of JSON holds exactly, below 2**53."""
 Seconds = Annotated[float, Field(ge=0)]
 Moment = Annotated[str, AfterValidator(_moment)]
 PathInside = Annotated[str, AfterValidator(_inside)]
 """A relative path with slashes that does not leave its folder."""
+FolderName = Annotated[str, AfterValidator(folder_name)]
 Text = Annotated[str, AfterValidator(_without_nul)]
 
 
@@ -76,6 +86,20 @@ def finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"expected finite numbers; found {text:.20}")
     return number
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its pairs, of which json would keep the last of each key without a word.
+
+    Raises:
+        ValueError: a key occurs twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        again = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has the key {again[:80]!r} twice; keep one of them")
+    return found
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -5,16 +5,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from math import inf, nan
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 import typer.main
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from sea_pipeline.cli import app
+from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.options import options_of, settings_of
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.core.settings import Settings, Strict
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.labels.settings import ForecastSettings, LabelSettings, LlmProbeSettings, ProbeSettings
 from sea_pipeline.report.settings import ReportSettings
@@ -24,6 +26,7 @@ from trainer.evaluation.settings import EvaluateSettings
 from trainer.export.settings import ExportSettings
 from trainer.model.settings import InitSettings
 from trainer.recipes.names import recipe_names
+from trainer.recipes.recipe import Recipe
 from trainer.teacher.settings import TeachSettings
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
@@ -125,6 +128,23 @@ class _Outer(Settings):
 def test_an_empty_text_is_no_path(command: Any, arguments: tuple[str, ...], named: str) -> None:
     """It would be the working folder."""
     refuses(command, f"error: {named}: expected a value; found an empty text; give one, or leave it out", *arguments)
+
+
+@pytest.mark.parametrize("settings", [*(settings for _, settings in MADE), Recipe])
+def test_numbers_are_finite_and_not_too_large_for_libraries(settings: type[BaseModel]) -> None:
+    for name, field in fields(settings):
+        kinds = {field.annotation, *get_args(field.annotation)} if name != "feature_layer" else set()  # has two sides
+        numbers = [10**20] if int in kinds else [inf, nan] if float in kinds else []
+        for number in numbers:
+            with pytest.raises(ValidationError, match=r"less than|finite number"):
+                TypeAdapter(Annotated[field.annotation, field], config=Strict.model_config).validate_python(number)
+
+
+def test_json_of_a_command_is_strict(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [inf, nan], "b": 1.5, "c": "NaN"})
+    assert capsys.readouterr().out == '{"a": [null, null], "b": 1.5, "c": "NaN"}\n'
+    for price in ("inf", "1e308"):
+        refuses(command, "error: --price: input should be ", "plan", "--images", 10, "--price", price)
 
 
 def test_settings_have_no_empty_texts() -> None:

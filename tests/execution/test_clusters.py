@@ -168,6 +168,7 @@ def test_every_packaged_file_is_one_by_its_name(file: Path) -> None:
         ("workers: 3\n", "kind: unable to extract tag"),
         ("kind: slurm\njobs: 0\n", "jobs: input should be greater than or equal to 1; cores: field required"),
         ("kind: local\nworkers: [\n", "is not YAML"),
+        ("kind: local\nkind: cuda\n", "is not YAML: line 2 has the key kind again, after line 1; keep one of them"),
         ("- kind: local\n", "expected keys and values, as jobs/clusters/local.yaml has; found [{'kind': 'local'}]"),
         ("kind: ssh\nhosts: [a]\n", "kind: expected local, cuda or slurm; found ssh; on hosts that you reach by ssh"),
         ("kind: local\nworkers: 4\ngpus: ['0', '1']\n", "gpus: expected one for each of 4 workers, found 2"),

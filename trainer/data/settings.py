@@ -1,11 +1,8 @@
 """Settings of `sea-pipeline tokens`. A field's docstring is its option's help; nothing loads torch."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.core.settings import Positive, Settings
 from trainer.recipes.options import ConversationTemplate
 
 
@@ -17,9 +14,9 @@ class TokensSettings(Settings):
     data: Path
     """The conversations: a LLaVA .json or .jsonl file."""
     template: ConversationTemplate = "own"
-    max_length: Annotated[int, Field(ge=1)] = 2048
+    max_length: Positive = 2048
     """The largest number of tokens in a row, image tokens included. Longer rows are cut."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Positive | None = None
     """Show only the first N rows. Default: all."""
-    visual_tokens: Annotated[int, Field(ge=1)] | None = None
+    visual_tokens: Positive | None = None
     """For an LLM: the number of tokens that an image becomes, such as 576."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import relative_path, shown
+from sea_pipeline.storage.json_files import unique_keys
 
 _FORMS = (
     "a list of objects with `image`, `question` and `label` (yes or no) or `answers` (a list of texts), or one such "
@@ -112,7 +113,7 @@ def _content(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{expected}; it cannot be read: {reason}") from error
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) < 2 or not _is_object(lines[0][1]):
@@ -131,7 +132,7 @@ def _is_object(line: str) -> bool:
 
 def _line(expected: str, number: int, line: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{expected}; line {number} cannot be read: {error}") from error
 

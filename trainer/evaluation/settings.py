@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Settings
+from sea_pipeline.core.settings import Device, Positive, Settings
 from trainer.recipes.options import PROMPT_FORMAT, BadRows, ConversationsFile, ImageRoot, TemplateName
 
 NEW_TOKENS = 48
@@ -36,10 +36,10 @@ class EvaluateSettings(Settings):
     lens_data: str | None = None
     """With --lens: the sentences, which are a LLaVA .json or .jsonl file, or samples for the packaged sample photos.
     Default: the training data of the model's run."""
-    limit_images: Annotated[int, Field(ge=1)] | None = None
+    limit_images: Positive | None = None
     """Use only the first N photos for --layers, --lens, --replace and --save-figures. Default: all for --layers and
     --lens, 8 for the others."""
-    new_tokens: Annotated[int, Field(ge=1)] = NEW_TOKENS
+    new_tokens: Positive = NEW_TOKENS
     """With --replace: the largest number of tokens in a description."""
     questions: Path | None = None
     """A JSON file of yes/no questions, questions with people's answers, or both. The share of right answers is measured
@@ -50,7 +50,7 @@ class EvaluateSettings(Settings):
     """A JSON file to write, with the results of --layers and --replace for each image."""
     save_figures: Path | None = None
     """A folder to write figures to, as PDF and PNG: words on patches with --labels, tokens by layer with --layers."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Positive = 8
     """The number of samples that the model reads at once."""
     bad_rows: BadRows = "stop"
     device: Device = "auto"

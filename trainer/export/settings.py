@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Settings
+from sea_pipeline.core.settings import Count, Settings
 
 Kind = Literal["model", "llm", "projector"]
 _Version = Annotated[int, Field(ge=4, le=5)]
@@ -19,7 +19,7 @@ class ExportSettings(Settings):
     """The folder of a run, or a LLaVA folder."""
     out: Path
     """The new folder to write."""
-    checkpoint: Annotated[int, Field(ge=0)] | None = None
+    checkpoint: Count | None = None
     """Export a run's weights at this step: one of keep_checkpoints, or 0 for its start. Default: its end."""
     names: _Version | None = None
     """Name weights and settings as version 4 or 5 of transformers does. transformers 4, transformers 5 and vLLM read

@@ -11,10 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from sea_pipeline.core.errors import MOST, UserError, one_line
 from sea_pipeline.core.settings import complaint
+from sea_pipeline.core.yaml_keys import UniqueKeyLoader
+from sea_pipeline.storage.json_files import folder_name
 from trainer.recipes.recipe import PRESETS, Recipe
 
 
-class _Yaml(yaml.SafeLoader):
+class _Yaml(UniqueKeyLoader):
     """A YAML loader that reads 1e-3 as a number, which YAML 1.1 reads as text for lack of a dot."""
 
 
@@ -45,11 +47,17 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
         UserError: something is wrong; one line names everything.
     """
     content = _read(path)
-    stages = content.pop("stages", None) or {"": {}}
+    given = content.pop("stages", None)
+    stages = given or {"": {}}
     if not isinstance(stages, dict) or not all(isinstance(stage, dict | None) for stage in stages.values()):
         raise UserError(f"{path}: stages: expected a mapping of names to keys; found {stages!r:.80}")
     common, own = _split_overrides(overrides)
     stages, own = _with_text_as_names(stages), _with_text_as_names(own)
+    for name in stages if given else ():
+        try:
+            folder_name(name)
+        except ValueError as error:
+            raise UserError(f"{path}: stages.{name!s:.80}: {error}") from error
     if unknown := sorted(own.keys() - stages.keys()):
         names = ", ".join(name for name in stages if name)
         wanted = f"expected one of its stages, {names}" if names else "it has no stages; give the key without them"
@@ -101,7 +109,7 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
     common: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
+        if not equals or not all(key.strip().split(".")):
             raise UserError(f"--set {text}: expected KEY=VALUE, such as loss.sea.weight=10")
         if not value.strip():  # YAML takes it for null, which would drop what the recipe says
             raise UserError(f"--set {text}: expected a value; found none; write {text.strip()}null for none")

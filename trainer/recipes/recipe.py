@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sea_pipeline.core.settings import Filled, Seed, Strict
+from sea_pipeline.core.settings import Count, Filled, Positive, Seed, Strict
+from sea_pipeline.storage.json_files import FolderName
 from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
@@ -74,7 +75,7 @@ class Data(Filled):
     template: Literal["plain", "vicuna_v1", "own"] = "own"
     """The prompt format. `plain`: image, caption, newline, as in LLaVA's stage 1. `vicuna_v1`: LLaVA-1.5's. `own`: the
     LLM's own chat template."""
-    max_length: Annotated[int, Field(ge=16)] = 2048
+    max_length: Annotated[Positive, Field(ge=16)] = 2048
     """The largest number of tokens in a sample, image tokens included."""
     held_out: Annotated[float, Field(ge=0)] = 0
     """The samples that are kept from training, for the metrics. Below 1 it is a share, from 1 on a number. The split
@@ -106,14 +107,15 @@ class LabelSource(Filled):
 
     path: str | Path | None = None
     """The folder of labels, or its URL. Default: the newest folder below runs/labels that fits the tower, holds the
-    images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made."""
+    images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made.
+    A named folder must have those that are named beside it."""
     wordlist: str = "2of12"
     """The word list, given as for `label --wordlist`."""
     encoder: str = "packaged"
     """The encoder, given as for `label --encoder`."""
-    top_n: Annotated[int, Field(ge=1)] = 10
+    top_n: Positive = 10
     """The largest number of labels per patch."""
-    crops: Annotated[int, Field(ge=0)] = 0
+    crops: Count = 0
     """The number of labelled crops of each image (`label --crops`). In each epoch one of them, or the image itself, is
     drawn."""
     transfer: bool = False
@@ -132,7 +134,7 @@ class Sea(Strict):
     2.659."""
     logit_scale_learnable: bool = True
     """Train the temperature."""
-    window: Annotated[int, Field(ge=1)] = 2
+    window: Positive = 2
     """k of the k x k windows. Each window gives one patch."""
     ragged: Literal["keep", "drop"] = "keep"
     """What to do with the smaller windows at the edge, which exist if k does not divide the grid."""
@@ -179,7 +181,7 @@ class Basic(Strict):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    layers: Annotated[int, Field(ge=1)] | None = None
+    layers: Positive | None = None
     """The number of layers that are summed, k of BASIC's Eq. 4 and 5. Default: half of the LLM's layers."""
     layer_weights: Literal["inc", "const", "dec"] = "inc"
     """How the layers are weighted, w_i of BASIC's Eq. 4. inc: later layers count more. const: all count the same. dec:
@@ -193,7 +195,7 @@ class Basic(Strict):
     normalise: Literal["none", "unit"] = "none"
     """How each layer's tokens are scaled before the sum. none: not at all. unit: to the same length."""
     # The mean length of the LLM's embeddings. Later layers' tokens are longer, and mostly so in one or two dimensions.
-    outliers: Annotated[int, Field(ge=0)] = 0
+    outliers: Count = 0
     """The number of dimensions of the supervision that are set to 0. They are those with the largest mean square in a
     batch."""
     lens: Literal["none", "ridge", "centred", "shuffled"] = "none"
@@ -219,7 +221,7 @@ class Loss(Strict):
     das: Das = Das()
     sds: Sds = Sds()
     basic: Basic = Basic()
-    measure_every: Annotated[int, Field(ge=1)] = 10
+    measure_every: Positive = 10
     """The number of steps between two measurements of the gradient norms on the projector. With `weight: auto` the
     weight follows them."""
 
@@ -250,7 +252,7 @@ class Lora(Strict):
     weights of the model folder. BASIC's targets are those of the adapted LLM.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 128
+    rank: Positive = 128
     alpha: Annotated[float, Field(gt=0)] = 256
     """The output of an adapter is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -262,7 +264,7 @@ class Lora(Strict):
 class Recipe(Filled):
     """One run of `sea-pipeline train`."""
 
-    name: str = "run"
+    name: FolderName = "run"
     preset: Literal["paper"] | None = None
     """`paper` is our reading of SEA's paper. It switches L_a on, and sets those of SEA's open keys that the recipe
     leaves out."""
@@ -280,7 +282,7 @@ class Recipe(Filled):
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The number format of the parts that do not train. `auto`: bfloat16 with `bf16` on CUDA, else float32. Parts that
     train are float32."""
-    evaluate_every: Annotated[int, Field(ge=1)] | None = None
+    evaluate_every: Positive | None = None
     """The number of steps between two evaluations on held-out samples. The start and the end are always evaluated."""
     keep_checkpoints: tuple[Step, ...] = ()
     """The steps whose weights are kept for good in `kept/`, for `export --checkpoint`. They hold what the model folder

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Settings
+from sea_pipeline.core.settings import Device, Positive, Settings
 from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from trainer.recipes.options import BadRows, ConversationsFile, ConversationTemplate, ImageRoot
 from trainer.recipes.recipe import AspectRatio, Basic
@@ -25,7 +25,7 @@ class TeachSettings(Settings):
     """How vectors are stored. A vector of width d takes 2 d bytes as float16, d + 2 as int8, and 64 as pq64. pq64 needs
     FAISS, and is only for a first look."""
     template: ConversationTemplate = "own"
-    max_length: Annotated[int, Field(ge=16)] = 2048
+    max_length: Annotated[Positive, Field(ge=16)] = 2048
     """The largest number of tokens in a row, image tokens included. Longer rows are cut."""
     image_aspect_ratio: AspectRatio | None = None
     """How images are made square. It must be the value of the same key in the data of the recipe that reads the
@@ -33,12 +33,12 @@ class TeachSettings(Settings):
     basic: Basic = Basic()
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The number format of the model's weights."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Positive | None = None
     """Store the targets of only the first N images, in the order of their ids. Default: all."""
     bad_rows: BadRows = "stop"
     # An image of such rows alone has no targets, and is bad.
     device: Device = "auto"
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Positive = 8
     """The number of images that the model reads at once."""
     shard_size: ShardSize = 256
     extend: Extend = False

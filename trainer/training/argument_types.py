@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from sea_pipeline.core.errors import UserError
@@ -19,8 +19,8 @@ _RANGES = {
     "per_device_eval_batch_size": Field(ge=1),
     "gradient_accumulation_steps": Field(ge=1),
     "save_steps": Field(gt=0),
-    "warmup_steps": Field(allow_inf_nan=False),
 }
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,5 +66,6 @@ def _kind(name: str, hint: Any) -> TypeAdapter[Any] | None:  # noqa: ANN401 - a 
     if not parts <= _CHECKED:
         return None
     kind = hint | None if bool in parts else hint  # null is false to transformers
-    ranged: Any = Annotated[kind, _RANGES.get(name, Field())]
-    return TypeAdapter(ranged)
+    most = Field(lt=2**53) if float not in parts and int in parts else Field()  # as in `core.settings.Count`
+    ranged: Any = Annotated[kind, _RANGES.get(name, Field()), most]
+    return TypeAdapter(ranged, config=_FINITE)

@@ -82,6 +82,8 @@ def test_what_is_left_out_is_told_by_section(tmp_path: Path) -> None:
     assert open_questions(path, heard) == asked
     (said,) = heard.warnings
     assert "4 of 6 entries are left out (1 in 'pope', 2 in 'vqa', 1 in 'info'), such as {'question': 'Q?'}; exp" in said
+    with pytest.raises(UserError, match="cannot be read: an object has the key 'vqa' twice; keep one of them"):
+        read_questions(written(tmp_path / "q.json", '{"vqa": [], "vqa": []}'))
     with pytest.raises(UserError, match=r"q\.json: expected a list of objects with"):
         read_questions(written(tmp_path / "q.json", {"vqa": listed}))
     whole = Heard()

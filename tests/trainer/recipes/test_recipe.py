@@ -73,6 +73,7 @@ def test_a_model_of_parts(tmp_path: Path) -> None:
         ("training_arguments.new.inner=x", ("training_arguments", "new", "inner"), "x"),
         ("data={train: b.json}", ("data", "train"), "b.json"),
         ("data={train: b.json}", ("data", "held_out"), 0.25),  # mappings merge
+        ("loss={das: &a {weight: 1, ratio: 2}, sds: {<<: *a, ratio: 3}}", ("loss", "sds", "ratio"), 3.0),
     ],
 )
 def test_overrides(tmp_path: Path, override: str, place: tuple[str, ...], value: Any) -> None:
@@ -106,6 +107,11 @@ def test_later_overrides_win(tmp_path: Path) -> None:
     [
         ("seed", "--set seed: expected KEY=VALUE"),
         ("=3", "--set =3: expected KEY=VALUE"),
+        (".loss=1", "--set .loss=1: expected KEY=VALUE"),
+        ("loss={sea: {weight: 1, weight: 2}}", "YAML: line 1 has the key weight again, after line 1; keep one of them"),
+        ("name=../x", "--set name: expected a folder's name, printable and without slashes, found '../x'"),
+        ("loss.sea.logit_scale_init=.nan", "--set loss.sea.logit_scale_init: input should be a finite number, found"),
+        ("loss.sds.temperature=1e400", "--set loss.sds.temperature: input should be a finite number, found inf"),
         ("teacher=", "--set teacher=: expected a value; found none; write teacher=null for none"),
         ("seed={", "--set seed={: the value is no YAML"),
         ("seed=2024-13-45", "--set seed=2024-13-45: the value is no YAML"),
@@ -196,6 +202,9 @@ def test_a_base_holds_where_the_file_says_nothing(tmp_path: Path) -> None:
         ("stages: {one: null}", "stages: "),
         ("stages: {one: 3}", "stages: expected a mapping of names to keys; found {'one': 3}"),
         ("stages: [one]", "stages: expected a mapping of names to keys; found ['one']"),
+        ("stages: {a/b: {}}", "stages.a/b: expected a folder's name, printable and without slashes"),
+        ("stages: {1: {}, '1': {}}", "expected YAML; line 1 has the key 1 again"),
+        ("loss:\n  sea: {weight: 1}\n  sea: {}", "expected YAML; line 3 has the key sea again, after line 2; keep one"),
         ("a: [", "expected YAML; "),
         ("a: 2024-13-45", "expected YAML; "),
         ("a: !!python/name:os.system x", "expected YAML; "),
