@@ -31,6 +31,7 @@ from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.attach.folder import save_existing
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack, without_untaught
+from trainer.data.named_labels import check_named_labels
 from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
@@ -150,6 +151,7 @@ def _inputs(
 
     With `labels` False, labels that are to be made are not made, and absent. `begun_with` is as in `open_label_source`.
     """
+    check_named_labels(recipe.labels, begun_with)
     make = partial(_label, reporter) if labels else None
     heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
@@ -386,7 +388,9 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
         data = recipe.data.model_copy(update={"image_aspect_ratio": ratio})
         with of_stage(name):
             stage = _from_model(recipe.model_copy(update={"data": data}), model, existing)
-            _check_rows(_inputs(stage, reporter, first=is_first_process(), labels=False), arguments[name])
+            begun_with = run_folder.begun_with_labels(out and out / name)
+            inputs = _inputs(stage, reporter, first=is_first_process(), labels=False, begun_with=begun_with)
+            _check_rows(inputs, arguments[name])
 
 
 def is_first_process() -> bool:

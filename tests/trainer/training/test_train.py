@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.support.tiny_runs import (
     tiny_trainer,
 )
 from trainer.data.inputs import open_label_source, say_what_labels_lack
+from trainer.data.named_labels import check_named_labels
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
@@ -268,6 +270,13 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
     label_images(label_settings(images, other, folders["old"].parent / "of another list"))
     assert found(short_recipe(tiny, labels=named)) == "fewer"
     assert found(short_recipe(tiny, labels={"path": None, "wordlist": str(other)})) == "of another list"
+    fewer = {"path": str(folders["old"].parent / "fewer")}
+    check_named_labels(short_recipe(tiny, labels=named | fewer | {"top_n": 2}).labels, None)
+    for key, value in {"encoder": "s2:packaged", "wordlist": str(other), "top_n": 3}.items():
+        labels = short_recipe(tiny, labels=fewer | {key: value}).labels
+        with pytest.raises(UserError, match=rf"labels\.{key}: expected {re.escape(str(value))}; .*fewer has "):
+            check_named_labels(labels, None)
+        check_named_labels(labels, open_labels(fewer["path"]).fingerprint)  # a run that goes on
     os.utime(folders["old"] / "manifest.json", (2e10, 2e10))
     assert found(recipe) == "old"
     with pytest.raises(UserError, match="holds none of the"):
