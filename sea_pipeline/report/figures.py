@@ -5,6 +5,7 @@ a window or keeps a figure.
 """
 
 import hashlib
+import io
 import re
 import textwrap
 import warnings
@@ -57,9 +58,8 @@ def check_figure(path: Path) -> None:
         UserError: the suffix names no known format, or matplotlib is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"{path}: expected a name that ends in {', '.join(SUFFIXES)}; found {path.suffix or 'no suffix'!r}"
-        )
+        found = f"{path.suffix!r}" if path.suffix else "no suffix"
+        raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}; found {found}")
     require("matplotlib", "report")
 
 
@@ -132,9 +132,12 @@ def save_figure(figure: Any, path: Path) -> str:  # noqa: ANN401 - matplotlib's 
     kind = path.suffix.lower().removeprefix(".")
     dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     options = require("matplotlib", "report").rc_context(_OPTIONS)
-    with options, publish_result(path) as scratch, warnings.catch_warnings(record=True) as heard:
+    whole = io.BytesIO()  # because matplotlib fails in its own way if a disk is full
+    with options, warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        figure.savefig(scratch, format=kind, dpi=200, metadata=dated.get(kind))
+        figure.savefig(whole, format=kind, dpi=200, metadata=dated.get(kind))
+    with publish_result(path) as scratch:
+        scratch.write_bytes(whole.getbuffer())
     codes = (re.match(r"Glyph (\d+) ", str(warning.message)) for warning in heard)
     return "".join(sorted({chr(int(code[1])) for code in codes if code}))
 

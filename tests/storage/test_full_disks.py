@@ -9,10 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 from sea_pipeline import open_labels
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
+from sea_pipeline.report.figures import save_figure
 from sea_pipeline.storage import retry
 from sea_pipeline.storage.paths import cache_folder, place
 from sea_pipeline.storage.publish import TEMPORARY, local_copy
@@ -85,6 +87,15 @@ def full_disk(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "png", "svg"])
+def test_a_figure_on_a_full_disk_is_one_line(tmp_path: Path, suffix: str) -> None:
+    """Where matplotlib's own error hides the disk's."""
+    path = tmp_path / f"a.{suffix}"
+    with full_disk(100), refused("cannot be written: File too large; raise", start=str(path)):
+        save_figure(Figure(), path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_is_full_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
