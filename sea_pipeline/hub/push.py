@@ -8,7 +8,6 @@ push that was killed, because it asks which files exist.
 """
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
-from sea_pipeline.storage.hub import asking, commit_of, hub_api, silent_client
+from sea_pipeline.storage.hub import asked_to_wait, asking, commit_of, hub_api, silent_client
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import cache_folder, place
 from sea_pipeline.storage.publish import publish_bytes
@@ -266,10 +265,8 @@ def _sent(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str], r
 
 def _asked_to_wait(error: UserError) -> int:
     """Return the seconds that the hub asks to wait, or an hour, in which its limit passes."""
-    headers = getattr(getattr(error.__cause__, "response", None), "headers", {})
-    said = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", ""))
-    said = said or re.search(r"\br=0;.*?\bt=(\d+)", headers.get("ratelimit", ""))
-    return min(int(said[1]) + 1 if said else _WAIT_AT_MOST, _WAIT_AT_MOST)
+    seconds = asked_to_wait(error.__cause__)
+    return _WAIT_AT_MOST if seconds is None else min(seconds + 1, _WAIT_AT_MOST)
 
 
 def _send(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str]) -> str:

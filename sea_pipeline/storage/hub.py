@@ -114,9 +114,24 @@ def _failure(error: BaseException, address: str, right: str) -> str:
         return f"{address} refuses the token of this machine: {reason}; log in with `hf auth login` as who may {right}"
     if 412 in error_statuses(error):
         return "was changed by somebody else at the same time; run the same command again"
+    if may_pass(error) and (status := max(error_statuses(error), default=0)):
+        seconds = asked_to_wait(error)
+        waits = "asks to wait" + (f" for {seconds:,} seconds" if seconds is not None else "")
+        said = waits if status == 429 else "answers that it cannot serve this now"
+        return (
+            f"{address} {said} (status {status}): {reason}; run the same command again later (what is finished is kept)"
+        )
     if may_pass(error):
         return (
             f"{address} cannot be reached: {type(error).__name__}: {reason}; run the same command again when it can "
             "(what is finished is kept)"
         )
     return f"{address} refuses: {reason}"
+
+
+def asked_to_wait(error: BaseException | None) -> int | None:
+    """Return the seconds that the hub asks to wait in an answer that its client raised, if it does."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    said = re.fullmatch(r"\s*(\d+)\s*", headers.get("retry-after", ""))
+    said = said or re.search(r"\br=0;.*?\bt=(\d+)", headers.get("ratelimit", ""))
+    return int(said[1]) if said else None

@@ -31,6 +31,10 @@ _Result = TypeVar("_Result")
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Values of `errno` for faults of the disk of this machine."""
+_NETRC = """write it into ~/.netrc, and set FSSPEC_HTTP='{"client_kwargs": {"trust_env": true}}'"""
+_OWN = {name.lower(): f"set FSSPEC_{name}_USERNAME and FSSPEC_{name}_PASSWORD" for name in ("FTP", "SFTP", "SMB")}
+_LOGINS = {**_OWN, "http": _NETRC, "https": _NETRC}
+"""Where fsspec's own clients take passwords from, by protocol."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
@@ -217,8 +221,9 @@ def opening(url: str) -> Iterator[None]:
         UserError: it holds a password, its protocol is unknown, or needs a package that is not installed.
     """
     protocol = re.split("://|::", url)[0].lower()
-    if found := re.search(r"(\w+)://[^/@]*:[^/@]*@", url):
-        raise UserError(f"{found[1]}://…@…: expected no password in a URL; set it as the service's own tools do")
+    if found := re.search(r"\b(?!github:)(\w+)://[^/@]*:[^/@]*@", url):  # github://OWNER:REPOSITORY@REVISION
+        login = _LOGINS.get(found[1].lower(), "set it as the service's own tools do")
+        raise UserError(f"{found[1]}://…@…: expected no password in a URL; {login}")
     if url.endswith("::") or (protocol == "dir" and "::" not in url):
         raise UserError(f"{url}: expected a path or a URL behind ::; found none")
     try:
@@ -229,6 +234,10 @@ def opening(url: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # whatever an archive or its own store raises
+        if isinstance(error, TypeError) and (lacking := re.findall(r"'(\w+)'", str(error))):
+            inner = re.findall(r"(\w+)://", url)[-1]
+            names = " and ".join(f"FSSPEC_{inner}_{name}".upper() for name in lacking)
+            raise UserError(f"{url}: {inner}:// needs what a URL does not say; set {names}") from error
         unknown = isinstance(error, ValueError) and protocol not in available_protocols()
         what = "expected a URL that fsspec knows" if unknown else "cannot be opened"
         raise UserError(f"{url}: {what}; {reason_of(error)}") from error

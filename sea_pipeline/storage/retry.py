@@ -46,7 +46,7 @@ def patiently(action: Callable[[], _Result], shown: str) -> _Result:
         except Exception as error:
             if refused := _CREDENTIALS & error_codes(error):
                 raise UserError(
-                    f"{shown}: cannot be reached: the credentials are missing or refused ({min(refused)}); set them as "
+                    f"{shown}: the credentials are missing or refused ({min(refused)}); set them as "
                     "the service's own tools do, and run the same command again"
                 ) from error
             if not may_pass(error):
@@ -85,9 +85,17 @@ def at_fault(error: BaseException) -> BaseException:
 
 
 def reason_of(error: BaseException) -> str:
-    """Write what is at fault in one line, without a request's URL, whose query may hold a signature."""
+    """Write what is at fault in one line, without a request's URL, whose query may hold a signature.
+
+    Advice of fsspec that is for its callers is left out.
+    """
     fault: Any = at_fault(error)
-    return f"{fault.status}, {fault.message}" if hasattr(fault, "request_info") else one_line(fault)
+    if hasattr(fault, "request_info"):
+        return f"{fault.status}, {fault.message}"
+    text = one_line(fault)
+    if "block_size=0" in text:  # fsspec's own option
+        return "the server sends whole files alone, and parts of this one are needed; download it, and name the copy"
+    return text
 
 
 def is_absent(error: FileNotFoundError) -> bool:

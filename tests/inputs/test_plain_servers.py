@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def test_a_large_file_is_not_fetched_for_each_part(
         list_samples(f"{server.url}/{form}")
     assert sum(server.asked.values()) < 4
     assert len(list_samples(str(file)).samples) == 6
+
+
+def test_an_archive_on_a_server_without_parts_is_to_be_downloaded(server: Server, pages: Path) -> None:
+    with zipfile.ZipFile(pages / "x.zip", "w") as archive:
+        archive.writestr("a.png", bytes(10_000_000))
+    with refused("the server sends whole files alone", "download it, and name the copy"):
+        list_samples(f"zip://::{server.url}/x.zip")
+    assert len(list_samples(f"zip://::{pages / 'x.zip'}").samples) == 1
 
 
 def test_labels_are_read_from_a_server_without_parts(server: Server, label: Label, pages: Path) -> None:

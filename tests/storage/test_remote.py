@@ -17,6 +17,7 @@ import torch
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
@@ -29,6 +30,7 @@ from tests.support.contents import rows, stored
 from tests.support.kills import killed_around
 from tests.support.photo_forms import failing_s3
 from tests.support.programs import Begin, labelling
+from tests.support.refused import refused
 from tests.support.world import BATCHES, ColourEncoder, Label, Shelved, draw_folder, word_file
 
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
@@ -248,6 +250,19 @@ def test_a_store_that_cannot_be_used_is_one_line(
     assert (code, said.count("\n"), said[:7]) == (1, 1, "error: ")
     assert expected in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("ftp://me:secret@host/x", "a URL; set FSSPEC_FTP_USERNAME and FSSPEC_FTP_PASSWORD"),
+        ("https://me:secret@host/x", """~/.netrc, and set FSSPEC_HTTP='{"client_kwargs": {"trust_env": true}}'"""),
+        ("github://x/y", "github:// needs what a URL does not say; set FSSPEC_GITHUB_ORG and FSSPEC_GITHUB_REPO"),
+    ],
+)
+def test_what_a_url_does_not_say_is_set_elsewhere(url: str, advice: str) -> None:
+    with refused(advice):
+        list_samples(url)
 
 
 def test_missing_rights_are_one_line(label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

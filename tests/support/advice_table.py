@@ -20,6 +20,7 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/hub/test_hub_push.py::test_a_hub_that_fails_is_one_line_and_what_is_done_stays": [
         "{} cannot be reached: {}: {}; run the same command again when it can (what is finished is kept)",
+        "{} {} (status {}): {}; run the same command again later (what is finished is kept)",
     ],
     "tests/hub/test_hub_push.py::test_a_dataset_that_changes_meanwhile_is_noticed": [
         "{}@{}: {}: is not there as it was sent; run the same command again",
@@ -290,12 +291,15 @@ OTHERS: dict[str, list[str]] = {
         "{}: is not of the run {}; choose another --out",
         "no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are",
     ],
+    "a key twice in a recipe or a cluster file": [
+        "line {} has the key {} again, after line {}; keep one of them",
+    ],
     "a harness's results": [
         "{}: expected the results of lmms-eval or lm-eval; {}; remove it, and run its command again",
     ],
     "a store's credentials and rights": [
         (
-            "{}: cannot be reached: the credentials are missing or refused ({}); set them as the service's own "
+            "{}: the credentials are missing or refused ({}); set them as the service's own "
             "tools do, and run the same command again"
         ),
         "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
