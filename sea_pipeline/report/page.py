@@ -7,6 +7,7 @@ Data stays text everywhere. jinja2 escapes it, the JSON has no character that en
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from sea_pipeline.core.extras import require
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("core", "charts", "grid", "words", "photos", "tokens", "training", "main")
 """The scripts, each after those it needs."""
-_ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*map(ord, "<>&\u2028\u2029"), *range(0x7F, 0xA0))}
+"""Beside what HTML and scripts give a meaning, control characters, which HTML may not hold."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def render(data: dict[str, Any], title: str) -> bytes:
@@ -41,7 +44,8 @@ def render(data: dict[str, Any], title: str) -> bytes:
         "base-uri 'none'; form-action 'none'"
     )
     page: str = environment.get_template("page.html.jinja").render(
-        title=title, version=__version__, policy=policy, style=style, script=script, data=json_text(data),
+        title=_CONTROL.sub("\ufffd", title),
+        version=__version__, policy=policy, style=style, script=script, data=json_text(data),
         labels="labels" in data, runs="runs" in data,
     )  # fmt: skip
     return page.encode()

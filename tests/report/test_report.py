@@ -139,15 +139,16 @@ def test_a_thumbnail_is_the_labelled_part_within_its_budget(tmp_path: Path) -> N
 
 
 def test_json_ends_no_script_and_is_the_same_json() -> None:
-    value = {"</script><!--": "<b>&amp;\u2028\u2029 \U0001f600 \"quoted\" 'single'"}
+    value = {"</script><!--": "<b>&amp;\u2028\u2029\x7f\x85 \U0001f600 \"quoted\" 'single'"}
     text = json_text(value)
-    assert not set("<>&\u2028\u2029") & set(text)
+    assert not set("<>&\u2028\u2029\x7f\x85") & set(text)
     assert json.loads(text) == value
 
 
 def test_the_page_forbids_the_network_and_every_other_script() -> None:
-    page = render({}, '"><script>alert(1)</script>').decode()
+    page = render({}, '"><script>alert(1)</script>\x85').decode()
     assert "<script>alert(1)" not in page
+    assert "\x85" not in page
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src &#39;none&#39;; img-src data:;")
@@ -351,6 +352,7 @@ def test_inspect_saves_the_photo_and_figure_6(command: Any, label: Label, tmp_pa
     refuses(command, f"--save {photo}: expected a file to write; found one", "inspect", labels, "--save", photo)
     said = "ends in .png, .pdf, .svg; found '.docx'"
     refuses(command, said, "inspect", labels, "--save", tmp_path / "six.docx")
+    refuses(command, ".svg; found no suffix\n", "inspect", labels, "--save", tmp_path / "six")
 
 
 def test_a_long_title_is_folded_and_what_the_font_lacks_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def test_the_slider_goes_through_the_layers(opened: Page) -> None:
 
 def test_runs_are_switched_and_one_alone_shows_before_and_after(opened: Page) -> None:
     opened.get_by_role("link", name="Tokens").click()  # the page is shown a moment later
-    panels = opened.locator("#panels .panel h3")
+    panels = opened.locator("#panels .panel h2")
     expect(panels).to_have_text(["baseline", "sea"])
     opened.get_by_role("button", name="baseline").click()
     expect(panels).to_have_text(["sea, before", "sea, after"])
@@ -288,6 +289,17 @@ def test_what_was_not_scrolled_to_is_printed_too(opened: Page) -> None:
     assert pictures.count() < 5
     opened.pdf()
     expect(pictures).to_have_count(5)
+
+
+def test_regions_have_names_of_their_own_and_headings_skip_no_level(opened: Page) -> None:
+    for link in opened.locator("#pages a").all():  # a page is drawn when it is shown first
+        link.click()
+        expect(link).to_have_attribute("aria-current", "page")
+    names = opened.locator("[role=region]").evaluate_all("regions => regions.map((region) => region.ariaLabel)")
+    assert len(names) == len(set(names)) > 3
+    for page in opened.locator("main > section").all():
+        levels = page.locator("h1, h2, h3").evaluate_all("found => found.map((heading) => +heading.tagName[1])")
+        assert all(after <= before + 1 for before, after in pairwise(levels)), levels
 
 
 @pytest.mark.parametrize("opened", [{"color_scheme": "dark"}], indirect=True)

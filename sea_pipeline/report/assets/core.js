@@ -79,7 +79,8 @@ function bars(entries, highest, chosen) {
   }));
 }
 
-function table(heads, rows) {
+// `name` says what it shows, for who hears the page.
+function table(name, heads, rows) {
   const cell = (kind, value, place) => {
     const given = value !== null && typeof value === "object" && !(value instanceof Node) ? value : { text: value };
     const attributes = { class: given.number ? "number" : given.wide ? "wide" : null };
@@ -89,7 +90,7 @@ function table(heads, rows) {
   };
   const head = el("tr", null, ...heads.map((value) => cell("th", value, 1)));
   const body = rows.map((row) => el("tr", null, ...row.map((value, place) => cell(place ? "td" : "th", value, place))));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
     el("table", null, el("thead", null, head), el("tbody", null, ...body)));
 }
 

@@ -138,7 +138,7 @@ function tokensPage(runs) {
   }
 
   function panel(run, mode, title) {
-    const caption = el("span"), head = el("header", null, el("h3", null, title), caption);
+    const caption = el("span"), head = el("header", null, el("h2", null, title), caption);
     const view = views.find((each) => each.run === run);
     if (!view?.can(mode)) {
       const why = view?.views.notes?.[MODES[mode].of] ?? run.note;

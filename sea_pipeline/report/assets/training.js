@@ -27,7 +27,7 @@ function textsPage(runs) {
     const told = runs.list.map((run) => [run.name, run.views?.images[name]?.generated]).filter(([, generated]) => generated);
     return told.length ? el("div", { class: "story" }, el("span", { class: "frame" }, picture(runs.pictures[number], name)),
       el("div", null, el("h2", null, name), el("p", { class: "lead" }, `The data says: ${answer}`),
-        table(["run", "from visual tokens", "from their nearest tokens", "control: another photo's"],
+        table(`Texts of ${name}`, ["run", "from visual tokens", "from their nearest tokens", "control: another photo's"],
           told.map(([run, { visual, replaced, control }]) => [run, said(visual), said(replaced), said(control)])))) : null;
   }).filter(Boolean);
   const shares = runs.list.filter(({ views }) => views?.replace).map(({ name, views: { replace } }) => [name,
@@ -36,7 +36,7 @@ function textsPage(runs) {
   if (!rows.length) return byId("stories").append(el("p", { class: "notice" }, "No run has generated texts."));
   byId("stories").append(el("p", null, "Asked: ", el("q", null, prompt)),
     el("h2", null, "How often a text holds a word of the photo's own answer"),
-    table(["run", { text: "visual tokens", number: true }, { text: "other photos", number: true }, { text: "nearest tokens", number: true }, { text: "other photos", number: true }], shares), ...rows);
+    table("Shares of texts", ["run", { text: "visual tokens", number: true }, { text: "other photos", number: true }, { text: "nearest tokens", number: true }, { text: "other photos", number: true }], shares), ...rows);
 }
 
 function metricsPage(runs) {
@@ -44,7 +44,7 @@ function metricsPage(runs) {
   const keys = [...Object.keys(METRICS).filter((key) => found.has(key)), ...[...found].filter((key) => !(key in METRICS || key.endsWith("_se")))];
   const said = (key, values) => (values?.[key] === undefined ? "–" : ["distinct_tokens", "trained_tokens"].includes(key) ? count(values[key])
     : values[key].toFixed(3) + (`${key}_se` in values ? ` ± ${values[`${key}_se`].toFixed(3)}` : ""));
-  byId("final").append(table(["metric", ...runs.list.map(({ name, summary }) => ({ text: name, number: true, note: `start → ${plural(summary.steps, "step")}` }))],
+  byId("final").append(table("Metrics", ["metric", ...runs.list.map(({ name, summary }) => ({ text: name, number: true, note: `start → ${plural(summary.steps, "step")}` }))],
     keys.map((key) => [{ text: el("code", null, key), note: METRICS[key] }, ...runs.list.map(({ summary }) => ({ text: el("b", null, said(key, summary.end)), note: `from ${said(key, summary.start)}`, number: true }))])));
   const names = [...new Set(runs.list.flatMap(({ curves: logged }) => Object.keys(logged)))];
   const order = [...Object.keys(CURVES), ...Object.keys(METRICS).map((key) => `eval_${key}`)];
@@ -59,12 +59,12 @@ function recipesPage(runs) {
   const box = byId("trained");
   if (runs.list.length > 1) {
     box.append(el("h2", null, "What differs"), runs.differences.length
-      ? table(["key", ...runs.list.map(({ name }) => name)], runs.differences.map(({ key, values }) => [el("code", null, key), ...values.map((text) => ({ text, wide: true }))]))
+      ? table("What differs", ["key", ...runs.list.map(({ name }) => name)], runs.differences.map(({ key, values }) => [el("code", null, key), ...values.map((text) => ({ text, wide: true }))]))
       : el("p", { class: "lead" }, "The recipes are the same."));
   }
   for (const run of runs.list) {
     const versions = Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join(", ");
-    box.append(el("h2", null, run.name), fieldTable([["fingerprint", run.fingerprint], ["folder", run.path], ["steps", run.summary.steps], ["seconds", run.summary.seconds], ["made with", versions], ...Object.entries(run.fields)]),
+    box.append(el("h2", null, run.name), fieldTable(`Fields of ${run.name}`, [["fingerprint", run.fingerprint], ["folder", run.path], ["steps", run.summary.steps], ["seconds", run.summary.seconds], ["made with", versions], ...Object.entries(run.fields)]),
       el("details", null, el("summary", null, "The recipe"), el("pre", { tabindex: "0" }, run.recipe)));
   }
 }

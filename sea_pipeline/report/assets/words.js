@@ -140,7 +140,7 @@ function wordsPage(labels, search) {
   byId("histograms").append(
     histogram("Scores of the labels", "Figure 6a: every word of every patch, by its score", stats.score_histogram),
     histogram("Mean similarity of each word", "Figure 6b: every word of the list, over all patches; left of the dashed line below 0", stats.mean_histogram));
-  byId("frequent").append(table(["word", { text: "labels", number: true }, { text: "best word of", number: true }],
+  byId("frequent").append(table("Most frequent words", ["word", { text: "labels", number: true }, { text: "best word of", number: true }],
     stats.most_frequent.map((each) => [
       labels.places.has(each.word) ? el("button", { type: "button", class: "link", click: () => search(each.word) }, each.word) : each.word,
       { text: count(each.labels), number: true }, { text: plural(each.best, "patch", "patches"), number: true }])));
@@ -150,14 +150,14 @@ function leaves(tree, prefix = "") {
   return Object.entries(tree).flatMap(([key, value]) => value !== null && typeof value === "object" && !Array.isArray(value)
     ? leaves(value, `${prefix}${key}.`) : [[`${prefix}${key}`, value]]);
 }
-const fieldTable = (rows) => table(["setting", "value"], rows.map(([key, value]) =>
+const fieldTable = (name, rows) => table(name, ["setting", "value"], rows.map(([key, value]) =>
   [key, { text: el("code", null, typeof value === "string" ? value : JSON.stringify(value)), wide: true }]));
 
 function settingsPage(labels) {
-  byId("fields").append(fieldTable([["fingerprint", labels.fingerprint], ["folder", labels.path], ["images from", labels.image_root], ...leaves(labels.settings)]));
+  byId("fields").append(fieldTable("Settings", [["fingerprint", labels.fingerprint], ["folder", labels.path], ["images from", labels.image_root], ...leaves(labels.settings)]));
   const bad = labels.quarantine;
   byId("quarantine").append(el("h2", null, "Quarantine"), el("p", { class: "lead" }, labels.bad
     ? `${plural(labels.bad, "image")} could not be used${labels.bad > bad.length ? `; the first ${bad.length} of them` : ""}.`
     : "Every image could be read and labelled."));
-  if (bad.length) byId("quarantine").append(table(["image", "stage", "reason"], bad.map((each) => [each.id, each.stage, { text: each.reason, wide: true }])));
+  if (bad.length) byId("quarantine").append(table("Quarantine", ["image", "stage", "reason"], bad.map((each) => [each.id, each.stage, { text: each.reason, wide: true }])));
 }
