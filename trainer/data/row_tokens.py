@@ -18,6 +18,7 @@ from trainer.data.conversations import conversation_rows
 from trainer.data.settings import TokensSettings as TokensSettings
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder
+from trainer.model.llava_folder import check_form, read_config
 from trainer.model.parts import load_tokenizer, quiet
 from trainer.model.tokenizer import prepare_tokenizer
 
@@ -97,6 +98,9 @@ def _tokenizer(settings: TokensSettings) -> tuple[PreTrainedTokenizerBase, int]:
             )
         return checked.processor.tokenizer, checked.visual_tokens
     if wanted is None:
+        check_form(folder, config)
+        if "vision_config" in config:  # no LLM; this says what it is
+            read_config(folder)
         raise UserError(
             f"{settings.model}: expected a LLaVA folder, which says how many tokens an image becomes; for an LLM add "
             "--visual-tokens, such as --visual-tokens 576 for CLIP-L at 336 pixels"
