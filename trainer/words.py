@@ -7,9 +7,11 @@ themselves.
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
+from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from sea_pipeline.core.errors import UserError
@@ -26,6 +28,8 @@ _BEFORE = "a"
 """The text put before a word to tokenise it as in running text."""
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _BYTE_LEVEL, _SENTENCE_PIECE = "Ġ", "▁"
+_IN_NO_VOCABULARY = "\U0010fffd"
+"""A character of Unicode's private use."""
 
 
 def word_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], prefix: Prefix) -> list[list[list[int]]]:
@@ -40,16 +44,18 @@ def word_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], pref
             "space". "both-mean" gives both forms, "space" first; the caller averages their embeddings.
 
     Returns:
-        For each form, for each word, its ids. There is one form, or two for "both-mean". A word may have no token.
+        For each form, for each word, its ids. There is one form, or two for "both-mean".
 
     Raises:
-        UserError: the tokenizer joins a word with the one before it, so that it has no tokens of its own.
+        UserError: the tokenizer joins a word with the one before it, so that it has no tokens of its own; or has no
+            token for a word or for a part of it. The message names the word.
     """
     forms = []
     if prefix != "none":
         forms.append(_in_running_text(tokenizer, words))
     if prefix != "space":
         forms.append(_encode(tokenizer, words))
+    _refuse_unknown(tokenizer, words, forms)
     return forms
 
 
@@ -68,14 +74,9 @@ def llm_word_table(
         (q, d) in the matrix's dtype, without a gradient; means are taken in float32.
 
     Raises:
-        UserError: a word has no token; the message names it.
+        UserError: see `word_tokens`.
     """
-    tables = []
-    for form in word_tokens(tokenizer, words, prefix):
-        for word, ids in zip(words, form, strict=True):
-            if not ids:
-                raise UserError(f"the LLM's tokenizer has no token for the word {word!r}; leave it out of the list")
-        tables.append(word_table(embeddings, form))
+    tables = [word_table(embeddings, form) for form in word_tokens(tokenizer, words, prefix)]
     return tables[0] if len(tables) == 1 else torch.stack(tables).float().mean(0).to(embeddings.dtype)
 
 
@@ -142,3 +143,29 @@ def _in_running_text(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str])
                 "leave it out of the list, or take words without a leading space"
             )
     return [ids[len(before) :] for ids in texts]
+
+
+def _refuse_unknown(
+    tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], forms: Sequence[Sequence[Sequence[int]]]
+) -> None:
+    unknown = _unknown_id(tokenizer)
+    lacking = [word for word, *ids in zip(words, *forms, strict=True) if not all(ids) or any(unknown in i for i in ids)]
+    if lacking:
+        many = f"{len(lacking):,} words, such as {', '.join(map(repr, lacking[:3]))}, or parts of them; leave them"
+        one = f"the word {lacking[0]!r}, or a part of it; leave it"
+        said = one if len(lacking) == 1 else many
+        raise UserError(f"the LLM's tokenizer has no token for {said} out of the word list, and label again")
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the id that the tokenizer gives for what its vocabulary lacks, or None if it gives none.
+
+    `unk_token` does not tell: GPT-2's is <|endoftext|>, which a byte-level tokenizer never gives for a text.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return cast("int | None", tokenizer.unk_token_id)
+    ids: list[int] = []
+    with suppress(Exception):  # tokenizers' own, if the vocabulary lacks the token for what it lacks
+        ids = Tokenizer(backend.model).encode(_IN_NO_VOCABULARY).ids
+    return ids[0] if len(ids) == 1 else None  # several are the character's bytes

@@ -308,6 +308,9 @@ OTHERS: dict[str, list[str]] = {
         "attached: it was detached; call attach() again",
         "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
     ],
+    "labels that cannot teach, whose words or encoder their owner chooses": [
+        "the LLM's tokenizer has no token for {} out of the word list, and label again",
+    ],
     "a machine without a network": [
         (
             "{}: {} cannot be fetched: {}; with a network try again, or give what you have already, {}, or leave out "

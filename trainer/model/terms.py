@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from trainer.losses.basic_term import BasicTerm
 from trainer.losses.embeddings import input_scale
@@ -30,14 +29,10 @@ def sea_term(tokenizer: Any, words: tuple[str, ...], sea: Sea) -> SeaTerm:  # no
     """Make SEA's term for a word list and the LLM's tokenizer.
 
     Raises:
-        UserError: a word has no token of the LLM.
+        UserError: see `word_tokens`.
     """
-    tokens = word_tokens(tokenizer, words, sea.word_prefix)
-    for form in tokens:
-        if empty := [word for word, ids in zip(words, form, strict=True) if not ids]:
-            raise UserError(f"the LLM's tokenizer has no token for the word {empty[0]!r}; leave it out of the list")
     return SeaTerm(
-        tokens,
+        word_tokens(tokenizer, words, sea.word_prefix),
         log_scale=sea.logit_scale_init,
         learnable=sea.logit_scale_learnable,
         gather=sea.gather,

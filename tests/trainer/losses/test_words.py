@@ -167,11 +167,38 @@ def test_the_word_table_is_the_mean_over_tokens_and_forms(prefix: str, dtype: to
     assert not found.requires_grad
 
 
-def test_a_word_without_a_token_is_named() -> None:
+def unigram() -> PreTrainedTokenizerFast:
+    """As T5, without a token for what it lacks but the model's own."""
+    letters = [(letter, -2.0) for letter in f"{MARK}act"]
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), *letters], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return wrap(tokenizer)
+
+
+def lacking_snow() -> PreTrainedTokenizerFast:
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("☃", "")
-    with pytest.raises(UserError, match="no token for the word '☃'; leave it out"):
-        llm_word_table(torch.zeros(600, 2), tokenizer, ["cat", "☃"], "none")
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [lacking_snow, unigram, lambda: metaspace("first")])
+def test_words_without_tokens_are_named(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    """Nor does <unk> stand for a word, alone or within one."""
+    two = "2 words, such as '☃', '☃☃', or parts"
+    for words, said in ((["cat", "☃"], "the word '☃', or a part"), (["☃", "☃☃"], two)):
+        for prefix in ("none",) if make is lacking_snow else ("none", "space", "both-mean"):
+            with pytest.raises(UserError, match=f"no token for {said}.* out of the word list, and label again"):
+                word_tokens(make(), words, prefix)
+    if make is unigram:
+        with pytest.raises(UserError, match="'cat☃'"):
+            llm_word_table(torch.zeros(600, 2), make(), ["cat", "cat☃"], "none")
+
+
+def test_an_unk_token_that_stands_for_nothing_refuses_no_word() -> None:
+    """As GPT-2's <|endoftext|>; here it is even a letter."""
+    tokenizer = byte_level()
+    tokenizer.unk_token = "c"
+    assert tokenizer.unk_token_id in word_tokens(tokenizer, ["cxc☃"], "none")[0][0]
 
 
 @pytest.mark.real
