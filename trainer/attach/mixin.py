@@ -1,6 +1,5 @@
 """Add the terms of an attached model to transformers' Trainer, and to TRL's SFTTrainer."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from sea_pipeline.core.errors import UserError
 from trainer.attach.attached import Attached
 from trainer.attach.collator import IDS, CarryIds
+from trainer.attach.step_means import StepMeans, samples_with_images
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -41,10 +41,7 @@ class AttachMixin(_Base):
         _check_trainer(type(self))
         self.attached = attached
         self._ids: Any = ()
-        self._since_log: dict[str, list[float | torch.Tensor]] = defaultdict(list)
-        """Values of micro-batches since the last log line, by name."""
-        self._steps = 0
-        """Number of steps since then."""
+        self._means = StepMeans(attached.logged)
         self._has_basic = bool(attached.weights.keys() - {"sea"})
         self._with_images: int | None = None
         """Number of the step's samples over all processes that have images, if BASIC is on."""
@@ -83,19 +80,17 @@ class AttachMixin(_Base):
         self.attached.loss(self._ids)
         samples = self._samples_with_images(inputs) if self._has_basic else 0  # which waits for a GPU
         steps = self.current_gradient_accumulation_steps
-        # Gradients are averaged over processes, so BASIC's share is multiplied by their number.
-        micro_batches = steps * self.accelerator.num_processes
-        of_basic = samples * micro_batches / self._with_images if self._with_images else 1.0
+        of_basic = 1 / steps
+        if self._with_images:  # gradients are averaged over processes, so the share is multiplied by their number
+            of_basic = samples * self.accelerator.num_processes / self._with_images
         # The Trainer sums micro-batches if its loss is scaled already, and divides by their number if not.
-        divisor = steps if self._is_scaled(num_items_in_batch) else 1
-        self._steps += self.accelerator.sync_gradients
+        factor = 1 if self._is_scaled(num_items_in_batch) else steps
+        values: dict[str, Any] = {"sea_pairs": self.attached.pairs} if "sea" in self.attached.terms else {}
         for name, value in self.attached.terms.items():
-            share = 1.0 if name == "sea" else of_basic
-            loss = loss + self.attached.weights[name] * share * value.to(loss.device) / divisor
-            if name != "sea" or self.attached.pairs:  # without pairs L_a is 0, and no measurement
-                self._since_log[f"loss_{name}"].append(share * value.detach() / steps)
-        if self.attached.pairs:
-            self._since_log["sea_pairs"].append(self.attached.pairs)
+            share = 1 / steps if name == "sea" else of_basic
+            loss = loss + self.attached.weights[name] * share * factor * value.to(loss.device)
+            values[f"loss_{name}"] = share * value.detach()
+        self._means.add(values, len(self.attached.last_ids), ends_step=self.accelerator.sync_gradients)
         return (loss, *outputs) if return_outputs else loss
 
     def _is_scaled(self, items: Any) -> bool:  # noqa: ANN401 - the Trainer's
@@ -116,10 +111,7 @@ class AttachMixin(_Base):
         return batches, items
 
     def _samples_with_images(self, batch: Mapping[str, Any]) -> int:
-        if "input_ids" not in batch:
-            return 0
-        image_token_id = self.attached.watch.parts.inner.config.image_token_id
-        return int((batch["input_ids"] == image_token_id).any(1).sum())
+        return int(samples_with_images(batch, self.attached.watch.parts.inner.config.image_token_id))
 
     def _load_callback_state(self) -> None:
         """Restore callbacks as the Trainer does, but keep the temperature's, which a state alone cannot make."""
@@ -187,19 +179,9 @@ class AttachMixin(_Base):
     # Logging
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:  # noqa: ANN401 - as in Trainer
-        """Write the trainer's log line with the terms, as means over the line's steps.
-
-        A step without the term counts as 0.
-        """
+        """Write the trainer's log line with the terms, see `StepMeans.line`."""
         if "loss" in logs:
-            in_line = max(1, self._steps) * self.accelerator.num_processes
-            for name in self.attached.logged:  # the same names on all processes, because `reduce` waits for all
-                values = self._since_log.pop(name, [])
-                own = torch.tensor([float(sum(values)), len(values)], device=self.args.device)
-                total, count = self.accelerator.reduce(own, "sum").tolist()
-                if count:
-                    logs[name] = total / (in_line if name.startswith("loss_") else count)
-            self._steps = 0
+            logs |= self._means.line(self.accelerator)
             if "sea" in self.attached.weights:
                 logs["sea_scale"] = self.attached.scale
         super().log(logs, *given, **named)

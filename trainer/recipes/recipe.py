@@ -208,7 +208,7 @@ class Basic(Strict):
 class Loss(Strict):
     """loss = lm * L_lm + sea * L_a (SEA's Eq. 11) + das * L_das + sds * L_sds (BASIC's Eq. 8).
 
-    L_a is a mean over micro-batches. L_das and L_sds are means over the micro-batches that have images.
+    L_a is a mean over a step's micro-batches. L_das and L_sds are means over a step's samples that have images.
     """
 
     lm: Annotated[float, Field(ge=0)] = 1.0

@@ -17,6 +17,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from trainer.attach.batches import ChatData
 from trainer.attach.run_model import AttachedModel
+from trainer.attach.step_means import StepMeans, samples_with_images
 from trainer.data.dataset import TrainingData
 from trainer.data.sampler import EpochSampler
 from trainer.losses.equations import MAX_SCALE
@@ -33,7 +34,7 @@ TrainedModel = AlignedLlava | AttachedModel
 """What a run trains: a LLaVA of ours, or an existing model."""
 _LENGTHS = ("visual_norm", "refined_norm")
 _BESIDE = {"sea": ("sea_pairs",), "das": _LENGTHS, "sds": _LENGTHS}
-"""What is logged beside a term, as means over the micro-batches that have it."""
+"""What is logged beside a term."""
 
 
 class AlignTrainer(ResumingTrainer):
@@ -81,18 +82,15 @@ class AlignTrainer(ResumingTrainer):
         self._terms: dict[str, torch.Tensor] = {}
         self._weights = {"lm": recipe.loss.lm} if recipe.loss.lm else {}
         """The weight of each term in the last loss, by name."""
-        self._since_log: dict[str, list[torch.Tensor]] = {
-            name: [] for term in [*self._weights, *balances] for name in (f"loss_{term}", *_BESIDE.get(term, ()))
-        }
-        """Values of micro-batches since the last log line, by name."""
-        self._steps = 0
-        """Number of steps since then."""
+        terms = [*self._weights, *balances]
+        self._means = StepMeans(name for term in terms for name in (f"loss_{term}", *_BESIDE.get(term, ())))
         self._measured: dict[str, float] = {}
         self._gradients: dict[str, torch.Tensor] = {}
         """Sums over this step so far of each term's gradient w.r.t. the projector's parameters."""
         self._sampler: EpochSampler | None = None
-        self._micro_batches: Sequence[torch.Tensor | int] = ()
-        """Number of this step's micro-batches over all processes, and of those with images; empty before step 1."""
+        self._in_step: Sequence[torch.Tensor] = ()
+        """Number of this step's micro-batches over all processes, and of samples with images; empty before step 1."""
+        self._image_token_id = int(model.config.image_token_id)
 
     def compute_loss(
         self,
@@ -108,7 +106,8 @@ class AlignTrainer(ResumingTrainer):
         with self._recorder.watching():
             given = model(**inputs)
         self._weights |= {name: float(balance.weight) for name, balance in self.balances.items()}
-        shares = self._shares(len(inputs["targets"]), num_items_in_batch)
+        with_images = samples_with_images(inputs, self._image_token_id)
+        shares = self._shares(len(inputs["targets"]), with_images, num_items_in_batch)
         loss, self._terms = given.get("nothing", 0.0), {}
         for name in (name for name in self._weights if name in given):
             loss = loss + self._weights[name] * shares[name] * given[name]
@@ -119,23 +118,31 @@ class AlignTrainer(ResumingTrainer):
             self._recorder.follow("lm", given.get("visual_lm"), scale=self.recipe.loss.lm * by)
             for name, balance in self.balances.items():
                 self._recorder.follow(name, given.get(f"visual_{name}"), scale=float(balance.weight) * by)
-        self._remember(given)
+        values = {f"loss_{name}": value for name, value in self._terms.items()} | given
+        self._means.add(values, with_images, ends_step=self.accelerator.sync_gradients)
         return (loss, given) if return_outputs else loss
 
-    def _shares(self, trained: int, trained_in_step: torch.Tensor | int | None) -> dict[str, Any]:
+    def _shares(
+        self, trained: int, with_images: torch.Tensor | int, trained_in_step: torch.Tensor | int | None
+    ) -> dict[str, Any]:
         """Return each term's factor in a micro-batch's loss, so that the micro-batches of a step add up to its mean.
 
         Gradients and the logged loss are means over processes, so each share is multiplied by their number.
+
+        Args:
+            trained: number of the micro-batch's trained tokens.
+            with_images: number of its samples that have images.
+            trained_in_step: number of the step's trained tokens over all processes.
         """
         processes, steps = self.accelerator.num_processes, self.current_gradient_accumulation_steps
-        every, with_images = self._micro_batches or (steps * processes, steps * processes)
+        every, all_with_images = self._in_step or (steps * processes, with_images * steps * processes)
         lm = processes / (max(1, trained) * every)
         if self.recipe.loss.norm == "token":
             assert trained_in_step is not None
             lm = processes / float(trained_in_step)
         # With `gather` L_a spans all processes, so a micro-step has one even if some micro-batches are blank.
         sea = 1 / steps if self.recipe.loss.sea.gather else processes / every
-        return {"lm": lm, "sea": sea} | dict.fromkeys(("das", "sds"), processes / with_images)
+        return {"lm": lm, "sea": sea} | dict.fromkeys(("das", "sds"), with_images * processes / all_with_images)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -163,43 +170,26 @@ class AlignTrainer(ResumingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """Fetch a step's micro-batches as the Trainer does, and count the trained tokens of all processes."""
+        """Fetch a step's micro-batches as the Trainer does, and count what all processes have of them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         tokens = sum(len(batch["targets"]) for batch in batches)
         filled = sum(len(batch["rows"]) > 0 for batch in batches)
-        with_images = sum("pixel_values" in batch or "features" in batch for batch in batches)
-        gathered = self.accelerator.gather(torch.tensor([[tokens, filled, with_images]], device=device)).sum(0)
+        own = torch.tensor([[tokens, filled, 0]], device=device)
+        own[0, 2] = sum(samples_with_images(batch, self._image_token_id) for batch in batches)
         trained: torch.Tensor
-        trained, *self._micro_batches = gathered.unbind()
+        trained, *self._in_step = self.accelerator.gather(own).sum(0).unbind()
         return batches, trained.clamp(min=1)
 
     # Logging
 
-    def _remember(self, given: dict[str, torch.Tensor]) -> None:
-        self._steps += self.accelerator.sync_gradients
-        for name, value in self._terms.items():
-            self._since_log[f"loss_{name}"].append(value)
-        for name in self._since_log.keys() & given.keys():
-            self._since_log[name].append(given[name])
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the Trainer's log line.
 
-        It also has the terms as means over the line's steps, as in `loss`; a step without the term counts as 0. Besides
-        them it has each weight in the last step, N, the temperature, and the last measurement of the gradients.
+        It also has the terms and N as in `StepMeans.line`, each weight in the last step, the temperature, and the last
+        measurement of the gradients.
         """
         if "loss" in logs:
-            in_line = max(1, self._steps) * self.accelerator.num_processes
-            drawn = sum(int(pairs) > 0 for pairs in self._since_log.get("sea_pairs", ()))
-            for name, values in self._since_log.items():  # the same names on all processes: `reduce` waits for all
-                # What no micro-batch has is left out, such as an L_a without pairs.
-                counted = drawn if name in ("loss_sea", "sea_pairs") else len(values)
-                own = torch.tensor([float(sum(values)), counted], device=self.args.device)
-                total, count = self.accelerator.reduce(own, "sum").tolist()
-                values.clear()
-                if count:
-                    logs[name] = total / (in_line if name.startswith("loss_") else count)
-            self._steps = 0
+            logs |= self._means.line(self.accelerator)
             logs |= {f"{name}_weight": self._weights[name] for name in self.balances}
             if (term := self.accelerator.unwrap_model(self.model).sea_term) is not None:
                 logs["sea_scale"] = float(whole(term.log_scale.detach()).exp().clamp(max=MAX_SCALE))

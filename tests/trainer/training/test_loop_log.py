@@ -18,6 +18,7 @@ from tests.support.tiny_runs import ROWS, FinishedRuns, SquareEncoder, World, lo
 from trainer.data.dataset import TrainingData
 from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava
+from trainer.recipes.recipe import ExistingModel
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import DEFAULTS
 from trainer.training.callbacks import FewPairs, MetricsLog
@@ -96,6 +97,24 @@ def test_few_pairs_are_said_once() -> None:
         callback.on_log(None, None, None, logs=pairs)
     assert len(said) == 1
     assert "63 pairs" in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attached", [False, True])
+def test_basic_is_a_mean_over_samples_with_images(attached: bool, tiny: World, tmp_path: Path) -> None:
+    """However a step of all rows is cut, one of which is text; the last micro-batch may be smaller."""
+    loss = {"norm": "token", "sea": {"weight": 0}, "das": {"weight": 1.0}}
+    found = []
+    for batch in (ROWS, 5, 3, 1):
+        arguments = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": -(-ROWS // batch)}
+        recipe = tiny_recipe(tiny, loss=loss, training_arguments=arguments | {"max_steps": 1, "save_strategy": "no"})
+        recipe = recipe.model_copy(update={"model": ExistingModel(attach=tiny.model)} if attached else {})
+        train(recipe, out := tmp_path / str(batch))
+        (line,) = logged(out)
+        assert line["loss"] == pytest.approx(line["loss_lm"] + line["loss_das"], rel=1e-6)
+        found.append([line[name] for name in ("loss_das", "grad_norm")])
+    for one in found[1:]:
+        assert one == pytest.approx(found[0], rel=1e-4)
 
 
 def test_a_damaged_log_is_not_cut(tmp_path: Path) -> None:
