@@ -3,6 +3,7 @@
 Only what differs from the Trainer is here.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,6 +167,23 @@ class AlignTrainer(ResumingTrainer):
                     f"{checkpoints.kept(Path(str(self.args.output_dir)))}"
                 )
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # noqa: ANN401 - as in Trainer
+        """Return the norm of a step's gradient.
+
+        Raises:
+            UserError: it is not finite, and the weights have not been changed. fp16 skips such steps and lowers what it
+                multiplies the loss by; it raises when that is below 1.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaler = self.accelerator.scaler
+        if math.isfinite(float(norm)) or (scaler is not None and scaler.get_scale() >= 1):
+            return norm
+        raise UserError(
+            f"step {self.state.global_step + 1}: the norm of the gradient is {float(norm)}, though each loss is "
+            "finite; stopped before the weights moved; lower the weights in loss, or the learning rates; "
+            f"{checkpoints.kept(Path(str(self.args.output_dir)))}"
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -1,6 +1,7 @@
 """Report a run while it trains, in metrics.jsonl for machines and by a progress bar for people."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ class MetricsLog(TrainerCallback):
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         kept = [line for line in self.lines() if wanted(line)]
-        publish_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode(), self._path.parent)
+        publish_bytes(self._path, "".join(map(_as_json, kept)).encode(), self._path.parent)
         return kept
 
     def lines(self) -> list[dict[str, Any]]:
@@ -77,9 +78,15 @@ class MetricsLog(TrainerCallback):
         line = {"step": state.global_step, "seconds": round(self.seconds(), 3), **logs}
         line |= {MEASURED_ON: self._measured_on} if self._measured_on and is_evaluation(logs) else {}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_as_json(line))
         if metrics := evaluated(logs):
             self._shown(f"step {state.global_step}", metrics)
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    """Write a line, with null for a number that is not finite, for which JSON has no word."""
+    finite = {name: None if isinstance(one, float) and not math.isfinite(one) else one for name, one in line.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:

@@ -55,7 +55,7 @@ from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
 from trainer.training.run_folder import METRICS, SUMMARY, after_stop, begin_run, check_begun, default_folder, run_fields
-from trainer.training.run_summary import counted_rows, measured_on, start_and_end
+from trainer.training.run_summary import counted_rows, measured_on, refuse_untrained, start_and_end
 from trainer.training.trackers import ending_trackers
 
 
@@ -238,6 +238,9 @@ class _Training:
             kept = checkpoints.kept(self.out / "checkpoints")
             at = f"stopped at step {state.global_step} of {state.max_steps}"
             raise UserError(f"{self.out}: {at}; run the same command again ({kept})")
+        with agreed():
+            if self.trainer.is_world_process_zero():
+                refuse_untrained(self.log.lines(), self.out)
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         loss = self.inputs.recipe.loss
         if not model.with_lm and loss.sea.match_norm and not loss.sds.weight:

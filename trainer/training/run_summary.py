@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
 from sea_pipeline.output.run_files import comparable
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
@@ -71,4 +72,27 @@ def start_and_end(
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in evaluated(line).items() if math.isfinite(value)}
+    return {name: value for name, value in evaluated(line).items() if value is not None and math.isfinite(value)}
+
+
+def refuse_untrained(lines: list[dict[str, Any]], out: Path) -> None:
+    """Refuse to end a run whose logged steps all trained nothing.
+
+    Args:
+        lines: of the run's `metrics.jsonl`.
+        out: the run's folder.
+
+    Raises:
+        UserError: L_a alone is on and never had two pairs, or fp16 skipped all steps.
+    """
+    steps = [line for line in lines if "loss" in line]
+    if steps and all(line["loss"] == 0 for line in steps):
+        raise UserError(
+            f"{out}: trained nothing: the loss is 0 in all {len(steps):,} logged steps, because L_a never had two "
+            "pairs of patch and word; look at the labels with sea-pipeline inspect, and begin anew with others"
+        )
+    if steps and all("grad_norm" in line and line["grad_norm"] is None for line in steps):
+        raise UserError(
+            f"{out}: trained nothing: fp16 skipped all {len(steps):,} logged steps, whose gradients are not finite; "
+            "begin anew with training_arguments.bf16, lower weights in loss, or more steps"
+        )

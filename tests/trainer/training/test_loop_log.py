@@ -23,7 +23,7 @@ from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import DEFAULTS
 from trainer.training.callbacks import FewPairs, MetricsLog
 from trainer.training.run import train
-from trainer.training.run_summary import start_and_end
+from trainer.training.run_summary import refuse_untrained, start_and_end
 
 
 def run(tiny: World, out: Path, steps: int = 2, **changes: Any) -> tuple[AlignTrainer, list[dict[str, Any]]]:
@@ -115,6 +115,33 @@ def test_basic_is_a_mean_over_samples_with_images(attached: bool, tiny: World, t
         found.append([line[name] for name in ("loss_das", "grad_norm")])
     for one in found[1:]:
         assert one == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scale", "stops"), [(None, 1), (2.0, 3)])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(
+    scale: float | None, stops: int, tiny: World, tmp_path: Path
+) -> None:
+    """fp16 skips such steps, and halves its scale, as long as that may help. The log stays JSON."""
+    trainer = tiny_trainer(tiny_recipe(tiny), tmp_path)
+    weight = next(trainer.model.projector.parameters())
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = weight.detach().clone()
+    if scale is not None:
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    with refused(f"step {stops}: the norm of the gradient is ", ", though each loss is finite; stopped before"):
+        trainer.train()
+    assert torch.equal(weight, before)
+    path = tmp_path / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [line["grad_norm"] for line in lines] == [None] * (stops - 1)
+    if lines:
+        with refused("trained nothing: fp16 skipped all 2 logged steps"):
+            refuse_untrained(lines, tmp_path)
+        MetricsLog(path, lambda *_: None).cut(1)
+        assert path.read_text() == text.splitlines(keepends=True)[0]
+    refuse_untrained([*lines, {"loss": 1.0, "grad_norm": 0.5}], tmp_path)
 
 
 def test_a_damaged_log_is_not_cut(tmp_path: Path) -> None:
