@@ -114,9 +114,9 @@ def words(tmp_path: Path) -> Path:
 def label(encoder: ColourEncoder, words: Path, tmp_path: Path) -> Label:
     """Labels with the tiny world's settings; any of them can be given."""
 
-    def run(**settings: Any) -> StageRun:
+    def run(reporter: progress.Reporter = progress.SILENT, **settings: Any) -> StageRun:
         defaults = {"wordlist": str(words), "top_n": 3, "out": tmp_path / "labels", "shard_size": 4, "device": "cpu"}
-        return label_run.label_images(LabelSettings.of(**(defaults | settings)))
+        return label_run.label_images(LabelSettings.of(**(defaults | settings)), reporter)
 
     return run
 

@@ -19,10 +19,11 @@ from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels.checks import check_out
-from sea_pipeline.labels.format import KIND, WORDS, read_words
+from sea_pipeline.labels.format import KIND, WORDS, label_arrays, read_words
 from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
 from sea_pipeline.labels.stage import LabelStage
+from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.storage.paths import Place
@@ -32,14 +33,26 @@ from sea_pipeline.storage.paths import Place
 def label_images(settings: LabelSettings, reporter: Reporter = SILENT) -> StageRun:
     """Label every image of an input, or those that are missing.
 
-    `reporter` shows where the labels go before the work starts, what workers do, and if the encoder's other sign is
-    clearly better. That is not checked if `reporter` shows no warnings. Two runs on one folder at the same time both
-    end with the same folder.
+    `reporter` shows where the labels go before the work starts, what workers do, if the encoder's other sign is clearly
+    better, and if no patch has got a label. The last two are not checked if `reporter` shows no warnings. Two runs on
+    one folder at the same time both end with the same folder.
 
     Raises:
         UserError: see `list_samples`, `load_wordlist`, `load_encoder` and `run_job`.
     """
-    return run_job(LabelJob(settings), reporter)
+    done = run_job(LabelJob(settings), reporter)
+    if reporter.shows_warnings and not done.report.failed and isinstance(done.ledger.root, Path):
+        _warn_of_no_labels(open_labels(done.ledger.root, verify=False), reporter)
+    return done
+
+
+def _warn_of_no_labels(store: LabelStore, reporter: Reporter) -> None:
+    tables = store.tables(("words", "scores"))  # the first one has labels, or there is something to say
+    if len(store) and not any((label_arrays(table, store.top_n)[1] > 0).any() for table in tables):
+        reporter.warning(
+            f"{store.path}: no patch of its {len(store):,} images has a label, because no word's score is above 0; "
+            "label again with the encoder's other sign into another --out (sea-pipeline probe compares the signs)"
+        )
 
 
 class LabelJob(ShardedJob[LabelSettings]):

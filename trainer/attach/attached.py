@@ -148,11 +148,14 @@ class Attached:
                 self._trained = True
                 warn_of_idle(self._parts, self.weights)
             refuse_without_graph(self._parts, kept.visual)
-        if "sea" in self.weights and draws is None:  # a recipe's run has compared all names of its data before
+        looks = "sea" in self.weights and draws is None  # a recipe's run has looked at all of its data before
+        if looks:
             self._names.look(ids)
         self.terms = {}
         if "sea" in self.weights:
             self.terms["sea"] = self._sea(kept, ids, step, [step] * len(ids) if draws is None else draws)
+        if looks:
+            self._names.look_at_pairs(ids, self.pairs)
         if self._basic and kept.visual is not None:
             self.terms |= self._of_basic(kept, ids)
         total = sum((self.weights[name] * value for name, value in self.terms.items()), torch.zeros(()))

@@ -61,7 +61,8 @@ class NameCheck:
         self._last: dict[str, None] = {}  # names of the last call
         self._found: set[str] = set()
         self._missing: dict[str, None] = {}  # in the order in which they came
-        self._total = self._came = 0
+        self._total = self._came = self._labelled = 0
+        self._has_pairs = False
 
     def look(self, names: Iterable[str]) -> None:
         """Look at the names of one call.
@@ -94,6 +95,25 @@ class NameCheck:
         if not self._warned and (self._total >= often or seen >= _EARLY) and 2 * len(self._missing) > seen:
             self._warned = True
             warnings.warn(f"attached.loss: {_most_of(list(self._missing), seen, self._ids)}", stacklevel=3)
+
+    def look_at_pairs(self, names: Iterable[str], pairs: int) -> None:
+        """Warn once if the first labelled images gave no pair of patch and word.
+
+        Args:
+            names: of the images of one call.
+            pairs: number of pairs that it drew.
+        """
+        self._has_pairs = self._has_pairs or pairs > 0
+        if self._has_pairs:
+            return
+        self._labelled += sum(name in self._ids for name in names)
+        if self._labelled >= _FEW:
+            self._has_pairs = True  # said once
+            warnings.warn(
+                f"attached.loss: none of the first {self._labelled:,} labelled images has a patch with a word, so SEA "
+                "learns nothing from them; look at the labels with sea-pipeline inspect",
+                stacklevel=3,
+            )
 
     def _look_alike(self, fresh: Sequence[str], *, first: bool, again: bool) -> bool:
         """Tell whether names are the labels' in another spelling: all of the first call, or one when images come again.

@@ -100,20 +100,35 @@ def evaluated(line: dict[str, Any]) -> dict[str, float]:
 
 
 class FewPairs(TrainerCallback):
-    """Announce once that L_a contrasts too few pairs to teach much."""
+    """Announce once that L_a contrasts too few pairs to teach much, and once that it has none.
 
-    def __init__(self, reporter: Reporter) -> None:
+    Args:
+        reporter: receives the lines.
+        labels: the folder of the labels.
+    """
+
+    def __init__(self, reporter: Reporter, labels: object) -> None:
         self._reporter = reporter
-        self._said = False
+        self._labels = labels
+        self._said = {"few": False, "none": False}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
-        """Check the number of pairs of a logged step."""
-        pairs = logs.get("sea_pairs", _FEW)
-        if pairs < _FEW and not self._said:
-            self._said = True
+        """Check the number of pairs of a logged step, which a step without images and a run without L_a lack."""
+        if "sea_pairs" not in logs or (pairs := logs["sea_pairs"]) >= _FEW:
+            return
+        which = "few" if pairs else "none"
+        if self._said[which]:
+            return
+        self._said[which] = True
+        if pairs:
             self._reporter.message(
                 f"loss.sea: {pairs:.0f} pairs of patch and word in a micro-batch, fewer than {_FEW}; raise "
                 "training_arguments.per_device_train_batch_size, lower loss.sea.window, or set loss.sea.gather"
+            )
+        else:
+            self._reporter.warning(
+                "loss.sea: a logged step has images, and no pair of patch and word, so SEA trains nothing in it; see "
+                f"how many patches have a label with sea-pipeline inspect {self._labels}"
             )
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from sea_pipeline.core.devices import without_autocast
 from sea_pipeline.core.errors import UserError
@@ -51,6 +51,7 @@ from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen
 from trainer.training.checks import check_recipe, check_recipes, of_stage, unfinished
 from trainer.training.existing import ExistingInputs, build_existing, existing_inputs, premise_of_existing
+from trainer.training.input_checks import check_inputs
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
 from trainer.training.reporter import TrainReporter, reporter_of_told
@@ -106,7 +107,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
     fields = run_fields(inputs, args.world_size)
     out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
-        _check_rows(inputs, args)
+        check_inputs(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
         begin_run(out, fields, recipe, resume, stages)
@@ -131,17 +132,6 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
 def _finished(out: Path, reporter: Reporter) -> TrainRun:
     reporter.message(f"{out}: this run is finished")
     return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
-
-
-def _check_rows(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> None:
-    if inputs.recipe.evaluate_every and inputs.conversations.held_out is None:
-        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
-    rows, batch = len(inputs.conversations.train), args.train_batch_size
-    if args.dataloader_drop_last and rows < batch:
-        raise UserError(
-            f"training_arguments.dataloader_drop_last: drops all {rows} rows to train on, because they do not fill a "
-            f"micro-batch of {batch}; set it to false, or a smaller training_arguments.per_device_train_batch_size"
-        )
 
 
 def _inputs(
@@ -209,7 +199,8 @@ class _Training:
         self.fields = fields
         self.log = MetricsLog(out / METRICS, self.tables.metrics, measured_on(inputs))
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
-        callbacks = [self.log, Screen(reporter), FewPairs(reporter), kept]
+        callbacks = [self.log, Screen(reporter), kept]
+        callbacks += [FewPairs(reporter, inputs.store.path)] if inputs.store else []
         if isinstance(inputs, ExistingInputs):
             self.trainer = build_existing(inputs, out, callbacks)
         else:
@@ -393,7 +384,7 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
             stage = _from_model(recipe.model_copy(update={"data": data}), model, existing)
             begun_with = run_folder.begun_with_labels(out and out / name)
             inputs = _inputs(stage, reporter, first=is_first_process(), labels=False, begun_with=begun_with)
-            _check_rows(inputs, arguments[name])
+            check_inputs(inputs, arguments[name])
 
 
 def is_first_process() -> bool:

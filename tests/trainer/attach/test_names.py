@@ -15,10 +15,12 @@ from tests.support.refused import refused
 from tests.support.tiny_runs import label_settings
 from tests.support.world import word_file
 from tests.trainer.attach.families import Tiny, tiny
-from tests.trainer.attach.trained import attached_to, own_trainer
+from tests.trainer.attach.trained import attached_to, logged, own_trainer
 from tests.trainer.attach.worlds import Pictures, whole_labels
 from trainer.attach import Attached
+from trainer.attach import attached as attached_module
 from trainer.attach.names import NameCheck, alike, flat_names, names_by_sample
+from trainer.sampling import Drawn
 
 NONE = r"none of the first {} image names is in the labels: found {!r}; the labels hold names such as {!r}; give "
 
@@ -144,6 +146,20 @@ def test_metrics_say_it_too(made: tuple[Tiny, Attached], pictures: Pictures) -> 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_images_without_pairs_are_said_once_and_logged(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = np.zeros(0, np.int64)
+    monkeypatch.setattr(attached_module, "draw", lambda *_, **__: Drawn(none, none))
+    made, one = attached_to("llava", pictures, sea={})
+    trainer = own_trainer(made, pictures, tmp_path, one, max_steps=6)
+    with pytest.warns(UserWarning, match="none of the first 8 labelled images has a patch with a word") as said:
+        trainer.train()
+    assert sum("labelled images" in str(each.message) for each in said) == 1
+    assert logged(trainer, "sea_pairs") == [0.0] * 6
+    assert not logged(trainer, "loss_sea")
+
+
 def test_a_trainer_stops_at_the_first_step(pictures: Pictures, tmp_path: Path) -> None:
     made, one = attached_to("llava", pictures, sea={})
     trainer = own_trainer(made, pictures, tmp_path, one, max_steps=3, gradient_accumulation_steps=2)

@@ -1,6 +1,7 @@
 """What a run says while it trains, and settings that must not change what it does."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from tests.support.paths import ROOT
 from tests.support.pretend_gpu import pretend_gpu
 from tests.support.refused import refused
 from tests.support.tiny_runs import ROWS, FinishedRuns, SquareEncoder, World, logged, tiny_recipe, tiny_trainer
+from trainer.attach import attached as attached_module
+from trainer.data import dataset
 from trainer.data.dataset import TrainingData
 from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.recipes.recipe import ExistingModel
+from trainer.sampling import Drawn
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import DEFAULTS
 from trainer.training.callbacks import FewPairs, MetricsLog
@@ -90,13 +94,36 @@ def test_no_line_is_lost_where_the_trainer_counts_tokens(tiny: World, tmp_path: 
     assert [line["step"] for line in lines] == [1, 2]
 
 
-def test_few_pairs_are_said_once() -> None:
-    said: list[str] = []
-    callback = FewPairs(Heard(said))
-    for pairs in ({"sea_pairs": 64.0}, {}, {"sea_pairs": 63.0}, {"sea_pairs": 3.0}):
+def test_few_pairs_and_none_are_said_once() -> None:
+    callback = FewPairs(heard := Heard(), "runs/labels/mine")
+    for pairs in ({"sea_pairs": 64.0}, {}, *({"sea_pairs": each} for each in (63.0, 3.0, 0.0, 0.0))):
         callback.on_log(None, None, None, logs=pairs)
-    assert len(said) == 1
-    assert "63 pairs" in said[0]
+    few, none = heard.lines
+    assert "63 pairs" in few
+    assert "sea-pipeline inspect runs/labels/mine" in none
+    assert heard.warnings == [none]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_run_without_pairs_is_said_and_does_not_end_as_finished(
+    attached: bool, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with labels carried to crops that they do not overlap; an attached model still learns text."""
+    none = np.zeros(0, np.int64)
+    for module in (dataset, attached_module):
+        monkeypatch.setattr(module, "draw", lambda *_, **__: Drawn(none, none))
+    recipe = tiny_recipe(tiny, loss={"lm": float(attached)}, training_arguments={"max_steps": 2})
+    recipe = recipe.model_copy(update={"model": ExistingModel(attach=tiny.model)} if attached else {})
+    ends = nullcontext() if attached else refused("trained nothing: the loss is 0 in all 2 logged steps, because L_a")
+    with ends:
+        train(recipe, tmp_path / "out", reporter=(heard := Heard()))
+    assert sum("no pair of patch and word" in line for line in heard.warnings) == 1
+    assert [line["sea_pairs"] for line in logged(tmp_path / "out")] == [0.0, 0.0]
+    if not attached:
+        with refused("trained nothing"):
+            train(recipe, tmp_path / "out")
+        assert not (tmp_path / "out" / "model").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
@@ -20,6 +21,7 @@ from tests.support.tiny_runs import (
     FinishedRuns,
     SquareEncoder,
     World,
+    colours,
     label_settings,
     logged,
     short_recipe,
@@ -191,6 +193,19 @@ def test_what_nothing_would_train_is_refused(tiny: World, tmp_path: Path) -> Non
     alone = short_recipe(tiny, data={"train": str(tmp_path / "texts.json")}, loss={"lm": 0})
     with pytest.raises(UserError, match=r"texts\.json: expected images, as loss.lm is 0; found none"):
         train(alone, tmp_path / "out")
+    large = short_recipe(tiny, loss={"sea": {"window": 5, "ragged": "drop"}})
+    with pytest.raises(UserError, match=r"loss\.sea\.window: 5 does not fit into the 4 x 4 visual tokens"):
+        train(large, tmp_path / "out")
+    with colours(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SquareEncoder, "patches", lambda _, pixels: torch.zeros(len(pixels), 16, 3))
+        patch.setattr(SquareEncoder, "word_fields", lambda _: {"name": "colours of nothing"})
+        label_images(label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels"))
+    for model in (str(tiny.model), {"attach": str(tiny.model)}):
+        wordless = short_recipe(tiny, labels={"path": str(tmp_path / "labels")}, loss={"sea": {"weight": 1.0}})
+        wordless = Recipe.model_validate(wordless.model_dump(exclude_unset=True) | {"model": model})
+        with pytest.raises(UserError, match=r"no patch of the 11 images trained on .* labels\.path"):
+            train(wordless, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

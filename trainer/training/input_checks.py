@@ -1,0 +1,56 @@
+"""Check what a run has opened, before its folder is begun."""
+
+from transformers import TrainingArguments
+
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.crops import crop_id
+from sea_pipeline.label_cache import label_cache
+from trainer.data.inputs import Inputs
+from trainer.training.existing import ExistingInputs
+
+
+def check_inputs(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> None:
+    """Refuse inputs from which a step, a measurement or L_a would get nothing.
+
+    Raises:
+        UserError: there are no held-out samples to measure, no whole micro-batch to train on, or nothing to draw.
+    """
+    if inputs.recipe.evaluate_every and inputs.conversations.held_out is None:
+        raise UserError("evaluate_every: there are no held-out samples; set data.held_out or data.evaluate")
+    rows, batch = len(inputs.conversations.train), args.train_batch_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"training_arguments.dataloader_drop_last: drops all {rows} rows to train on, because they do not fill a "
+            f"micro-batch of {batch}; set it to false, or a smaller training_arguments.per_device_train_batch_size"
+        )
+    if inputs.recipe.loss.sea.weight:
+        _check_windows(inputs)
+        _check_words(inputs)
+
+
+def _check_windows(inputs: Inputs | ExistingInputs) -> None:
+    """Refuse windows of which none fits on the grid; those of existing models differ by image."""
+    sea = inputs.recipe.loss.sea
+    if not isinstance(inputs, Inputs) or sea.ragged == "keep":
+        return
+    rows, columns = inputs.folder.grid
+    if sea.window > min(rows, columns):
+        raise UserError(
+            f"loss.sea.window: {sea.window} does not fit into the {rows} x {columns} visual tokens of an image, and "
+            "loss.sea.ragged: drop leaves out what it does not fit; lower it, or set loss.sea.ragged: keep"
+        )
+
+
+def _check_words(inputs: Inputs | ExistingInputs) -> None:
+    """Refuse labels without a word for any patch of the images that are trained on."""
+    if (store := inputs.store) is None:  # they are made later
+        return
+    cache, crops = label_cache(store), range(inputs.recipe.labels.crops + 1)
+    held = [name for name in inputs.conversations.image_ids if name in cache]
+    views = (crop_id(name, number) for name in held for number in crops)
+    if held and not any((cache[view].scores > 0).any() for view in views if view in cache):
+        raise UserError(
+            f"{store.path}: no patch of the {len(held):,} images trained on has a word with a score above 0, so "
+            "loss.sea would train nothing; label again with another encoder, sign or word list into another folder, "
+            "and name it with labels.path"
+        )
