@@ -52,7 +52,7 @@ def basic_terms(
         )
     at, weights = _shares(kept, laid, equal=settings.basic.degree == "equal")
     ends = kept.apart is not None and torch.is_grad_enabled()
-    visual = kept.visual.detach().requires_grad_() if ends else kept.visual
+    visual = _wide(kept.visual.detach()).requires_grad_() if ends else kept.visual
     chosen, refined = visual[at], kept.recorder.refined.to(visual.device)[at]
     found = {}
     if "das" in names:
@@ -99,6 +99,10 @@ def _shares(
     return at, torch.cat(weights)
 
 
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: ForwardResults) -> torch.Tensor:
     """Return a term whose gradient reaches the projector's weights, but nothing in front of the projector.
 
@@ -109,7 +113,10 @@ def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Forwar
     assert kept.made is not None and kept.apart is not None and kept.visual is not None  # noqa: PT018
     # dL/dV, then by the chain rule the gradient w.r.t. the projector's output.
     (by_visual,) = torch.autograd.grad(value, visual, retain_graph=True)
-    (by_made,) = torch.autograd.grad(kept.visual, kept.made, by_visual, retain_graph=True)
-    carried = (kept.apart.to(value.dtype) * by_made.to(value.dtype)).sum()
+    # The loss is not scaled yet, so float16 would round small values to 0: the largest is 1024 meanwhile.
+    scale = 1024 / by_visual.abs().amax().clamp_min(1e-30)
+    scaled = (by_visual * scale).to(kept.visual.dtype)
+    (by_made,) = torch.autograd.grad(kept.visual, kept.made, scaled, retain_graph=True)
+    carried = (_wide(kept.apart) * (_wide(by_made) / scale)).sum()
     # d(carried)/d(weights) is the term's gradient; its value is taken off again.
     return value.detach() + carried - carried.detach()

@@ -217,8 +217,10 @@ class _Sds(torch.autograd.Function):
         # The vectors as the products saw them. With unrounded ones, a KL near 0 would come out below 0.
         seen = queries.to(matmul_dtype).to(queries.dtype)
         (v, v_hat), (mu_q, mu_p), (lse_q, lse_p) = seen.chunk(2), mean.chunk(2), lse.chunk(2)
-        # d KL / d v = mu_q - mu_p, weighted by a: all that the backward pass needs.
-        ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(visual.dtype))
+        # d KL / d v = mu_q - mu_p, weighted by a: all that the backward pass needs. The loss scale comes later, so in
+        # float16 most of it would round to 0. bfloat16 has the range of float32, and takes half the memory.
+        kept = attention.dtype if visual.dtype == torch.float16 else visual.dtype
+        ctx.save_for_backward((attention.unsqueeze(-1) * (mu_q - mu_p)).to(kept))
         # KL(p || q) = E_p[log p - log q] = (v^ - v) . mu_p - lse(v^ E') + lse(v E')
         divergence = ((v_hat - v) * mu_p).sum(-1) - lse_p + lse_q
         return (attention * divergence).sum()
@@ -226,7 +228,8 @@ class _Sds(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         (by_visual,) = ctx.saved_tensors
-        return gradient.to(by_visual.dtype) * by_visual, None, None, None, None, None
+        # A scaled loss may have a gradient beyond float16. Autograd rounds the product to the dtype of `visual`.
+        return gradient * by_visual.to(gradient.dtype), None, None, None, None, None
 
 
 def _softmax_mean(

@@ -122,6 +122,18 @@ def test_sds_with_bfloat16_products() -> None:
     assert F.cosine_similarity(single.grad.double().flatten(), double.grad.flatten(), dim=0) > 0.99
 
 
+def test_sds_of_float16_tokens_is_exact_under_a_loss_scale() -> None:
+    """Before the scale, which may itself be beyond float16, most of the gradient would round to 0."""
+    refined, embeddings = random(300, 64, seed=2), random(500, 64, seed=3) / 16
+    visual = (random(300, 64, seed=1) / 16).half().requires_grad_()
+    double, weights = visual.detach().double().requires_grad_(), attention(300)
+    (131072 * sds(visual, refined.float(), weights.float(), embeddings.float())).backward()
+    (131072 * sds_twin(double, refined, weights, embeddings)).backward()
+    assert visual.grad is not None
+    assert double.grad is not None
+    assert ((visual.grad - double.grad).norm(dim=1) <= 2e-3 * double.grad.norm(dim=1)).all()
+
+
 @pytest.mark.parametrize("faster", [False, True])
 @pytest.mark.parametrize("block", [7, 64, 5000])
 def test_sds_by_each_library_that_multiplies(faster: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
