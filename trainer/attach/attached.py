@@ -142,7 +142,7 @@ class Attached:
         kept.ids = ids
         step = whole_number("attached.step", self.step)
         self.step += 1
-        self.watch.check_whole()
+        self.watch.check_whole(self.model)
         if self._parts.inner.training and torch.is_grad_enabled():
             if not self._trained:
                 self._trained = True

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -14,6 +13,7 @@ from sea_pipeline.core.errors import UserError
 from trainer.attach.attached import Attached
 from trainer.attach.collator import IDS, CarryIds
 from trainer.attach.step_means import StepMeans, samples_with_images
+from trainer.model.fsdp import keep_embeddings_whole
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -223,9 +223,7 @@ class _Temperature(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"log_scale": float(parameter.detach()), **kept}}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401
-        embed = model.get_input_embeddings()
-        if isinstance(embed, FSDPModule):  # the terms use them after the forward
-            embed.set_reshard_after_forward(False)
+        keep_embeddings_whole(model)
         kept = state.stateful_callbacks.get(type(self).__name__)
         kept = kept[0] if isinstance(kept, list) else kept
         values = (kept or {}).get("attributes", {})

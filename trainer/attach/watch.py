@@ -20,6 +20,7 @@ from trainer.attach.families import Parts
 from trainer.attach.tiles import Call
 from trainer.losses.embeddings import input_scale, llm_embeddings
 from trainer.losses.supervision import LayerRecorder, Supervision
+from trainer.model.fsdp import path_of_holder
 
 _ABSENT = object()
 _MARK = "_sea_attached"
@@ -160,22 +161,27 @@ class Watch:
         """Return what the LLM multiplies its inputs by, see `input_scale`."""
         return input_scale(self.parts.llm)
 
-    def check_whole(self) -> None:
+    def check_whole(self, model: nn.Module) -> None:
         """Refuse embeddings that are cut, because the terms use them after the forward.
+
+        Args:
+            model: the model that was given, for the advice.
 
         Raises:
             UserError: FSDP or DeepSpeed's ZeRO-3 has cut them.
         """
-        if isinstance(self.embed.weight, DTensor):
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole, found them cut by FSDP; call "
-                "model.get_input_embeddings().set_reshard_after_forward(False) before training, as AttachMixin does"
-            )
-        if not self.embed.weight.numel():
-            raise UserError(
-                "attached.loss: expected the LLM's input embeddings whole; found them cut by DeepSpeed's ZeRO-3; train "
-                "with ZeRO-2, DDP or FSDP"
-            )
+        weight = self.embed.weight
+        if isinstance(weight, DTensor):
+            path = ".".join(filter(None, ["model", path_of_holder(model, self.embed)]))
+            advice = f"call {path}.set_reshard_after_forward(False, recurse=False) before training"
+            found = f"FSDP; {advice}, as AttachMixin does"
+        elif weight.dim() == 2 and weight.numel() and weight.untyped_storage().size():  # FSDP 1's may lack any of these
+            return
+        elif hasattr(weight, "ds_id"):
+            found = "DeepSpeed's ZeRO-3; train with ZeRO-2, DDP or FSDP 2"
+        else:
+            found = "FSDP 1; use FSDP 2, torch's fully_shard, which is version 2 in transformers' fsdp_config"
+        raise UserError(f"attached.loss: expected the LLM's input embeddings whole; found them cut by {found}")
 
     def _stand_in(self, module: nn.Module, name: str, around: Callable[..., Any], *, eager: bool = False) -> None:
         before = module.__dict__.get(name, _ABSENT)
@@ -233,7 +239,7 @@ class Watch:
         self._running = self.kept = kept = ForwardResults()
         if ids is not None:
             kept.columns = ids == self.parts.inner.config.image_token_id
-            self._valid = torch.ones_like(kept.columns) if mask is None or mask.dim() != 2 else mask.bool()
+            self._valid = _valid_tokens(mask, kept.columns)
         try:
             return original(*given, **named)
         finally:
@@ -281,18 +287,25 @@ class Watch:
         if kept is None or kept.visual is None or not self._watching:
             return original(*given, **named)
         assert self._supervision is not None
-        if kept.columns is None or self._valid is None:
+        if kept.columns is None:
             raise UserError("das, sds: expected input_ids; found inputs_embeds, which do not say where images are")
-        if self._valid.shape != kept.columns.shape:
+        valid = self._valid
+        if valid is None:
+            if self._supervision.needs_padding:
+                raise UserError(
+                    "das, sds: expected an attention_mask of two dimensions; found another form, which may not tell "
+                    "padding from text; give one of two, none for rows without padding, or basic={'degree': 'equal'}"
+                )
+            valid = torch.ones_like(kept.columns)
+        if valid.shape != kept.columns.shape:
             raise UserError(
                 f"das, sds: expected an attention_mask as long as the {kept.columns.shape[-1]} input_ids; found "
-                f"{self._valid.shape[-1]}, as peft's prefix tuning makes it; train with LoRA"
+                f"{valid.shape[-1]}, as peft's prefix tuning makes it; train with LoRA"
             )
         length = None
         if self._supervision.needs_length:
             length = llm_embeddings(self.embed, self._vocabulary).float().norm(dim=-1).mean() * self.scale
-        rows = self._valid & ~kept.columns
-        with self._supervision.watching(kept.columns, rows, self._valid, length=length) as recorder:
+        with self._supervision.watching(kept.columns, valid & ~kept.columns, valid, length=length) as recorder:
             kept.recorder = recorder
             return original(*given, **named)
 
@@ -308,6 +321,17 @@ class Watch:
         assert self._given is not None
         kept.visual = visual
         kept.call = Call(self.parts.name, self.parts.inner, self._processor, self._given, counts)
+
+
+def _valid_tokens(mask: Any, columns: torch.Tensor) -> torch.Tensor | None:  # noqa: ANN401 - any that a model takes
+    """Return False for padding, bool (B, L); None if the mask does not tell.
+
+    A mask (B, 1, L, L), a dictionary of masks, and flex attention's are such. For instance, if a last token that is
+    padding attends to itself, its mask is that of text.
+    """
+    if mask is None:
+        return torch.ones_like(columns)
+    return mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
 
 def _by_name(method: Callable[..., Any], given: Any, named: Any) -> dict[str, Any]:  # noqa: ANN401

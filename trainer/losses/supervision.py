@@ -178,6 +178,7 @@ class Supervision:
         k: the number of layers watched, see `layers_of`.
         lens: the lens that was given.
         needs_length: whether `watching` must be given a length.
+        needs_padding: whether it must be told what is padding.
 
     Raises:
         UserError: the LLM has fewer layers than k, a width of no more than `basic.outliers`, or attention that cannot
@@ -194,7 +195,8 @@ class Supervision:
             raise UserError(f"loss.basic.outliers: {basic.outliers}, but the LLM has only {width} dimensions; set less")
         self.needs_length = basic.normalise == "unit"
         self._weights = layer_weights(basic.layer_weights, self.k)
-        self._tap = AttentionTap(llm, self.k) if basic.degree == "auto" else None
+        self.needs_padding = basic.degree == "auto"
+        self._tap = AttentionTap(llm, self.k) if self.needs_padding else None
 
     @contextmanager
     def watching(

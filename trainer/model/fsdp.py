@@ -82,6 +82,21 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     set_model_state_dict(model, cast("dict[str, Any]", state), options=options)
 
 
+def path_of_holder(model: nn.Module, module: nn.Module) -> str:
+    """Return the path of the FSDP module that holds a module's weights; "" for the model itself, or if none does."""
+    path: str = next(name for name, one in model.named_modules() if one is module)
+    while path and not isinstance(model.get_submodule(path), FSDPModule):
+        path = path.rpartition(".")[0]
+    return path
+
+
+def keep_embeddings_whole(model: Any) -> None:  # noqa: ANN401 - transformers' or peft's
+    """Have FSDP, if it cuts a model, keep the LLM's input embeddings gathered after a forward; the terms use them."""
+    holder = model.get_submodule(path_of_holder(model, model.get_input_embeddings()))
+    if isinstance(holder, FSDPModule):
+        holder.set_reshard_after_forward(False, recurse=False)
+
+
 class _WholeEmbeddings(TrainerCallback):
     """Makes FSDP gather the LLM's input embeddings once in a forward, not at each use.
 
@@ -89,9 +104,7 @@ class _WholeEmbeddings(TrainerCallback):
     """
 
     def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401 - as in TrainerCallback
-        embed = model.get_input_embeddings()
-        if isinstance(embed, FSDPModule):
-            embed.set_reshard_after_forward(False)
+        keep_embeddings_whole(model)
 
 
 class ShardingTrainer(Trainer):

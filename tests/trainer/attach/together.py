@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
+from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS, Tiny
 from tests.trainer.attach.trained import ARGUMENTS, Collate, OwnTrainer, rows, sft_trainer
 from tests.trainer.attach.worlds import Pictures
-from trainer.attach import AttachMixin, attach
+from trainer.attach import Attached, AttachMixin, attach
 from trainer.model.fsdp import ShardingTrainer
 
 BOTH: dict[str, Any] = {"sea": {"window": 1, "gather": True}, "das": {}, "sds": {"weight": 0.1}}
@@ -28,6 +32,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "fsdp-qwen3_vl": {"layer": "Qwen3VLTextDecoderLayer"},
     "fsdp-llava": {"layer": "LlamaDecoderLayer"},
     "fsdp-frozen": {"layer": "LlamaDecoderLayer", "frozen": True},
+    "fsdp-loop": {"loop": True},
 }
 """By name, what is different; a family's name, or Qwen3-VL."""
 
@@ -47,7 +52,9 @@ def run(name: str, pictures: Pictures, out: Path) -> None:
         one._parts.projector.requires_grad_(True)
     changes: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 4 // processes, "optim": "sgd",
                                "per_device_eval_batch_size": 2}  # fmt: skip
-    if job.get("trl"):
+    if job.get("loop"):
+        trainer = own_loop(made, pictures, one, processes)
+    elif job.get("trl"):
         trainer = sft_trainer(made, pictures, out / name, one, **changes, gradient_checkpointing=False)
     else:
         if processes > 1 and "layer" in job:
@@ -61,7 +68,8 @@ def run(name: str, pictures: Pictures, out: Path) -> None:
             ]
         arguments = TrainingArguments(str(out / name), **(ARGUMENTS | changes))
         trainer = kind(model=made.model, args=arguments, train_dataset=data, data_collator=Collate(made), attached=one)
-    trainer.train()
+    if not job.get("loop"):
+        trainer.train()
     measured = one.metrics(held_out(made, pictures)) if name == "fsdp-qwen3_vl" else {}
     if name == "ddp-llava":  # the second process gets one row that is not the first one's
         measured = trainer.evaluate(rows(pictures, 3))
@@ -73,6 +81,45 @@ def run(name: str, pictures: Pictures, out: Path) -> None:
         (out / f"{name}.json").write_text(json.dumps(said))
         torch.save(state, out / f"{name}.pt")
     one.detach()
+
+
+def own_loop(made: Tiny, pictures: Pictures, one: Attached, processes: int) -> Any:
+    """Trains as `run` does, without L_lm; with FSDP the projector is cut by itself, and so is the root in the forward.
+
+    The first message's advice is followed to the letter.
+    """
+    model, rank, lines, cut = made.model, int(os.environ.get("RANK", "0")), [], processes > 1
+    if cut:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        mesh = dist.device_mesh.init_device_mesh("cpu", (processes,))
+        for module in (*one._parts.llm.layers, one._parts.projector, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    optimizer = torch.optim.SGD([*model.parameters(), *one.parameters()], lr=1e-2)
+    names = [["wide.png"], ["tall.png"], ["other.png"], ["odd.png"]]
+    mine = names[rank * 4 // processes :][: 4 // processes]  # gathered in the order of one process
+    batch = made.batch([(images, "red") for images, _ in pictures.batch(mine)])
+    model.train()
+    while len(lines) < 2:
+        l_lm, one.step = model(**batch).loss, len(lines)
+        try:
+            loss = one.loss(mine)
+        except UserError as error:
+            ((path, argument),) = re.findall(r"call model(\S*)\.set_reshard_after_forward\((.*)\)", str(error))
+            assert (path, argument, cut) == ("", "False, recurse=False", True)
+            model.set_reshard_after_forward(False, recurse=False)
+            cut = False
+            continue
+        (0 * l_lm + loss).backward()  # FSDP sees a backward from the model's outputs alone
+        one.average_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        own = torch.tensor([float(each) for each in (loss, *one.terms.values())])
+        if processes > 1:
+            dist.all_reduce(own.div_(processes))
+        lines.append(dict(zip(("loss", *(f"loss_{name}" for name in one.terms)), own.tolist(), strict=True)))
+        lines[-1]["sea_scale"] = one.scale
+    return SimpleNamespace(state=SimpleNamespace(log_history=lines))
 
 
 def held_out(made: Tiny, pictures: Pictures) -> list[dict[str, Any]]:
