@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import Sampler
 
 BLANK = -1
@@ -61,6 +62,9 @@ class EpochSampler(Sampler[int]):
         return self._kept + self._blanks
 
     def __iter__(self) -> Iterator[int]:
+        # The draw that torch's loader makes, see `get_train_dataloader`; without it, runs that have begun would go on
+        # with other dropout.
+        torch.empty((), dtype=torch.int64).random_()
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(self.length) if self._lengths is None else self._grouped(random)
         yield from (self.epoch * self.length + order[: self._kept]).tolist()

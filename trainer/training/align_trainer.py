@@ -12,6 +12,7 @@ from typing import Any, cast
 import pyarrow.compute as pc
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
@@ -285,6 +286,17 @@ class AlignTrainer(ResumingTrainer):
             check_schedule(self.args, peaks, num_training_steps)
             self.args.lr_scheduler_kwargs = schedule_options(self.args, peaks)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Create the Trainer's loader with a generator of its own.
+
+        For its workers' seeds a loader draws from the global generator each epoch, but only once if its workers are
+        persistent. A resumed run would make those at another time, and so have other dropout. `EpochSampler` draws in
+        place of the loader, each epoch.
+        """
+        loader: Any = super().get_train_dataloader()
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return cast("DataLoader[Any]", loader)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ANN401 - as in Trainer
         grouped, processes = {}, self.args.world_size

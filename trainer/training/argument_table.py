@@ -28,6 +28,11 @@ REFUSED: dict[str, tuple[object, str]] = {
         "it saves in the middle of a step, and each process at another one; set `save_steps`, as the same command goes "
         "on from the newest whole checkpoint",
     ),
+    "ignore_data_skip": (
+        False,
+        "a resumed run would train again on the rows of its epoch, and draw other random numbers than one that was not "
+        "stopped",
+    ),
     "resume_from_checkpoint": (None, "the same command goes on from the newest whole checkpoint"),
     "eval_strategy": (None, "set `evaluate_every`"),
     "eval_steps": (None, "set `evaluate_every`"),
@@ -54,8 +59,15 @@ REFUSED: dict[str, tuple[object, str]] = {
 SECRET = frozenset({"hub_token"})
 """Arguments whose value no message shows."""
 
-EARLIER = ("save_", "logging_", "report_to", "dataloader_num", "dataloader_p", "disable_tqdm")
-"""Prefixes of the arguments that have never been part of a run's identity."""
+EARLIER = frozenset(
+    {
+        "save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node", "logging_strategy",
+        "logging_steps", "logging_first_step", "logging_nan_inf_filter", "report_to", "disable_tqdm",
+        "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+    }
+)  # fmt: skip
+"""Arguments that have never been part of a run's identity."""
 _LATER = frozenset(
     {
         "ddp_timeout", "per_device_eval_batch_size", "run_name", "project", "trackio_space_id",
@@ -75,4 +87,4 @@ def changes_weights(name: str) -> bool:
     """
     if name == "auto_find_batch_size":
         return True
-    return not name.startswith(EARLIER) and name not in _LATER and name not in REFUSED
+    return name not in EARLIER | _LATER | REFUSED.keys()

@@ -143,7 +143,7 @@ def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> P
     by its earlier name.
     """
     recipe = inputs.recipe
-    once = {key: value for key, value in recipe.training_arguments.items() if not key.startswith(EARLIER)}
+    once = {key: value for key, value in recipe.training_arguments.items() if key not in EARLIER}
     settings = {"training_arguments": once | fields["recipe"]["training_arguments"]}
     every = [fields | {"recipe": fields["recipe"] | settings}, fields]
     root, here = inputs.conversations.image_root.resolve(), Path.cwd().resolve()

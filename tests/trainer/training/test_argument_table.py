@@ -28,7 +28,6 @@ IDENTITY = {
     "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache",
     "neftune_noise_alpha", "eval_delay", "metric_for_best_model", "greater_is_better",
-    "ignore_data_skip",
     "full_determinism", "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",
     "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
     "ddp_static_graph", "ddp_backend", "fsdp", "fsdp_config", "deepspeed",

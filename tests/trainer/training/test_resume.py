@@ -29,6 +29,7 @@ from trainer.training.callbacks import Screen, is_evaluation
 from trainer.training.run import train
 from trainer.training.run_folder import begin_run
 
+SELDOM = "logged seldom, with dropout and persistent workers"
 STAGES: dict[str, dict[str, Any]] = {
     "projector": {
         "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
@@ -40,13 +41,19 @@ STAGES: dict[str, dict[str, Any]] = {
         "learning_rates": {"llm": 1e-3},
         "training_arguments": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     },
-    "logged seldom": {
+    SELDOM: {
+        "lora": {"rank": 2, "dropout": 0.5},
+        "learning_rates": {"llm": 1e-3},
         "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
-        "training_arguments": {"logging_steps": 3},
+        "training_arguments": {
+            "logging_steps": 3,
+            "dataloader_num_workers": 1,
+            "dataloader_persistent_workers": True,
+        },
     },
 }
 KILLED = {"projector": ("log", 5), "projector and llm": ("save", 4)}
-RESUMED = {"projector": (2, 6, 8), "projector and llm": (4, 8), "logged seldom": (4,)}
+RESUMED = {"projector": (2, 6, 8), "projector and llm": (4, 8), SELDOM: (4,)}
 """From the others the killed runs go on."""
 
 
@@ -80,7 +87,7 @@ def test_every_checkpoint_leads_to_the_same_end(
         out = copied(whole, tmp_path / f"from-{step}", step)
         train(recipe, out)
         assert weights(out) == weights(whole), f"from step {step}"
-        if stage != "logged seldom":  # a line of several steps says what its own process saw
+        if stage != SELDOM:  # a line of several steps says what its own process saw
             assert values(out) == values(whole)
 
 
