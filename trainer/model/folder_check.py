@@ -51,7 +51,9 @@ def check_model_folder(folder: Path) -> LlavaFolder:
         )
     shape = image_shape(processor.image_processor, str(folder))
     try:
-        states = _states(config, shape)
+        states = _states(config, shape, str(folder))
+    except UserError:
+        raise
     # the tower's errors for a wrong size, one given as two numbers, or a layer that it lacks
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise UserError(f"{folder}: its tower cannot take what its processor gives ({error})") from error
@@ -130,11 +132,18 @@ def _grey(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.full((height, width, 3), 128, np.uint8))
 
 
-def _states(config: LlavaConfig, shape: tuple[int, ...]) -> int:
-    """Count the tokens of the layer that LLaVA uses, by running the tower on the meta device."""
+def _states(config: LlavaConfig, shape: tuple[int, ...], source: str) -> int:
+    """Count the tokens of the layer that LLaVA uses, by running the tower on the meta device as LLaVA does."""
     layers = config.vision_feature_layer
     first = layers if isinstance(layers, int) else layers[0]
     with torch.device("meta"), torch.no_grad():
         tower = AutoModel.from_config(config.vision_config)
-        states = tower(torch.empty(shape), output_hidden_states=[first]).hidden_states
+        pixels = torch.empty(shape)
+        states = tower(pixels, output_hidden_states=layers).hidden_states
+        if states is None:
+            every = len(tower(pixels, output_hidden_states=True).hidden_states)
+            raise UserError(
+                f"{source}: its vision_feature_layer is {layers}, which transformers takes for none; set it to "
+                f"{-every}, the same layer, in config.json"
+            )
     return int(states[first].shape[1])

@@ -141,6 +141,7 @@ def load_vision(spec: str, dtype: torch.dtype, feature_layer: int | None = None)
     layer, states = -2 if feature_layer is None else feature_layer, part.num_hidden_layers + 1
     if not -states <= layer < states:
         raise UserError(f"feature_layer = {layer}: expected {-states} to {states - 1}, the hidden states of {spec}")
+    layer = layer or -states  # transformers takes 0 for none
     classes = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
     if part.model_type == "siglip_vision_model":
         part.vision_use_head = False  # no patch goes through its pool, and mlx-vlm has no place for those weights
