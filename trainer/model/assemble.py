@@ -1,5 +1,6 @@
 """Makes a stock `LlavaForConditionalGeneration` folder from any vision tower and any causal LM."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -221,14 +222,22 @@ def _assemble(config: LlavaConfig, vision: VisionPart, llm: Any, projector: nn.M
 
 @torch.inference_mode()
 def _logits(model: Any, ids: torch.Tensor, source: str, where: str = "") -> torch.Tensor:  # noqa: ANN401 - any LLM
-    """Compute logits for token ids, and then for inputs that are no token's embeddings, as visual tokens are not."""
+    """Compute logits for token ids, and then for inputs that are no token's embeddings, as visual tokens are not.
+
+    For the latter the head's inputs are enlarged and its logits made small again, which changes nothing if the head is
+    linear. A soft cap would not show in small logits.
+    """
     model.eval()
     with border(f"{source}: cannot run{where}", OTHER_LLM, given=True):
         logits: torch.Tensor = model(input_ids=ids).logits
     embeddings = model.get_input_embeddings()(ids).roll(1, -1)
-    with border(f"{source}: cannot run{where} on inputs that are no tokens, as visual ones are", OTHER_LLM, given=True):
+    # Logits of a few hundred, but in float16 not more than it holds.
+    scale = 2.0 ** min(max(8 - math.frexp(float(logits.abs().max()))[1], 0), 10)
+    enlarged = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0] * scale,))
+    where += " on inputs that are no tokens, as visual ones are"
+    with enlarged, border(f"{source}: cannot run{where}", OTHER_LLM, given=True):
         others: torch.Tensor = model(inputs_embeds=embeddings).logits
-    return torch.cat([logits, others]).float()
+    return torch.cat([logits.float(), others.float() / scale])
 
 
 def _check_generates(llava: Any, ids: torch.Tensor, source: str) -> None:  # noqa: ANN401 - a LLaVA

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError
 from tests.support.initialised import around, edit
@@ -141,7 +141,7 @@ def _broken_parts() -> None:
     save_file({name: value for name, value in load_file(file).items() if "layers.1" not in name}, file)
     tiny_tokenizer(Path("gemma2"))
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Gemma2Config(vocab_size=400, num_hidden_layers=2, head_dim=8, final_logit_softcapping=0.1, **sizes)
+    config = Gemma2Config(vocab_size=400, num_hidden_layers=2, head_dim=8, final_logit_softcapping=30.0, **sizes)
     with quiet():
         Gemma2ForCausalLM(config).save_pretrained("gemma2")
 
@@ -243,3 +243,13 @@ def test_weights_of_more_layers_than_the_config_says_are_refused(tmp_path: Path)
 def test_a_layer_that_the_tower_lacks(tmp_path: Path, layer: int) -> None:
     with pytest.raises(UserError, match=r"expected -4 to 3"):
         tiny_model(tmp_path / "model", feature_layer=layer)
+
+
+def test_the_first_layer_is_written_as_transformers_takes_it(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", feature_layer=0)
+    edit(model / "config.json", vision_feature_layer=0)
+    with refused("takes for none; set it to -4, the same ", start=f"{model}: its vision_feature_layer is 0, "):
+        check_model_folder(model)
+    edit(model / "config.json", vision_feature_layer=-4)
+    given = LlavaForConditionalGeneration.from_pretrained(model).get_image_features(torch.zeros(1, 3, 32, 32))
+    assert given.pooler_output[0].shape[0] == check_model_folder(model).visual_tokens
