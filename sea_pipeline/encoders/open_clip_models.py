@@ -151,14 +151,16 @@ def find_model(model: str, option: str) -> ModelSource:
     The config of a `hf-hub:` model is downloaded.
 
     Raises:
-        UserError: there is no such model, or its config is not open_clip's.
+        UserError: there is no such model, its config is not open_clip's, or its tokenizer lacks a package.
     """
     folder = Path(model).expanduser()
     if model.startswith(_HUB):
-        return _hub_model(model, option)
-    if folder.is_dir():
-        return _folder_model(folder.absolute(), option)
-    return _listed_model(model, option)
+        found = _hub_model(model, option)
+    else:
+        found = _folder_model(folder.absolute(), option) if folder.is_dir() else _listed_model(model, option)
+    if any(found.config["text_cfg"].get(name) for name in ("hf_tokenizer_name", "hf_model_name")):  # as SigLIP's has
+        require("transformers", "clip")
+    return found
 
 
 def _listed_model(model: str, option: str) -> ModelSource:

@@ -99,6 +99,13 @@ def test_a_repository_of_transformers_is_called_one(
     assert find_model(known, "--encoder").model == known
 
 
+def test_a_package_that_tokenizers_need_is_named_before_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    find_model("ViT-B-32/openai", "--encoder x")
+    with refused("'transformers' cannot be imported", "install it with: pip install ", "[clip]"):
+        find_model("ViT-B-16-SigLIP/webli", "--encoder x")
+
+
 TAGS = [
     ("laion400m_e31", "open_clip:ViT-L-14/FILE.pt"),
     ("openai", "open_clip:ViT-L-14-quickgelu/FILE.pt"),
