@@ -45,7 +45,7 @@ def train(
     metrics and the trained model. A run that was stopped goes on from its newest
     checkpoint.
 
-    Example: sea-pipeline train demo --set loss.sea.weight=auto
+    Example: sea-pipeline train demo --set loss.sea.weight=10
     """
     from trainer.recipes.paper_rows import named_recipes
     from trainer.training.checks import check_recipes

@@ -29,6 +29,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.store import Labels
 from tests.support.report_world import run_folder
 from tests.support.world import draw_folder
+from trainer.recipes.paper_rows import named_recipes
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 
@@ -38,7 +39,8 @@ def test_help_ends_in_an_example_that_parses(name: str) -> None:
     program, command, *arguments = example(name)
     assert (program, command) == ("sea-pipeline", name)
     assert arguments
-    COMMANDS[name].make_context(name, arguments)
+    given = COMMANDS[name].make_context(name, arguments).params
+    assert name != "train" or named_recipes(given["recipe"], given["overrides"])
 
 
 @pytest.mark.slow

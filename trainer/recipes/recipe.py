@@ -38,8 +38,11 @@ class Parts(Filled):
     """The parts that a new model is made of, see `init_model`."""
 
     vision: str = "packaged"
+    """The vision tower, given as for `init --vision`."""
     llm: str = "packaged"
+    """The LLM, given as for `init --llm`."""
     projector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    """LLaVA-1.5's MLP of two layers, or one linear layer."""
 
 
 class ExistingModel(Filled):
@@ -218,9 +221,13 @@ class Loss(Strict):
     """How L_lm is averaged. `batch`: over the tokens of a micro-batch, then over micro-batches, as in LLaVA. `token`:
     over all tokens of a step."""
     sea: Sea = Sea()
+    """SEA's L_a."""
     das: Das = Das()
+    """BASIC's L_das."""
     sds: Sds = Sds()
+    """BASIC's L_sds."""
     basic: Basic = Basic()
+    """The supervision of L_das and L_sds."""
     measure_every: Positive = 10
     """The number of steps between two measurements of the gradient norms on the projector. With `weight: auto` the
     weight follows them."""
@@ -239,8 +246,11 @@ class LearningRates(Strict):
     """The peak learning rate of each part. null leaves the part frozen."""
 
     projector: Annotated[float, Field(gt=0)] | None = 1e-3
+    """The projector's rate."""
     llm: Annotated[float, Field(gt=0)] | None = None
+    """The rate of the LLM, or of its adapters with `lora`."""
     vision: Annotated[float, Field(gt=0)] | None = None
+    """The vision tower's rate."""
     logit_scale: Annotated[float, Field(gt=0)] | None = None
     """The rate of the temperature. Default: the projector's."""
 
@@ -253,6 +263,7 @@ class Lora(Strict):
     """
 
     rank: Positive = 128
+    """The number of dimensions between the two matrices of an adapter."""
     alpha: Annotated[float, Field(gt=0)] = 256
     """The output of an adapter is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -265,18 +276,23 @@ class Recipe(Filled):
     """One run of `sea-pipeline train`."""
 
     name: FolderName = "run"
+    """The beginning of the run folder's name if --out is not given."""
     preset: Literal["paper"] | None = None
     """`paper` is our reading of SEA's paper. It switches L_a on, and sets those of SEA's open keys that the recipe
     leaves out."""
     model: Model = Parts()
     """A LLaVA folder, parts that become one, or `attach: FOLDER` for a model of another family."""
     data: Data = Data()
+    """The conversations and images to train on."""
     labels: LabelSource = LabelSource()
+    """The labels of the images, for L_a and for metrics."""
     teacher: str | Path | None = None
     """A finished folder of `sea-pipeline teacher`, or its URL. BASIC's supervision is read from it, and not
     computed."""
     loss: Loss = Loss()
+    """The terms of the loss, and their weights."""
     learning_rates: LearningRates = LearningRates()
+    """The parts that train, and how fast."""
     lora: Lora | None = None
     """Train adapters instead of the LLM's own weights. `lora: {}` has LLaVA's values."""
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -289,6 +305,7 @@ class Recipe(Filled):
     would hold (with LoRA in float32, before adapters are merged), without the optimizer, so no run goes on from them.
     The model folder has those of the last step."""
     seed: Seed = 0
+    """The random seed of all that a run draws."""
     training_arguments: dict[str, Any] = Field(default_factory=dict)
     """Anything that `transformers.TrainingArguments` takes. It overrides the defaults in
     `trainer/training/arguments.py`. What does nothing here is refused, see `trainer/training/argument_table.py`."""

@@ -28,11 +28,7 @@ REFUSED: dict[str, tuple[object, str]] = {
         "it saves in the middle of a step, and each process at another one; set `save_steps`, as the same command goes "
         "on from the newest whole checkpoint",
     ),
-    "ignore_data_skip": (
-        False,
-        "a resumed run would train again on the rows of its epoch, and draw other random numbers than one that was not "
-        "stopped",
-    ),
+    "ignore_data_skip": (False, "a resumed run would repeat rows of its epoch, and draw other dropout"),
     "resume_from_checkpoint": (None, "the same command goes on from the newest whole checkpoint"),
     "eval_strategy": (None, "set `evaluate_every`"),
     "eval_steps": (None, "set `evaluate_every`"),

@@ -1,5 +1,7 @@
 """Recipes: what is read, what overrides what, and every problem in one line."""
 
+import ast
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +307,12 @@ def test_each_problem_has_the_place_where_it_was_written(tmp_path: Path) -> None
 def test_stages_may_be_numbers(tmp_path: Path) -> None:
     recipes = read_recipes(written(tmp_path, "stages: {1: {}, 2: {}}"), ["stages.2.seed=3"])
     assert [(name, recipe.seed) for name, recipe in recipes.items()] == [("1", 0), ("2", 3)]
+
+
+def test_every_key_has_a_docstring() -> None:
+    """docs/train.md says that the file explains every key."""
+    tree = ast.parse((ROOT / "trainer" / "recipes" / "recipe.py").read_text("utf-8"))
+    bodies = [[*node.body, ast.Pass()] for node in tree.body if isinstance(node, ast.ClassDef)]
+    pairs = [pair for body in bodies for pair in pairwise(body) if isinstance(pair[0], ast.AnnAssign)]
+    assert len(pairs) > 60
+    assert [ast.unparse(key) for key, text in pairs if not isinstance(text, ast.Expr)] == []
