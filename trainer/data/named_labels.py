@@ -30,13 +30,14 @@ def contradicted(store: LabelStore, labels: LabelSource, words: WordList | None)
 def check_named_labels(labels: LabelSource, begun_with: str | None) -> None:
     """Refuse a recipe that names a folder of labels and, in another key, something else than was labelled there.
 
-    A run that goes on keeps the labels with the fingerprint `begun_with`.
+    Keys with their defaults are not compared. A run that goes on keeps the labels with the fingerprint `begun_with`.
 
     Raises:
         UserError: names the key.
     """
     if labels.path is None or (store := open_labels(labels.path, verify=False)).fingerprint == begun_with:
         return
+    labels = LabelSource(**labels.model_dump(exclude_defaults=True))  # a recipe that a program wrote has all keys
     words = load_wordlist(labels.wordlist) if "wordlist" in labels.model_fields_set else None
     for key, found in contradicted(store, labels, words):
         raise UserError(

@@ -111,7 +111,7 @@ class LabelSource(Filled):
     path: str | Path | None = None
     """The folder of labels, or its URL. Default: the newest folder below runs/labels that fits the tower, holds the
     images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made.
-    A named folder must have those that are named beside it."""
+    A named folder must have what is named beside it, unless that is a key's default."""
     wordlist: str = "2of12"
     """The word list, given as for `label --wordlist`."""
     encoder: str = "packaged"

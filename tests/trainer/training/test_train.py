@@ -32,7 +32,7 @@ from trainer.data.inputs import open_label_source, say_what_labels_lack
 from trainer.data.named_labels import check_named_labels
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
-from trainer.recipes.recipe import Recipe
+from trainer.recipes.recipe import LabelSource, Recipe
 from trainer.training import run as train_run
 from trainer.training.match_norm import match_norm
 from trainer.training.run import train
@@ -292,6 +292,7 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
         with pytest.raises(UserError, match=rf"labels\.{key}: expected {re.escape(str(value))}; .*fewer has "):
             check_named_labels(labels, None)
         check_named_labels(labels, open_labels(fewer["path"]).fingerprint)  # a run that goes on
+    check_named_labels(short_recipe(tiny, labels=fewer | LabelSource().model_dump(exclude={"path"})).labels, None)
     os.utime(folders["old"] / "manifest.json", (2e10, 2e10))
     assert found(recipe) == "old"
     with pytest.raises(UserError, match="holds none of the"):
