@@ -151,6 +151,12 @@ def content_spans(caption: str) -> list[tuple[int, int]]:
     return [span for span, word in found if word is not None and is_content(word)]
 
 
+def without_last_word(text: str) -> str:
+    """Return a text without the word that it ends in, which may be a part of one if the text was cut there."""
+    end = len(text.rstrip(f"-'’{JOINERS}"))  # noqa: RUF001 - what a word may go on after
+    return next((text[: match.start()] for match in _token(text).finditer(text) if match.end() >= end), text)
+
+
 def _word(token: str) -> str | None:
     """Normalise a run of lower-case characters to a word, or None if it is none."""
     word = token.replace("’", "'").removesuffix("'s")  # noqa: RUF001

@@ -170,9 +170,9 @@ class Evaluator:
         The result is cached for the next evaluation.
         """
         if row not in self._content_tokens:
-            sample = self.data.rows[row]
-            tokenizer = self.data.processor.tokenizer
-            self._content_tokens[row] = content_tokens(tokenizer, sample["input_ids"], sample["trained"])
+            sample, tokenizer = self.data.rows[row], self.data.processor.tokenizer
+            ids, trained, cut = (sample[name] for name in ("input_ids", "trained", "truncated"))
+            self._content_tokens[row] = content_tokens(tokenizer, ids, trained, cut=cut)
         return self._content_tokens[row]
 
     @cached_property

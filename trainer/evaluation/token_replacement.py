@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Advance
-from sea_pipeline.inputs.captions import content_words
+from sea_pipeline.inputs.captions import content_words, without_last_word
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.evaluation.settings import NEW_TOKENS as NEW_TOKENS
 from trainer.measures import metrics
@@ -207,14 +207,15 @@ def answer_text(evaluator: Evaluator, row: int) -> str:
 
 
 def trained_text(processor: Any, sample: Mapping[str, Any]) -> str:  # noqa: ANN401 - transformers'
-    """Decode all trained text of a row with `input_ids` and `trained`."""
+    """Decode all trained text of a row of `read_conversations`, without the word that a cut may have left a part of."""
     spans: list[list[int]] = [[]]
     for token, trained in zip(sample["input_ids"], sample["trained"], strict=True):
         if trained:
             spans[-1].append(token)
         elif spans[-1]:
             spans.append([])
-    return " ".join(_texts(processor, spans))
+    text = " ".join(_texts(processor, spans))
+    return without_last_word(text) if sample["truncated"] and sample["trained"][-1] else text
 
 
 class TrainedTexts(Sequence[str]):
@@ -222,7 +223,7 @@ class TrainedTexts(Sequence[str]):
 
     Args:
         processor: the model's.
-        rows: rows with `input_ids` and `trained`.
+        rows: see `read_conversations`.
     """
 
     def __init__(self, processor: Any, rows: Any) -> None:  # noqa: ANN401 - transformers', and a list or mapped rows

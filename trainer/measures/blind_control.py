@@ -20,7 +20,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.progress import without_progress_bars
-from sea_pipeline.inputs.captions import content_spans
+from sea_pipeline.inputs.captions import content_spans, without_last_word
 from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData
 from trainer.model.aligned_llava import Batch
@@ -132,7 +132,7 @@ def standard_error(parts: npt.ArrayLike, photos: npt.ArrayLike) -> float | None:
 
 
 def content_tokens(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], trained: Sequence[bool]
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], trained: Sequence[bool], *, cut: bool = False
 ) -> npt.NDArray[np.bool_]:
     """Mark the trained tokens that are a content word or part of one, by the rules of `captions.py`, bool (T,).
 
@@ -140,18 +140,23 @@ def content_tokens(
         tokenizer: a fast tokenizer.
         ids: token ids of a sample.
         trained: whether each of them is trained; each run of trained tokens is a text of its own.
+        cut: whether the sample went on after these ids; the word that they end in is left out, for it may be half of
+            one.
     """
     special = set(tokenizer.all_special_ids)
     found: list[bool] = []
+    seen = 0
     kinds = ((token, is_trained, token in special) for token, is_trained in zip(ids, trained, strict=True))
     for (is_trained, is_special), run in groupby(kinds, key=itemgetter(1, 2)):
         tokens = [token for token, *_ in run]
+        seen += len(tokens)
         if is_trained:
-            found += [False] * len(tokens) if is_special else _of_content(tokenizer, tokens)
+            ends = cut and seen == len(ids)
+            found += [False] * len(tokens) if is_special else _of_content(tokenizer, tokens, cut=ends)
     return np.array(found, bool)
 
 
-def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
+def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, cut: bool) -> list[bool]:
     """Mark the tokens of a text that belong to its content words."""
     backend = cast("Any", tokenizer).backend_tokenizer
     stream, text, ranges, waiting = DecodeStream(skip_special_tokens=False), "", [], 0
@@ -161,7 +166,7 @@ def _of_content(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
             ranges += [(len(text), len(text) + len(piece))] * waiting
             text, waiting = text + piece, 0
     ranges += [(len(text), len(text))] * waiting
-    spans = content_spans(text)
+    spans = content_spans(without_last_word(text) if cut else text)
     return [any(start < stop and begin < end for begin, stop in spans) for start, end in ranges]
 
 

@@ -132,8 +132,9 @@ def test_answers_of_several_turns(ready: Make, tiny: World) -> None:
     assert answer_text(made.evaluator, 1).split() == f"{turns[1]['value']} {turns[3]['value']}".split()
     encoded = made.folder.processor.tokenizer(["red", "\n", "blue"], add_special_tokens=False)["input_ids"]
     row = {"input_ids": list(chain(*encoded)), "trained": [part is not encoded[1] for part in encoded for _ in part]}
-    made.evaluator.data.rows = [row]
+    made.evaluator.data.rows = [row | {"truncated": cut} for cut in (False, True)]
     assert answer_text(made.evaluator, 0) == "red blue", "also where no space stands before an answer"
+    assert answer_text(made.evaluator, 1) == "red ", "the last word may be half of one"
 
 
 @pytest.mark.parametrize(

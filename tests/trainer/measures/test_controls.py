@@ -208,6 +208,21 @@ def test_tokens_of_content_words(kind: str, text: str, tokenizers: dict[str, Pre
         assert content == any(begin <= at < stop_ for at in letters for begin, stop_ in spans), (start, stop)
 
 
+def test_a_word_that_a_cut_may_have_halved_is_no_content(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    """However the row is cut, each token counts as in the whole row, or is of the last word."""
+    tokenizer, text = tokenizers["bytes"], "The dog's water; it isn't well-known. Ça va"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = content_tokens(tokenizer, ids, [True] * len(ids))
+    for kept in range(1, len(ids)):
+        left = tokenizer.decode(ids[:kept])
+        found = content_tokens(tokenizer, ids[:kept], [True] * kept, cut=True)
+        assert not (found & ~whole[:kept]).any(), left
+        if left.endswith((" ", ";", ".")):
+            assert (found == whole[:kept]).all(), left
+    question = content_tokens(tokenizer, [*ids[:4], 5], [True] * 4 + [False], cut=True)
+    assert (question == content_tokens(tokenizer, ids[:4], [True] * 4)).all(), "the question is cut, not the answer"
+
+
 def test_content_spans_are_the_content_words() -> None:
     text = "The old man\u2019s dogs don't sit; 3 well-known ones, and O'Neill, do (a cat)."
     assert [text[start:stop].lower() for start, stop in content_spans(text)] == [
