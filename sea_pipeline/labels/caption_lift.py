@@ -72,6 +72,8 @@ class SignFigures:
     """Share of the word list that is a label of some patch (61.2 % in the paper, on 2of12 and all of its images)."""
     frequent: tuple[tuple[str, int], ...]
     """The most frequent labels, each with its number of patches."""
+    selectable: bool = True
+    """Whether `--encoder` can ask for this sign. That of an encoder without paths is fixed."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,12 @@ class ProbeFindings:
 
     @property
     def best(self) -> SignFigures | None:
-        """Return the result with the largest gain of those that are above chance in spite of their number.
+        """Return the selectable result with the largest gain of those that are above chance in spite of their number.
 
         None if no labels know anything of their images.
         """
-        known = [probed for probed in self.probed if probed.lift.surely_above_chance(len(self.probed))]
+        rows = [probed for probed in self.probed if probed.selectable]
+        known = [probed for probed in rows if probed.lift.surely_above_chance(len(rows))]
         return max(known, key=lambda probed: probed.lift.gain, default=None)
 
     def verdicts(self) -> dict[str, int | None]:

@@ -86,7 +86,9 @@ def probe(
         for counter in counters:
             counter.add(images, vectors[finite])
         seen += images
-    return [counter.result(words, seen, spec, seed) for counter in counters] if len(seen) > 1 else []
+    has_paths = EncoderSpec.parse(spec).path is not None
+    found = [counter.result(words, seen, spec, seed) for counter in counters] if len(seen) > 1 else []
+    return [replace(one, selectable=has_paths or one.sign == encoder.sign) for one in found]
 
 
 class _LabelCounter:
@@ -177,10 +179,10 @@ def hint(
     wrong, right = (
         f"{'+-'[one.sign < 0]} hold {one.lift.hit:.0%} ({one.lift.chance:.0%} by chance)" for one in (ours, other)
     )
+    choice = f"--encoder {signed(encoder.spec, other.sign)}" if other.selectable else "another encoder"
     return (
         f"of the words in the captions of {ours.images} images, labels of sign {wrong}, labels of sign {right}, which "
-        f"is clearly better; label with --encoder {signed(encoder.spec, other.sign)}, or look closer with "
-        "sea-pipeline probe"
+        f"is clearly better; label with {choice}, or look closer with sea-pipeline probe"
     )
 
 

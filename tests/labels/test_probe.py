@@ -29,12 +29,12 @@ OPPOSITES = [("red", "cyan"), ("green", "magenta"), ("blue", "yellow")]
 
 
 class Named(ColourEncoder):
-    """The colour encoder as one path of a model."""
+    """The colour encoder as one path of a model, or as a model without paths."""
 
-    def __init__(self, sign: int) -> None:
+    def __init__(self, sign: int, spec: str = "open_clip:colours/here#final") -> None:
         super().__init__()
         self.sign = sign
-        self.spec = "open_clip:colours/here#final" + ("" if sign < 0 else "+")
+        self.spec = spec + ("+" if sign > 0 and "#" in spec else "")
 
 
 @pytest.fixture
@@ -59,7 +59,12 @@ def captioned(tmp_path: Path) -> Path:
 def probing(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., caption_lift.ProbeFindings]:
     def run(**settings: Any) -> caption_lift.ProbeFindings:
         monkeypatch.setattr(sign_probe, "load_encoder", lambda spec, device, options: Named(-1))
-        monkeypatch.setattr(sign_probe, "paths_of", lambda spec, device: [f"{spec}#final", f"{spec}#value-"])
+        paths = {"packaged": [""]}
+        monkeypatch.setattr(
+            sign_probe,
+            "paths_of",
+            lambda spec, device: [spec + path for path in paths.get(spec, ["#final", "#value-"])],
+        )
         given = {"data": captioned, "image_root": captioned.parent / "photos", "wordlist": str(words), "top_n": 3}
         given |= {"encoder": ("open_clip:colours/here",), "device": "cpu"}
         return sign_probe.probe_encoders(sign_probe.ProbeSettings.of(**(given | settings)))
@@ -195,8 +200,8 @@ def test_specs_with_a_sign() -> None:
 
 @pytest.fixture
 def hinted(monkeypatch: pytest.MonkeyPatch, captioned: Path, words: Path) -> Callable[..., list[str]]:
-    def run(sign: int, out: Path, **settings: Any) -> list[str]:
-        monkeypatch.setattr(label_run, "load_encoder", lambda *given: Named(sign))
+    def run(sign: int, out: Path, *spec: str, **settings: Any) -> list[str]:
+        monkeypatch.setattr(label_run, "load_encoder", lambda *given: Named(sign, *spec))
         given = {"images": str(captioned), "image_root": captioned.parent / "photos", "wordlist": str(words)}
         given |= {"top_n": 1, "out": out, "device": "cpu", "shard_size": 8}
         heard = Heard()
@@ -216,6 +221,24 @@ def test_label_warns_of_the_sign_that_loses(hinted: Callable[..., list[str]], tm
     assert "labels of sign + hold 100% (2" in line
     assert "\n" not in line
     assert hinted(1, tmp_path / "right") == []
+
+
+def test_a_sign_that_cannot_be_chosen_is_not_advised(
+    probing: Callable[..., caption_lift.ProbeFindings],
+    hinted: Callable[..., list[str]],
+    command: Any,
+    captioned: Path,
+    words: Path,
+    tmp_path: Path,
+) -> None:
+    found = probing(top_n=1, encoder=("packaged",))
+    assert [(one.sign, one.selectable) for one in found.probed] == [(1, False), (-1, True)]
+    assert (found.best, found.verdicts()) == (None, {"packaged": 1})
+    arguments = ["--data", captioned, "--image-root", captioned.parent / "photos", "--wordlist", words, "--top-n", 1]
+    _, stdout, _ = command("probe", *arguments, "--encoder", "packaged")
+    assert "sign + is better, which this encoder cannot take; choose another encoder" in " ".join(stdout.split())
+    (line,) = hinted(-1, tmp_path / "fixed", "packaged")
+    assert "label with another encoder, or" in line
 
 
 def test_label_looks_once_and_only_where_it_can(

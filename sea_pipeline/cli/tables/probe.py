@@ -29,9 +29,11 @@ def probe_tables(findings: ProbeFindings) -> None:
     terminal.output.print()
     terminal.output.print(_figures(findings))
     terminal.output.print()
+    fixed = {(probed.spec, probed.sign) for probed in findings.probed if not probed.selectable}
     for spec, sign in findings.verdicts().items():
         verdict = f"sign {_mark(sign)} is better" if sign else "no sign wins: the intervals meet"
-        terminal.output.print(f"{spec}: {verdict}")
+        other = ", which this encoder cannot take; choose another encoder" if (spec, sign) in fixed else ""
+        terminal.output.print(f"{spec}: {verdict}{other}")
 
 
 def llm_tables(found: Mapping[str, Any]) -> None:
