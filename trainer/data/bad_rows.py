@@ -35,10 +35,14 @@ class BadRow(NamedTuple):
     reason: str
 
     @property
+    def expected(self) -> str:
+        """Return the part of the reason before what was found."""
+        return re.split(r"[;:,]? found ", self.reason, maxsplit=1)[0]
+
+    @property
     def kind(self) -> str:
-        """Return what was expected, without the values of this row."""
-        expected = re.split(r"[;:,]? found ", self.reason, maxsplit=1)[0]
-        return re.sub(r"\d+", "N", expected)
+        """Return what was expected, with N for each number."""
+        return re.sub(r"\d+", "N", self.expected)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,15 @@ class LeftOutRows:
     rows: tuple[BadRow, ...] = ()
 
     def kinds(self) -> dict[str, int]:
-        """Count the rows by kind, the most common kind first."""
-        return dict(Counter(row.kind for row in self.rows).most_common())
+        """Count the rows by kind, the most common kind first.
+
+        A kind whose rows all expected the same is named by that, with its numbers.
+        """
+        expected: dict[str, set[str]] = defaultdict(set)
+        for row in self.rows:
+            expected[row.kind].add(row.expected)
+        counts = Counter(row.kind for row in self.rows).most_common()
+        return {min(expected[kind]) if len(expected[kind]) == 1 else kind: count for kind, count in counts}
 
     def sha256(self) -> str:
         """Hash the row numbers, in order."""

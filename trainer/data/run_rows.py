@@ -59,7 +59,7 @@ class Conversations:
         return image_names(self.train)
 
 
-def open_conversations(data: Data, folder: ModelFolder, *, longer: bool = True) -> Conversations:
+def open_conversations(data: Data, folder: ModelFolder, *, run: Path | None = None) -> Conversations:
     """Read the recipe's data for a model.
 
     The rows are tokenised by the model's tokenizer and split, and each image file is checked to exist.
@@ -67,7 +67,7 @@ def open_conversations(data: Data, folder: ModelFolder, *, longer: bool = True) 
     Args:
         data: the recipe's data settings.
         folder: the model's.
-        longer: whether `max_length` is the user's to raise, which is then advised.
+        run: the record of the run that set `max_length`; None if it is the user's to raise, which is then advised.
 
     Raises:
         UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
@@ -82,9 +82,12 @@ def open_conversations(data: Data, folder: ModelFolder, *, longer: bool = True) 
             image_tokens=grid[0] * grid[1],
             max_length=data.max_length,
         )
-        if longer:
-            return read
-        return read._replace(bad=[row._replace(reason=row.reason.replace(LONGER, "")) for row in read.bad])
+        return read if run is None else read._replace(bad=[told(row, run) for row in read.bad])
+
+    def told(row: BadRow, run: Path) -> BadRow:
+        limit = f"max_length {data.max_length}"
+        reason = row.reason.replace(LONGER, "").replace(limit, f"data.{limit} of the model's run ({run})")
+        return row._replace(reason=reason)
 
     return open_rows(data, read)
 

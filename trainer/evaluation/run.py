@@ -100,7 +100,7 @@ def _evaluator(
     """Open the rows and the labels, with what measures them, and count the rows."""
     device, data = resolve_device(settings.device), recipe.data
     store = open_labels(settings.labels) if settings.labels else None
-    conversations = readable(open_conversations(data, folder, longer=False), data, store, reporter)
+    conversations = readable(open_conversations(data, folder, run=own.record), data, store, reporter)
     say_what_is_left_out(conversations, reporter)
     say_what_is_cut(conversations, own, reporter)
     if store is not None:

@@ -20,7 +20,7 @@ from tests.support.conversations_json import Row, load, record, written
 from tests.support.heard import Heard
 from tests.support.tiny_runs import World, colours, tiny_recipe
 from tests.support.tiny_tokenizers import byte_level
-from trainer.data.bad_rows import BadRow, refuse
+from trainer.data.bad_rows import BadRow, LeftOutRows, refuse
 from trainer.data.conversations import read_conversations
 from trainer.data.run_rows import Conversations, open_conversations, say_what_is_shared
 from trainer.model.load import open_model_folder
@@ -119,6 +119,13 @@ def test_alike_rows_are_counted_with_ten_ids() -> None:
     assert f"1 x {other.reason} (ids 'other')" in said
     with pytest.raises(UserError, match=r"d\.json: entry 31, id 'other': expected an answer within max_length 20"):
         refuse(Path("d.json"), [other], 1000)
+
+
+def test_a_number_that_differs_between_rows_of_a_kind_is_n() -> None:
+    limit, turn = "expected an answer within max_length 20", "expected turn {} to be an object"
+    reasons = [f"{limit}; found 40", turn.format(1), f"{limit}; found 41", turn.format(2), f"{limit}; found 4"]
+    rows = tuple(BadRow(number, "", reason) for number, reason in enumerate(reasons))
+    assert LeftOutRows(rows).kinds() == {limit: 3, turn.format("N"): 2}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`evaluate` on a run measures as the run does, and on a model without a run it cuts nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,8 +43,15 @@ def test_a_run_is_measured_afterwards_as_by_itself(tiny: World, tmp_path: Path) 
     assert other["trained_tokens"] > found["trained_tokens"]
     assert other["gap"] != pytest.approx(found["gap"], rel=1e-3), "words are spelled otherwise"
     late = record("late", ["00.png"], "red or blue " * LONGEST, "a red patch")
-    with pytest.raises(UserError, match=rf"within max_length {LONGEST}; found \d+ .* it; shorten or remove the sample"):
-        measured(tiny, model=run.model, data=write(tmp_path / "late.json", [late]))
+    late_data, limit = (
+        write(tmp_path / "late.json", [late, *held_out[1:]]),
+        f"within data.max_length {LONGEST} of the model's run ({run.out / 'run.json'})",
+    )
+    with pytest.raises(UserError, match=rf"{re.escape(limit)}; found \d+ .* it; shorten or remove the sample"):
+        measured(tiny, model=run.model, data=late_data)
+    left = Heard()
+    measured(tiny, left, model=run.model, data=late_data, bad_rows="leave_out")
+    assert left.warnings == [f"{late_data}: 1 of 3 rows are left out: 1 x expected an answer {limit}"]
 
 
 @pytest.mark.slow
