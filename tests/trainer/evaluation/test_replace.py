@@ -135,6 +135,7 @@ def test_answers_of_several_turns(ready: Make, tiny: World) -> None:
     made.evaluator.data.rows = [row | {"truncated": cut} for cut in (False, True)]
     assert answer_text(made.evaluator, 0) == "red blue", "also where no space stands before an answer"
     assert answer_text(made.evaluator, 1) == "red ", "the last word may be half of one"
+    assert 0 < len(made.evaluator.content_words(1)) < len(made.evaluator.content_words(0))
 
 
 @pytest.mark.parametrize(
