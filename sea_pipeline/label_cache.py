@@ -26,6 +26,7 @@ from sea_pipeline.output.row_store import no_such_image
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_folder
+from sea_pipeline.storage.retry import StoreError
 
 _ARRAYS = ("words", "scores", "crop_box")
 _IDS = "ids.json"
@@ -133,6 +134,8 @@ def _is_whole(folder: Path) -> bool:
     """
     try:
         files = load_record(folder / FILES, FilesRecord).files
+    except StoreError:
+        raise
     except UserError:  # absent, damaged, or of a version that wrote none
         return False
     with ThreadPool(len(_FILES)) as pool:

@@ -52,7 +52,7 @@ from sea_pipeline.output.records import (
 )
 from sea_pipeline.storage.paths import Place, below, map_over_store
 from sea_pipeline.storage.publish import publish, publish_bytes, sweep
-from sea_pipeline.storage.retry import StoreError
+from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 
 _COMMANDS = {"labels": ("label", " (or `merge` or `select`, if that made it)"), "targets": ("teacher", "")}
 """The command that makes a folder, by what it holds, and others that may have made it, which no record tells apart."""
@@ -221,6 +221,7 @@ class Ledger:
         except StoreError:
             raise
         except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+            refuse_unreadable(self.root / file.path, error)
             problem = check_file(self.root, file) or f"{self.root / file.path}: damaged: {one_line(error)}"
             raise UserError(advised(problem)) from error
 

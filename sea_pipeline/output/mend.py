@@ -6,7 +6,6 @@ follow from the commits when the run ends.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish, publish_bytes
-from sea_pipeline.storage.retry import StoreError
+from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 
 
 def reopen_damaged_shards(
@@ -264,7 +263,9 @@ def _part(plan: Sequence[Sample], shard_size: int) -> Part:
 def _plans(root: Place) -> list[Sequence[Sample]]:
     """Read the plan files in their order, up to the first that is absent or damaged."""
     plans: list[Sequence[Sample]] = []
-    with suppress(OSError, ValueError, pa.ArrowException):
+    try:
         while True:
             plans.append(list(read_plan(root / plan_name(len(plans)))))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        refuse_unreadable(root / plan_name(len(plans)), error)
     return plans

@@ -10,7 +10,7 @@ from sea_pipeline.core.settings import Count, Strict, complaint
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.json_files import Moment, PathInside, Seconds, Sha256, Text, json_object
 from sea_pipeline.storage.paths import Place, below
-from sea_pipeline.storage.retry import StoreError
+from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 
 FILES = "files.json"
 """The name of a `FilesRecord`, which is next to the files that it names."""
@@ -165,6 +165,7 @@ def load_record(path: Place, record: type[_Record]) -> _Record:
 
     Raises:
         UserError: the file is absent, is not JSON, or holds something that this version does not write.
+        StoreError: it cannot be read, which says nothing about the file.
     """
     data = _read(path)
     try:
@@ -203,7 +204,7 @@ def whole_record(path: Place, record: type[_Record]) -> _Record | None:
     """Read one of the JSON files above, or return None if it is absent or damaged.
 
     Raises:
-        StoreError: the store cannot be asked, which says nothing about the file.
+        StoreError: it cannot be read, which says nothing about the file.
     """
     try:
         return load_record(path, record)
@@ -221,6 +222,7 @@ def _read(path: Place) -> bytes:
     except IsADirectoryError as error:
         raise UserError(f"{path}: expected a file; found a folder") from error
     except OSError as error:
+        refuse_unreadable(path, error)
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
@@ -245,7 +247,11 @@ def file_record(root: Place, path: Place) -> File:
 
 
 def check_file(root: Place, file: File) -> str | None:
-    """Describe in one line how a file differs from its record, or return None."""
+    """Describe in one line how a file differs from its record, or return None.
+
+    Raises:
+        StoreError: it cannot be read, which says nothing about the file.
+    """
     path = root / file.path
     try:
         if problem := check_size(root, file):
@@ -253,6 +259,7 @@ def check_file(root: Place, file: File) -> str | None:
         if (found := file_sha256(path)) != file.sha256:
             return f"{path}: damaged: expected sha256 {file.sha256[:12]}…, found {found[:12]}…"
     except OSError as error:
+        refuse_unreadable(path, error)
         return f"{path}: cannot be read: {error.strerror}"
     return None
 
@@ -260,7 +267,7 @@ def check_file(root: Place, file: File) -> str | None:
 def check_size(root: Place, file: File) -> str | None:
     """Describe in one line how a file's kind or size differs from its record, or return None.
 
-    The file is not read.
+    The file is not read. Raises as `check_file` does.
     """
     path = root / file.path
     try:
@@ -271,4 +278,5 @@ def check_size(root: Place, file: File) -> str | None:
     except FileNotFoundError:
         return f"{path}: expected a file of {file.bytes:,} bytes; found none"
     except OSError as error:
+        refuse_unreadable(path, error)
         return f"{path}: cannot be read: {error.strerror}"

@@ -20,6 +20,7 @@ from sea_pipeline.output.run_files import RunFile, SummaryFile, comparable, read
 from sea_pipeline.report.packing import narrow, packed, thumbnail
 from sea_pipeline.storage.hashing import file_sha256, leaves
 from sea_pipeline.storage.json_files import json_object
+from sea_pipeline.storage.retry import refuse_unreadable
 
 MOST_POINTS = 600
 """The most points of a curve. Longer curves are thinned evenly."""
@@ -70,6 +71,7 @@ def kept_views(run: Path) -> dict[str, Any] | None:
     try:
         return json_object(path.read_bytes()) if path.exists() else None
     except (OSError, ValueError) as error:
+        refuse_unreadable(path, error)
         raise UserError(f"{path}: damaged: {one_line(error)}; {_AGAIN}") from error
 
 

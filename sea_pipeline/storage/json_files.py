@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.retry import refuse_unreadable
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -117,6 +118,7 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     try:
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
+        refuse_unreadable(path, error)
         raise UserError(f"{path}: cannot be read: {error.strerror}; restore it") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}; restore it") from error

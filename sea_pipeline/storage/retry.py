@@ -1,6 +1,7 @@
 """Tell which faults of a network may pass, and try again after one."""
 
 import errno
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ _Result = TypeVar("_Result")
 
 WAITS = (0.2, 1.0, 4.0)
 """Seconds between attempts, each times 0.5 to 1.5, so that many workers do not come back at the same moment."""
+RIGHTS = "give this user the right to read it"
+_OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What is wrong with a file itself, such as that it is a folder; other errors say nothing about it."""
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK = {
     "aiohttp", "aiobotocore", "botocore", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "ssl",
@@ -30,7 +34,24 @@ class PassingError(OSError):
 
 
 class StoreError(UserError):
-    """A store elsewhere cannot be used: it fails for long, refuses us, or does not exist."""
+    """A store elsewhere, or a file of this machine, cannot be read or written now, which says nothing about the file.
+
+    A store fails for long, refuses us, or does not exist; of a file the rights are missing, or its disk fails.
+    """
+
+
+def refuse_unreadable(path: object, error: Exception) -> None:
+    """Refuse a file if an error of reading it says nothing about the file, which then is neither lost nor damaged.
+
+    Raises:
+        StoreError: the rights are missing, or the system or the disk fails.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None or code in _OF_THE_FILE:  # libraries set none if the content is at fault
+        return
+    is_forbidden = code in (errno.EACCES, errno.EPERM)
+    advice = RIGHTS if is_forbidden else "run the same command again later; if it stays so, restore it from a copy"
+    raise StoreError(f"{path}: cannot be read: {os.strerror(code)}; {advice}") from error
 
 
 def patiently(action: Callable[[], _Result], shown: str) -> _Result:

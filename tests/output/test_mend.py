@@ -1,5 +1,6 @@
 """A damaged folder of labels is brought back by the line that names the damage, followed to the letter."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -18,12 +19,16 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import place
 from tests.support.contents import content, rows, stored
-from tests.support.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder
+from tests.support.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder, unreadable
 from tests.support.kills import killed_around
 from tests.support.world import ColourEncoder, Label, Shelved, draw_folder
 
 LATER = "another version"
 """The one damage that no run mends: it may be a later program's."""
+READ = [
+    "dataset.json", "plan.parquet", "words.txt", "words.parquet", "manifest.json", "commits/00001.json",
+    "labels/part-00001-of-00003.parquet",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -77,6 +82,27 @@ def test_the_advice_brings_back_what_is_damaged(
     assert len(open_labels(out)) == 8
     assert content(out) == whole
     assert label(images=str(photos)).report.images == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "number", "advice"),
+    [
+        *((name, errno.EACCES, "give this user the right to read it") for name in READ),
+        ("plan.parquet", errno.EIO, "run the same command again later; if it stays so, restore it from a copy"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(
+    label: Label, shelved: Shelved, tmp_path: Path, name: str, number: int, advice: str
+) -> None:
+    photos, whole = shelved(9) / "photos", content(shelved(9) / "labels")
+    out = shutil.copytree(shelved(9) / "labels", tmp_path / "labels")
+    for act in (lambda: open_labels(out), lambda: label(images=str(photos))):
+        with unreadable(out / name, number), pytest.raises(UserError) as found:
+            act()
+        assert str(found.value) == f"{out / name}: cannot be read: {os.strerror(number)}; {advice}"
+    assert label(images=str(photos)).report.images == 0, "as the message advises"
+    assert content(out) == whole
 
 
 @pytest.mark.slow

@@ -109,6 +109,9 @@ FOLLOWED: dict[str, list[str]] = {
         "remove it, and",
         "restore it, or",
     ],
+    "tests/output/test_mend.py::test_a_file_that_cannot_be_read_is_not_taken_for_damaged": [
+        "run the same command again later; if it stays so, restore it from a copy",
+    ],
     "tests/output/test_mend.py::test_what_is_done_again_is_told": [
         "{}; it is made again",
         "{}; shard {} is done again",

@@ -3,11 +3,17 @@
 Labels of nine photos in three shards, the first of which has a bad image.
 """
 
+import errno
+import io
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 Harm = Callable[[Path], object]
 
@@ -147,3 +153,18 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1 << bit
     path.write_bytes(data)
+
+
+@contextmanager
+def unreadable(path: Path, number: int = errno.EACCES) -> Iterator[None]:
+    """A file that exists and that opening refuses, also for root."""
+    real = io.open
+
+    def opened(file: Any, *given: Any, **named: Any) -> Any:
+        if str(file) == str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(file, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "open", opened)
+        yield

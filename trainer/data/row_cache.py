@@ -18,6 +18,7 @@ from sea_pipeline.core.progress import without_progress_bars
 from sea_pipeline.output.records import FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
+from sea_pipeline.storage.retry import StoreError
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
 
@@ -63,6 +64,8 @@ def _is_damaged(folder: Path, record: Path) -> bool:
         return False
     try:
         files = load_record(record, FilesRecord).files
+    except StoreError:
+        raise
     except UserError:
         return True
     return not files or any(check_file(folder, file) for file in files)

@@ -17,6 +17,7 @@ from pathlib import Path
 import sea_pipeline
 from sea_pipeline.core.errors import UserError, blamed_file, one_line
 from sea_pipeline.storage.publish import os_error_of, writing
+from sea_pipeline.storage.retry import RIGHTS
 
 _OURS = ("sea_pipeline", "trainer")
 _OUR_FOLDERS = tuple(str(Path(sea_pipeline.__file__).parent.parent / name) + os.sep for name in _OURS)
@@ -147,6 +148,8 @@ def _advised(advice: Advice, error: BaseException) -> str:
         return advice(error)
     if isinstance(error, ImportError):
         return "install what is missing, and run the same command again"
+    if isinstance(error, PermissionError):
+        return RIGHTS  # of writing `writing` says what to do
     return "free some memory, and run the same command again" if lacks_memory(error) else advice
 
 

@@ -25,6 +25,7 @@ from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
+from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 from trainer.model.fsdp import load_state, trained
 from trainer.model.tensor_files import save_tensors
 
@@ -160,6 +161,8 @@ def _problem(checkpoint: Path) -> str | None:
         return _unrecorded_problem(checkpoint)
     try:
         files = load_record(checkpoint / FILES, FilesRecord).files
+    except StoreError:
+        raise
     except UserError as error:
         return str(error)
     with ThreadPool() as pool:
@@ -175,6 +178,7 @@ def _unrecorded_problem(checkpoint: Path) -> str | None:
             try:
                 _read_through(path)
             except Exception as error:  # a damaged file can raise nearly anything
+                refuse_unreadable(path, error)
                 return f"{path}: damaged: {one_line(error)}"
     return None
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.storage.retry import refuse_unreadable
 from trainer.model.weight_files import INDEX, weight_files
 
 PROJECTOR = "multi_modal_projector."
@@ -73,6 +74,7 @@ def read_file(file: Path, advice: str = "copy it again") -> list[Entry]:
     try:
         file.open("rb").close()  # of a file that may not be read safetensors says that there is none
     except OSError as error:
+        refuse_unreadable(file, error)
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     try:
         opened = safe_open(file, framework="pt")

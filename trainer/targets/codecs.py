@@ -18,6 +18,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import local_copy
+from sea_pipeline.storage.retry import refuse_unreadable
 
 CodecName = Literal["float16", "int8", "pq64"]
 
@@ -111,10 +112,13 @@ def load_codec(path: Place) -> Codec:
     """
     safetensors = require("safetensors", "train")
     try:
-        with local_copy(path) as copy, safetensors.safe_open(copy, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-            parameters: dict[str, _Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with local_copy(path) as copy:
+            copy.open("rb").close()  # of a file that may not be read safetensors says that there is none
+            with safetensors.safe_open(copy, framework="numpy") as file:
+                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+                parameters: dict[str, _Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        refuse_unreadable(path, error)
         raise UserError(f"{path}: expected a codec, found a problem: {one_line(error)}") from error
     about = about if isinstance(about, dict) else {}
     name, width = about.get("codec"), about.get("width")

@@ -25,6 +25,7 @@ from sea_pipeline.storage.hashing import differing_fields, file_sha256, fingerpr
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import entries
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish_bytes, sweep
+from sea_pipeline.storage.retry import StoreError
 from trainer.attach.folder import ExistingFolder
 from trainer.data.inputs import Inputs
 from trainer.model import checkpoints
@@ -273,6 +274,8 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe) -> list[str]
     """
     try:
         found = load_record(out / "run.json", RunFile)
+    except StoreError:
+        raise
     except UserError as damage:
         raise UserError(f"{damage}; restore it, or choose another --out") from damage
     accumulation = f"{_ARGUMENTS}{ACCUMULATION}"
