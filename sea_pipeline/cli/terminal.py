@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import measure_renderables
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -192,12 +193,36 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-def plain_table(*headings: str, **options: Any) -> Table:  # noqa: ANN401 - rich's
+_GAP = 2
+"""The spaces after each column of a table."""
+_LEAST = 6
+"""The characters that a column of text which is folded has at least."""
+
+
+class _WholeTable(Table):
+    """A table that cuts no number and no name: in a narrower terminal its lines go on in the next ones."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render the table at the width of the terminal, or at the least that its columns need."""
+        natural = options.update(width=sys.maxsize)
+        needed = 0
+        for column in self.columns:
+            if column.min_width is None:
+                folds = column.overflow == "fold"
+                cells = column.cells if folds else (column.header, *column.cells)
+                words, lines = measure_renderables(console, natural, [*cells])
+                is_text = folds and column.justify != "right"
+                column.min_width = lines if column.no_wrap else min(words, _LEAST) if is_text else words
+            needed += column.min_width + _GAP
+        return super().__rich_console__(console, options.update(width=max(options.max_width, needed)))
+
+
+def plain_table(*headings: str | Column, **options: Any) -> Table:  # noqa: ANN401 - rich's
     """Make a table without lines, with its title on the left.
 
     `options` are rich's.
     """
-    return Table(*headings, title_justify="left", box=None, padding=(0, 2, 0, 0), **options)
+    return _WholeTable(*headings, title_justify="left", box=None, padding=(0, _GAP, 0, 0), **options)
 
 
 def print_table(rows: Mapping[str, str]) -> None:

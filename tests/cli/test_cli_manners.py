@@ -349,7 +349,7 @@ def test_a_forecast_is_by_all_items_so_far(monkeypatch: pytest.MonkeyPatch) -> N
     assert progress_line("x", 1, 2, 170).endswith("about 3 min left")
 
 
-@pytest.mark.parametrize(("columns", "explained"), [(42, False), (50, False), (120, True)])
+@pytest.mark.parametrize(("columns", "explained"), [(20, False), (42, False), (50, False), (120, True)])
 def test_narrow_tables_keep_names_and_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int, explained: bool
 ) -> None:

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sea_pipeline.cli import terminal
@@ -145,7 +145,7 @@ def _figure_6(stats: "Statistics") -> None:
 
 
 def _histogram(title: str, starts: "npt.NDArray[Any]", counts: "npt.NDArray[Any]", width: float) -> None:
-    table = terminal.plain_table(title=title, show_header=False)
+    table = terminal.plain_table("", "", Column(min_width=1), title=title, show_header=False)
     terminal.output.print()
     filled = counts.nonzero()[0]
     for position in range(filled[0], filled[-1] + 1) if len(filled) else []:
