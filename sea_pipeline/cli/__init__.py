@@ -25,8 +25,10 @@ _STOPPED = {
     "pull": "what was fetched is kept; run the same command again to go on",
     "merge": "finished shards are kept; run the same command again to go on",
     "select": "finished shards are kept; run the same command again to go on",
-    "export": "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
-    "on with: hf upload --private OWNER/NAME FOLDER",
+    "export": "the folder is there whole or not at all",
+    "export --push": "the folder is there whole or not at all, but it may be uploaded in part; if it is there, go on "
+    "with: hf upload --private OWNER/NAME FOLDER",
+    "init": "the folder is there whole or not at all",
 }
 """The state after an interruption, by command. Every other command writes its results completely or not at all."""
 
@@ -112,7 +114,10 @@ def _stopping() -> str:
 
 
 def _stopped() -> str:
-    return f"stopped; {_STOPPED.get(_given_command(), 'nothing is left half done')}"
+    command = _given_command()
+    pushes = any(re.match(r"--push(=|$)", argument) for argument in sys.argv)
+    state = (pushes and _STOPPED.get(f"{command} --push")) or _STOPPED.get(command, "nothing is left half done")
+    return f"stopped; {state}"
 
 
 def _given_command() -> str:

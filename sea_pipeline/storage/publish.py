@@ -183,8 +183,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
             with writing(path, in_parts=False):
                 replace_folder(real, scratch)
             sync(real.parent)
-    finally:
+    except BaseException:  # not always, because Ctrl-C in here would be told of a folder that is there
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def remove_folder(path: Path) -> None:

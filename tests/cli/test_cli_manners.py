@@ -141,9 +141,10 @@ def test_json_of_report(command: Any, labelled: list[object], tmp_path: Path) ->
     [
         (["label"], "finished shards are kept; run the same command again to go on"),
         (["inspect", "runs/labels/x"], "nothing is left half done"),
+        (["export", "x", "--out", "y"], "the folder is there whole or not at all"),
         (
             ["export", "x", "--out", "y", "--push", "me/x"],
-            "the folder is there whole or not at all, but with --push it may be uploaded in part; if it is there, go "
+            "the folder is there whole or not at all, but it may be uploaded in part; if it is there, go "
             "on with: hf upload --private OWNER/NAME FOLDER",
         ),
     ],
