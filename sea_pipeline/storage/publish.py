@@ -1,7 +1,6 @@
 """Write files and folders that appear whole or not at all, and are on disk before they appear."""
 
 import errno
-import glob
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from sea_pipeline.core.errors import UserError, blamed_file
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.paths import Place, cache_folder, entries, followed, lies_in
 from sea_pipeline.storage.retry import StoreError
-from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name
+from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name, scratch_pattern
 
 TEMPORARY = ".tmp"
 """Folder inside every output folder for unfinished files, because a rename is atomic only within one file system."""
@@ -269,7 +268,7 @@ def scratch_path(root: Place, name: str) -> Path:
 
     After a kill `sweep` removes the file, and so does the next call for that name, as not all folders are swept.
     """
-    _remove_abandoned(_scratch_folder(root).glob(f"{glob.escape(name)}.*"))
+    _remove_abandoned(_scratch_folder(root).glob(scratch_pattern(name)))
     return _scratch_folder(root) / scratch_name(name)
 
 

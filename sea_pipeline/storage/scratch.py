@@ -12,18 +12,35 @@ from pathlib import Path
 
 _SECONDS_UNTOUCHED = 7 * 24 * 3600
 """Seconds without a change after which another machine's unfinished file counts as abandoned."""
+_MOST_BYTES = 150
+"""The most bytes of a name in a scratch name. A host's name adds up to 64, and most file systems take 255."""
 _OF_LINUX = re.compile(r".+-\d{10}\.\d+\.[0-9a-f]{8}", re.DOTALL)
 """What `scratch_name` gives on Linux, and nothing like a name with a version or a date."""
 
 
 def scratch_name(name: str) -> str:
-    """Return a unique name for an unfinished `name`, which says which process of which `host` writes it."""
-    return f"{name}.{host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    """Return a unique name for an unfinished `name`, which says which process of which `host` writes it.
+
+    A long `name` is cut, so that whatever a file system takes as a name has one.
+    """
+    return f"{_cut(name)}.{host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def scratch_pattern(name: str) -> str:
+    """Return the pattern of the unfinished files of `name`, also of those of versions that cut no names."""
+    cut = _cut(name)
+    return f"{glob.escape(cut)}{'' if cut == name else '*'}.*.*.*"
+
+
+def _cut(name: str) -> str:
+    while len(os.fsencode(name)) > _MOST_BYTES:
+        name = name[:-1]
+    return name
 
 
 def scratch_beside(path: Path) -> Path:
     """Return a name in the folder of `path` for what will become it, and remove what dead processes left there."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
+    for leftover in path.parent.glob(scratch_pattern(f".{path.name}")):
         if is_abandoned(leftover):
             with suppress(OSError):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

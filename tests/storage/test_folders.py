@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from sea_pipeline.labels.checks import check_out
 from sea_pipeline.labels.settings import LabelSettings
 from sea_pipeline.storage import publish as publishing
 from sea_pipeline.storage import scratch
-from sea_pipeline.storage.publish import make_folder, publish_folder, remove_folder, writing
+from sea_pipeline.storage.publish import make_folder, publish, publish_folder, remove_folder, writing
+from sea_pipeline.storage.results import publish_result
 from sea_pipeline.storage.scratch import scratch_beside, scratch_name
 from tests.support.kills import DEAD, Killed
 
@@ -71,6 +73,38 @@ def test_a_kill_leaves_no_half_of_a_folder_that_is_removed(tmp_path: Path, monke
     with pytest.raises(Killed):
         remove_folder(out)
     assert not out.exists()
+
+
+def test_a_folder_that_is_there_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run of the same command would refuse it."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with publish_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_the_longest_name_of_a_file_system_is_written_and_swept(
+    tmp_path: Path, letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(letter.encode())
+    name, shorter = letter * (255 // size), letter * (154 // size)
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 64)
+    (tmp_path / f".{shorter}.{scratch.host()}.{DEAD}.1234abcd").touch()  # of a version that cut no names
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: DEAD)
+        (tmp_path / scratch_name(f".{name}")).mkdir()
+    with publish_folder(tmp_path / name):
+        pass
+    scratch_beside(tmp_path / shorter)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with publish_result(tmp_path / name[1:]) as result, publish(tmp_path / "out" / name, tmp_path / "out") as file:
+        result.touch()
+        file.touch()
 
 
 def test_what_a_process_of_another_container_writes_is_not_swept(
