@@ -21,7 +21,7 @@ from sea_pipeline.encoders.weight_forms import other_form_of_file, other_form_of
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 
 _LOG = logging.getLogger(__name__)
-_HUB = "hf-hub:"
+_HUB, _LOCAL = "hf-hub:", "local-dir:"
 _CONFIG = "open_clip_config.json"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -153,7 +153,7 @@ def find_model(model: str, option: str) -> ModelSource:
     Raises:
         UserError: there is no such model, its config is not open_clip's, or its tokenizer lacks a package.
     """
-    folder = Path(model).expanduser()
+    folder = Path(model.removeprefix(_LOCAL)).expanduser()
     if model.startswith(_HUB):
         found = _hub_model(model, option)
     else:
@@ -166,11 +166,11 @@ def find_model(model: str, option: str) -> ModelSource:
 def _listed_model(model: str, option: str) -> ModelSource:
     open_clip = require("open_clip", "clip")
     arch, _, pretrained = model.partition("/")
-    config = open_clip.get_model_config(arch) if arch else None
-    if config is None:
+    if arch not in open_clip.list_models():  # get_model_config would open what has a schema, such as local-dir:
+        local = model.startswith(_LOCAL)
         raise UserError(
-            f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found {arch or model!r}"
-            f"{_suggestions(arch, open_clip.list_models())}"
+            f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found "
+            f"{model if local else arch or model!r}{'' if local else _suggestions(arch, open_clip.list_models())}"
         )
     if chosen := open_clip.get_pretrained_cfg(arch, pretrained):
 
@@ -268,7 +268,7 @@ def _folder_model(folder: Path, option: str) -> ModelSource:
         raise UserError(f"{option}: expected a .safetensors, .bin or .pth file in {folder}; found none")
     if problem := other_form_of_file(Path(weights)):
         raise UserError(f"{option}: {problem}")
-    return ModelSource(option, str(folder), f"local-dir:{folder}", config, pixels, lambda: Path(weights), folder)
+    return ModelSource(option, str(folder), f"{_LOCAL}{folder}", config, pixels, lambda: Path(weights), folder)
 
 
 def _hub_model(model: str, option: str) -> ModelSource:

@@ -161,6 +161,8 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for module in (factory, pretrained):
         monkeypatch.setattr(module, "download_pretrained_from_hf", fetch)
     hub, local = load_encoder("open_clip:hf-hub:org/name#vv", "cpu"), load_encoder(f"open_clip:{folder}#vv", "cpu")
+    named = load_encoder(f"open_clip:local-dir:{folder}#vv", "cpu")
+    assert (named.spec, named.fields()) == (local.spec, local.fields())
     assert hub.spec == "open_clip:hf-hub:org/name#vv"
     assert hub.fields() == local.fields()
     assert torch.equal(hub.patches(PIXELS), local.patches(PIXELS))
@@ -270,6 +272,7 @@ def test_pixels_of_a_file_are_those_that_all_tags_share(
         ("ViT-L-14-33/openai", "an architecture of open_clip, a folder or hf-hub:ORG/NAME; found 'ViT-L-14-33'; near"),
         ("ViT-L-14-33/openai", "ViT-L-14-336"),
         ("/nowhere/model", "an architecture of open_clip, a folder or hf-hub:ORG/NAME; found '/nowhere/model'"),
+        ("local-dir:/nowhere/model", "a folder or hf-hub:ORG/NAME; found 'local-dir:/nowhere/model'"),
         ("ViT-L-14-336", "ViT-L-14-336/ and then a tag of open_clip or a file of weights; found nothing; near it: op"),
         ("ViT-L-14/opena", "found opena; near it: openai"),
         ("ViT-B-32/openai#vv2", "expected one of #final, #value, #vv, #pool after the model, then + or the hyphen -"),
