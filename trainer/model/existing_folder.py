@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
+from trainer.model.llava_folder import ADAPTER, check_form, check_parts, check_whole
 from trainer.model.llava_folder import EXISTING as EXISTING
-from trainer.model.llava_folder import check_form, check_parts
 from trainer.model.weight_files import weight_files
 
 
@@ -13,8 +13,9 @@ def check_existing_folder(folder: Path) -> None:
     """Check what a folder's own files say of it.
 
     Raises:
-        UserError: there is no folder, or it holds another model, or no weights as safetensors.
+        UserError: there is no folder, or it holds another model or an adapter, or no weights as safetensors.
     """
+    check_whole(str(folder), folder / ADAPTER, "processor")
     kind = model_type(folder)
     if kind is None:
         found = "there is no config.json in it" if folder.exists() else "there is no such folder"

@@ -12,6 +12,8 @@ from sea_pipeline.storage.json_files import read_json
 
 ALIGNMENT = "alignment.json"
 """The file with what training needs to know of a folder and transformers' own files do not say."""
+ADAPTER = "adapter_config.json"
+"""The file with peft's settings of an adapter."""
 EXISTING = (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "gemma3",
     "paligemma", "internvl", "llama4",
@@ -59,6 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is another model's.
     """
+    check_whole(str(folder), folder / ADAPTER, "processor")
     if not (folder / "config.json").is_file():
         stages, ordered = stage_folders(folder)
         models = [one / "model" for one in (folder, *stages)]
@@ -79,6 +82,30 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     check_parts(folder, said)
     return said
+
+
+def check_whole(spec: str, file: Path, reads: str = "tokenizer") -> None:
+    """Refuse an adapter's folder, or a model's with an adapter beside its weights.
+
+    transformers would load the adapter into the model beside it, or into the one that it names, wherever that is.
+
+    Args:
+        spec: the folder or hub name.
+        file: where the adapter's settings would be.
+        reads: what the model's texts are read with, for the advice.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not file.is_file():
+        return
+    base = read_json(file).get("base_model_name_or_path")
+    beside = ", or remove adapter_config.json to use the weights beside it"
+    raise UserError(
+        f"{spec}: holds an adapter (adapter_config.json) for {base}, not a whole model; merge them with peft's "
+        f"merge_and_unload, save what it returns with the {reads}, and give that folder"
+        + (beside if Path(spec, "config.json").is_file() else "")
+    )
 
 
 def check_form(folder: Path, said: dict[str, Any]) -> None:

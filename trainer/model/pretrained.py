@@ -38,6 +38,7 @@ from sea_pipeline.storage.leftovers import files_like
 from trainer.model.borders import border
 from trainer.model.config_check import check_plain, drop_leftovers
 from trainer.model.hub import PIECES, find_file, find_pieces
+from trainer.model.llava_folder import check_whole
 from trainer.model.tokenise import without_limits
 from trainer.model.weight_files import INDEX, WHOLE
 
@@ -51,9 +52,11 @@ _PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers")
 
 
 @contextmanager
-def named(spec: str) -> Iterator[None]:
+def named(
+    spec: str, what: str = "cannot be loaded", advice: str = "check the folder or the hub name"
+) -> Iterator[None]:
     """Turn any error inside this block into one line that names the folder, or the file in it that is at fault."""
-    with border(f"{spec}: cannot be loaded", "check the folder or the hub name", given=True):
+    with border(f"{spec}: {what}", advice, given=True):
         try:
             yield
         except UserError:
@@ -95,26 +98,10 @@ def _check_there(spec: str) -> None:
             f"{spec}: no such folder; expected `packaged`, a model folder, or a name on the Hugging Face hub"
             + (nearest_name(spec, ["packaged"]) if misspelt else "")
         )
-    _check_whole(spec)
+    if adapter := find_adapter_config_file(spec):
+        check_whole(spec, Path(adapter))
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{spec}: there is no config.json in it; expected a model folder that transformers wrote")
-
-
-def _check_whole(spec: str) -> None:
-    """Refuse an adapter's folder.
-
-    transformers would load the adapter into the model that it names, wherever that is.
-    """
-    file = find_adapter_config_file(spec)
-    if file is None:
-        return
-    base = read_json(Path(file)).get("base_model_name_or_path")
-    beside = ", or remove adapter_config.json to use the weights beside it"
-    raise UserError(
-        f"{spec}: holds an adapter (adapter_config.json) for {base}, not a whole model; merge them with peft's "
-        "merge_and_unload, save what it returns with the tokenizer, and give that folder"
-        + (beside if Path(spec, "config.json").is_file() else "")
-    )
 
 
 def load_weights(kind: Any, spec: str, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:  # noqa: ANN401

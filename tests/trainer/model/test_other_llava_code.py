@@ -37,21 +37,35 @@ def folder_with(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", FLAT)
-def test_a_checkpoint_of_llavas_own_code_is_refused_everywhere(name: str, tmp_path: Path) -> None:
-    folder = folder_with(tmp_path / "llava", FLAT[name])
-    (tmp_path / "images").mkdir()
-    (tmp_path / "data.json").write_text("[]")
-    data = {"data": str(tmp_path / "data.json"), "image_root": str(tmp_path / "images")}
+def refused_everywhere(folder: Path, said: str, start: str) -> None:
+    (folder.parent / "data.json").write_text("[]")
+    data = {"data": str(folder.parent / "data.json"), "image_root": str(folder.parent)}
     for check in (
         lambda: check_existing_folder(folder),
         lambda: check_llava_folder(folder),
-        lambda: check_export(ExportSettings(source=folder, out=tmp_path / "out")),
+        lambda: check_export(ExportSettings(source=folder, out=folder.parent / "out")),
         lambda: check_evaluate(EvaluateSettings(model=folder, **data)),
         lambda: check_teacher(TeachSettings(model=folder, **data)),
     ):
-        with refused(ADVICE, start=f"{folder}: is a checkpoint of LLaVA's own code (its config.json has "):
+        with refused(said, start=f"{folder}: {start}"):
             check()
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_checkpoint_of_llavas_own_code_is_refused_everywhere(name: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "llava", FLAT[name])
+    refused_everywhere(folder, ADVICE, "is a checkpoint of LLaVA's own code (its config.json has ")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_refused_everywhere(whole: bool, tmp_path: Path) -> None:
+    """transformers would load it into the weights beside it; a run would not save it."""
+    folder = folder_with(tmp_path / "llava", {"model_type": "llava", "vision_config": {}, "text_config": {}})
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    if not whole:
+        (folder / "config.json").unlink()
+    advice = "save what it returns with the processor, and give that folder" + ", or remove adapter_conf" * whole
+    refused_everywhere(folder, advice, "holds an adapter (adapter_config.json) for some/model, not a whole model; ")
 
 
 def test_a_llava_whose_weights_are_pickled_is_refused(tmp_path: Path) -> None:
