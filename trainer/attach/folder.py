@@ -71,7 +71,7 @@ def open_existing_folder(path: Path) -> ExistingFolder:
             f"{_ADVICE}"
         )
     without_limits(tokenizer)
-    chat = Chat(processor, int(config.image_token_id), path)
+    chat = Chat(processor, config, path)
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
 
 

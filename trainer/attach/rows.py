@@ -16,7 +16,14 @@ from trainer.data.conversations import ConversationRows
 from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import kept_rows
 from trainer.model.fixed_date import with_fixed_date
-from trainer.model.prompts import Message, by_chat_template, read_messages, render_prompt, special_tokens
+from trainer.model.message_forms import ROLES, find_form
+from trainer.model.prompts import (
+    Message,
+    by_chat_template,
+    read_messages,
+    render_prompt,
+    special_tokens,
+)
 
 _VERSION = 8
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
@@ -51,16 +58,19 @@ class Chat:
 
     Args:
         processor: the model's.
-        image_token_id: the id of a visual token, which is not always that of the image token in a text.
+        config: the model's configuration.
         where: the model's folder, for errors.
 
     Raises:
-        UserError: the processor has no chat template.
+        UserError: the processor has no chat template, or one that writes no answer as it is.
     """
 
-    def __init__(self, processor: Any, image_token_id: int, where: Path) -> None:  # noqa: ANN401 - any of transformers
+    def __init__(self, processor: Any, config: Any, where: Path) -> None:  # noqa: ANN401 - any of transformers
         self.processor = processor
-        self.image_token_id = image_token_id
+        self.image_token_id = int(config.image_token_id)
+        """The id of a visual token, which is not always that of the image token in a text."""
+        self.framed = hasattr(config, "vision_start_token_id")
+        """Whether the family's template writes further tokens around each image, as Qwen-VL's does."""
         self.mark: str = processor.image_token
         self.in_two = type(processor).__name__ == "PaliGemmaProcessor"
         """Whether prompt and answer are given apart, with full attention among the prompt."""
@@ -74,7 +84,8 @@ class Chat:
                     "chat_template.jinja into the folder"
                 )
             self.template = with_fixed_date(str(given))
-            self._render = by_chat_template(self.template, processor.tokenizer)
+            self.form = find_form(self.template, processor.tokenizer, self.mark)
+            self._render = by_chat_template(self.template, processor.tokenizer, form=self.form)
 
     def __call__(self, conversations: Any, images: int) -> ChatText:  # noqa: ANN401 - whatever a data file holds
         """Write LLaVA's turns with a number of images.
@@ -82,10 +93,10 @@ class Chat:
         Raises:
             UserError: see `read_messages`; or the template cannot write them.
         """
-        messages = read_messages(conversations, images, self.mark)
+        messages = self._messages(conversations, images)
         if self.in_two:
             return self._pair(messages, images)
-        text, spans = self._render([self._in_parts(message) for message in messages])
+        text, spans = self._render(messages)
         self._check_images(text, images)
         if not spans:
             raise UserError("expected an answer to train on; found none that is not empty; write one")
@@ -99,9 +110,16 @@ class Chat:
         Raises:
             UserError: see `__call__`.
         """
-        messages = read_messages(conversations, images, self.mark)[:-1]
-        parts = [self._in_parts(message) for message in messages]
-        return render_prompt(parts, self.processor.tokenizer, self.template)
+        messages = self._messages(conversations, images)[:-1]
+        return render_prompt(messages, self.processor.tokenizer, self.template, self.form)
+
+    def _messages(self, conversations: Any, images: int) -> list[Message]:  # noqa: ANN401 - see `__call__`
+        if images and self.framed and "user" not in self.form.listed:
+            raise UserError(
+                "expected a chat template that takes a question with an image as a list of parts; found one that takes "
+                "strings, and so leaves out the tokens around an image; take the family's own template"
+            )
+        return read_messages(conversations, images, self.mark)
 
     def _check_images(self, text: str, images: int) -> None:
         if (found := text.count(self.mark)) != images:
@@ -109,19 +127,6 @@ class Chat:
                 f"expected {images} image tokens ({self.mark}) in the text that the chat template writes; found "
                 f"{found}; take the family's own template, or correct the sample"
             )
-
-    def _in_parts(self, message: Message) -> Message:
-        """Give a message's text and images as parts, the form that chat templates of such models take."""
-        pieces = message["content"].split(self.mark)
-        parts: list[dict[str, str]] = []
-        for number, piece in enumerate(pieces):
-            if number:
-                parts.append({"type": "image"})
-            # LLaVA's newline after <image> is the template's affair here.
-            inner = piece.strip("\n") if len(pieces) > 1 else piece
-            if inner or len(pieces) == 1:
-                parts.append({"type": "text", "text": inner})
-        return {"role": message["role"], "content": parts}
 
     def _pair(self, messages: list[Message], images: int) -> ChatText:
         if [message["role"] for message in messages] != ["user", "assistant"] or not images:
@@ -149,6 +154,8 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
     tokenizer = chat.processor.tokenizer
     names = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer), has_lines(path)]
+    if not chat.in_two and chat.form.listed != {*ROLES}:
+        made.append(sorted(chat.form.listed))  # other rows than those of earlier states, which gave lists always
     try:
         made.append(file_sha256(path))
     except OSError as error:

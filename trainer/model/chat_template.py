@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError, one_line
+from trainer.model.message_forms import ROLES, best_form
 from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, by_chat_template, front
 from trainer.model.rendering import render_chat
 
@@ -22,6 +23,7 @@ BOS_FIRST = "{{- bos_token -}}"
 
 _BOS = "<s>"
 _EOS = "</s>"
+_NAMES = {"bos_token": _BOS, "eos_token": _EOS}
 _WITHOUT_EOS = "{%- set eos_token = '' -%}"
 _EXAMPLE_QUESTION = "some-question"
 _TURNS = [("user", _EXAMPLE_QUESTION), ("assistant", "an answer\n"), ("user", " another\n"), ("assistant", "x")]
@@ -146,6 +148,8 @@ def chat_template(own: str | None) -> str:
     """
     if own is None:
         return _STRINGS + _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'"))
+    if roles := _roles_of_lists(own):
+        return _STRINGS + _ONE_PART.replace("])] -%}", f"]) if message['role'] in {roles} else message] -%}}") + own
     listed = _question(own, _EXAMPLE_QUESTION) is None and _question(_ONE_PART + own, _EXAMPLE_QUESTION) is not None
     return _STRINGS + (_ONE_PART if listed else "") + own
 
@@ -175,11 +179,19 @@ def both_forms(own: str) -> str:
         own: takes either form or both; those of LLaVA folders on the hub take lists alone. In a string, the images go
             to its front.
     """
+    if roles := _roles_of_lists(own):
+        return _STRINGS + _PARTS.replace(" is string -%}", f" is string and message['role'] in {roles} -%}}") + own
     string = _question(own, f"{IMAGE_TOKEN}\n{_EXAMPLE_QUESTION}")
     if string is None:
         return _PARTS + own
     both = string == _question(own, [{"type": "image"}, {"type": "text", "text": _EXAMPLE_QUESTION}])
     return own if both else _STRINGS + own
+
+
+def _roles_of_lists(own: str) -> list[str]:
+    """List the roles whose messages a template takes as lists alone, if it takes other roles' as strings alone."""
+    form = best_form(own, _NAMES)
+    return sorted(form.listed) if form and form.listed != {*ROLES} else []
 
 
 def with_marks(own: str) -> str:
@@ -302,7 +314,7 @@ def _rendered(
     template: str, messages: list[dict[str, Any]], prompt: bool, *, marks: bool = False
 ) -> tuple[str, list[str]]:
     """Render a conversation, and with `marks` return its marked parts."""
-    text, spans = render_chat(messages, template, {"bos_token": _BOS, "eos_token": _EOS}, prompt=prompt, marks=marks)
+    text, spans = render_chat(messages, template, _NAMES, prompt=prompt, marks=marks)
     return text, [text[start:end] for start, end in spans]
 
 

@@ -14,13 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
-from trainer.model.answer_ends import with_ends
+from trainer.model.answer_ends import unwritten, with_ends
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.message_forms import Form, find_form, text_of
+from trainer.model.message_forms import Message as Message
 from trainer.model.rendering import render_chat
 from trainer.recipes.options import TemplateName as TemplateName
-
-Message: TypeAlias = dict[str, Any]
-"""`role` (system, user, assistant) and `content`, a text or a list of parts, as chat templates take them."""
 
 PLACEHOLDER = "<image>"
 """The mark of an image in LLaVA's data, whatever the tokenizer calls its image token."""
@@ -166,39 +165,55 @@ def load_prompt(
     if name == "own":
         load_template(name, tokenizer)  # only for its checks
         source = with_fixed_date(str(chat_template(tokenizer)))
-        return lambda messages: render_prompt(messages, tokenizer, source)
+        form = find_form(source, tokenizer)
+        return lambda messages: render_prompt(messages, tokenizer, source, form)
     render = load_template(name, tokenizer, image_token)
     return lambda messages: render([*messages, {"role": "assistant", "content": ""}]).text
 
 
-def render_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+def render_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str, form: Form) -> str:
     """Write messages by a chat template up to an answer that is to follow.
 
     Raises:
         UserError: the template cannot write them.
     """
-    return _render(messages, tokenizer, source, prompt=True)[0]
+    return _render(form.write(messages), tokenizer, source, prompt=True)[0]
 
 
-def by_chat_template(source: str, tokenizer: PreTrainedTokenizerBase, *, otherwise: str = "") -> Template:
+def by_chat_template(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, otherwise: str = "", form: Form | None = None
+) -> Template:
     """Return the function that renders messages by a chat template, see `own` of `load_template`.
 
     Args:
         source: the template.
         tokenizer: gives the names of special tokens.
         otherwise: the end of the advice if the answers cannot be told from the rest.
+        form: in which the template takes messages; None finds it for texts with images in them.
+
+    Raises:
+        UserError: see `find_form`. The function raises it, see `load_template`; or if the template leaves out what
+            an answer says, apart from white space and a thought before the rest.
     """
     special = special_tokens(tokenizer)
     marked = GENERATION.search(source) is not None
+    taken = form or find_form(source, tokenizer)
 
-    def render(messages: list[Message]) -> RenderedText:
-        if not any(_said(message).strip() for message in messages if message["role"] == "assistant"):
+    def render(given: list[Message]) -> RenderedText:
+        messages = taken.write(given)
+        if not any(text_of(message).strip() for message in messages if message["role"] == "assistant"):
             raise UserError(NO_ANSWER)
         found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
-        answers = [_said(message).strip() for message in messages if message["role"] == "assistant"]
+        answers = [text_of(message).strip() for message in messages if message["role"] == "assistant"]
         first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
         asked = _render(messages[:first], tokenizer, source)[0] if len(answers) > 1 else ""
-        return RenderedText(*with_ends(*found, answers, asked, special, tokenizer.eos_token))
+        rendered = RenderedText(*with_ends(*found, answers, asked, special, tokenizer.eos_token))
+        if lost := unwritten(*rendered, answers):
+            raise UserError(
+                f"expected the chat template of {tokenizer.name_or_path} to write the answer {shown(lost)}; found that "
+                "it leaves text of it out; correct the template, or remove the sample"
+            )
+        return rendered
 
     return render
 
@@ -299,7 +314,7 @@ def _without_empty(
 ) -> list[tuple[int, int]]:
     """Leave out what is marked of empty answers, such as their ends, which would be trained alone."""
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    said = [bool(_said(messages[index]).strip()) for index in answers]
+    said = [bool(text_of(messages[index]).strip()) for index in answers]
     if all(said):
         return spans
     begins = [alike(text, _render(messages[:index], tokenizer, source, prompt=True)[0]) for index in answers]
@@ -324,7 +339,7 @@ def _by_prefix(
     text, _ = _render(messages, tokenizer, source)
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] == "assistant" and _said(message).strip():
+        if message["role"] == "assistant" and text_of(message).strip():
             before, _ = _render(messages[:index], tokenizer, source, prompt=True)
             through, _ = _render(messages[: index + 1], tokenizer, source)
             if through.startswith(before) and text.startswith(through):
@@ -371,7 +386,7 @@ def _by_difference(
 ) -> tuple[int, int] | None:
     """Find the characters of an answer by what changes if another answer is in its place."""
     content = messages[index]["content"]
-    if not (bare := _said(messages[index]).strip()):
+    if not (bare := text_of(messages[index]).strip()):
         return None
     other = "".join(next(one for one in "ab" if one != edge) for edge in (bare[0], bare[-1]))
     instead = other if isinstance(content, str) else [{"type": "text", "text": other}]
@@ -381,9 +396,3 @@ def _by_difference(
     if text[start:end].strip() != bare:
         return None
     return start, end
-
-
-def _said(message: Message) -> str:
-    """Return the text of a message."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

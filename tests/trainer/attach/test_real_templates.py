@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.refused import refused
 from tests.support.tiny_runs import colours
 from tests.support.tiny_tokenizers import CHATML, byte_level
 from tests.trainer.attach.existing import ExistingWorld
@@ -21,8 +22,10 @@ from trainer.evaluation.existing_questions import ExistingAsker
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.questions import SHORT
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.model.chat_template import chat_template
 from trainer.model.existing_folder import is_existing
-from trainer.model.prompts import VICUNA_SYSTEM, RenderedText, load_template, read_messages
+from trainer.model.folder_check import check_model_folder
+from trainer.model.prompts import VICUNA_SYSTEM, RenderedText, load_prompt, load_template, read_messages
 
 LLAVA_15 = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
@@ -68,6 +71,28 @@ THINKING = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
 )
 """Qwen3-VL-Thinking's turns, without tools and videos."""
+PARTED = (
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+)
+FORMS = {
+    "strings": "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}",
+    "strings, or nothing": "{% set said = m['content'] if m['content'] is string else '' %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + said + '<|im_end|>\n' }}",
+    "JSON of lists": "{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] if m['content'] is string else "
+    "m['content'] | tojson }}{{ '<|im_end|>\n' }}",
+    "answers as strings": "{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{{ m['content'] }}"
+    "{% else %}PARTED{% endif %}{{ '<|im_end|>\n' }}",
+    "rules as strings": "{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}{% else %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}PARTED{{ '<|im_end|>\n' }}{% endif %}",
+    "lists": "{{ '<|im_start|>' + m['role'] + '\n' }}PARTED{{ '<|im_end|>\n' }}",
+}
+"""What a turn is in templates that take one form of content, or one for each role."""
+FORMS = {
+    name: "{% for m in messages %}" + turn.replace("PARTED", PARTED) + "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    for name, turn in FORMS.items()
+}
 UNENDED = CHATML.replace("<|im_end|>\n", "\n")
 MARKED = "{% generation %}{{ m['content'] }}{% endgeneration %}"
 TURNS = ["<image>\nWhat?", "a cat", "Where?", "on a mat"]
@@ -82,11 +107,11 @@ def said(*values: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
 
 
-def real(world: ExistingWorld, name: str, tmp_path: Path) -> ExistingFolder:
-    """The family's tiny folder with the template of its published model."""
+def real(world: ExistingWorld, name: str, tmp_path: Path, template: str | None = None) -> ExistingFolder:
+    """The family's tiny folder with the template of its published model, or another one."""
     path = tmp_path / name
     shutil.copytree(world.model(name), path)
-    (path / "chat_template.jinja").write_text(REAL[name][0])
+    (path / "chat_template.jinja").write_text(template or REAL[name][0])
     return open_existing_folder(path)
 
 
@@ -120,6 +145,60 @@ def test_llava_is_trained_on_the_text_of_its_own_training(world: ExistingWorld, 
         assert f"{VICUNA_SYSTEM} {text}" == own.text
         shift = len(own.text) - len(text)
         assert [(start + shift, end + shift) for start, end in spans] == own.spans
+
+
+QUOTES = "{'type': \"text\"}\n\n[{{ x }}] {% if %} \\n"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_messages_have_the_form_that_the_template_takes(name: str, world: ExistingWorld, tmp_path: Path) -> None:
+    """As a run writes them, and as a LLaVA's own template does, with a photo and without one."""
+    folder = real(world, "llava", tmp_path, FORMS[name])
+    turns = [{"from": "system", "value": "Be brief."}, *said("What?", QUOTES, "Where?", "on a mat")]
+    ends = [f"{QUOTES}<|im_end|>", "on a mat<|im_end|>"]
+    for images in (0, 1):
+        text, spans, _ = folder.chat(turns, images)
+        front = "<image>\n" * images
+        assert text.startswith(("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user", "Be brief.\n<|im_start|>"))
+        assert f"<|im_start|>user\n{front}What?<|im_end|>" in text
+        assert [text[start:end] for start, end in spans] == ends
+        prompt = folder.chat.prompt(turns, images)
+        assert text.startswith(prompt)
+        assert prompt.endswith("Where?<|im_end|>\n<|im_start|>assistant\n")
+        tokenizer = check_model_folder(folder.path).processor.tokenizer
+        messages = read_messages(turns, images)
+        assert trained(load_template("own", tokenizer)(messages)) == ends
+        assert load_prompt("own", tokenizer)(messages[:-1]) == prompt
+        bare = byte_level(FORMS[name])
+        assert trained(load_template("own", bare)(messages)) == ends
+        bare.chat_template = chat_template(FORMS[name])
+        assert trained(load_template("own", bare)(messages)) == ends
+
+
+@pytest.mark.parametrize("answer", ["", "{{ m['content'] | upper }}"])
+def test_a_template_without_answers_is_refused(answer: str, world: ExistingWorld, tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}" + answer + "{% else %}Q{% endif %}{% endfor %}"
+    )
+    with refused("to write an answer as it is, from a string or a list of parts; found", "correct the template"):
+        real(world, "llava", tmp_path, template)
+
+
+def test_strings_lack_the_tokens_around_an_image_of_qwen(world: ExistingWorld, tmp_path: Path) -> None:
+    chat = real(world, "qwen3_vl", tmp_path, FORMS["strings"]).chat
+    assert chat(said("What?", "a cat"), 0).spans
+    with refused("takes a question with an image as a list of parts; found", "take the family's own template"):
+        chat(said("<image>\nWhat?", "a cat"), 1)
+
+
+def test_an_answer_that_the_template_leaves_out_is_refused() -> None:
+    """A thought before the rest may be left out, and white space changed."""
+    own = FORMS["strings"].replace("m['content'] | trim", "m['content'].split('</think>')[-1] | trim")
+    render = load_template("own", byte_level(own))
+    thought = read_messages(said("What?", "<think>so</think>\n a cat "), 0)
+    assert trained(render(thought)) == ["a cat<|im_end|>"]
+    with refused("to write the answer '<think>so</think>'; found", "correct the template, or remove the sample"):
+        render(read_messages(said("What?", "<think>so</think>"), 0))
 
 
 @pytest.mark.parametrize(
