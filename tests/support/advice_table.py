@@ -39,6 +39,12 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected an empty folder; found {} in it; choose another --out",
         "{}: holds something else than what was asked for; choose another --out",
     ],
+    "tests/trainer/attach/test_existing_lengths.py::test_tokens_without_an_embedding_are_known_before_a_run": [
+        (
+            "expected tokens of the {} rows of the LLM's embeddings; found {}, whose id is {}; call "
+            "model.resize_token_embeddings(len(processor.tokenizer)) and save the model again"
+        ),
+    ],
     "tests/storage/test_results.py::test_other_files_are_kept": [
         "{}; found one that the command did not write; name another, or remove it",
     ],
@@ -357,6 +363,10 @@ OTHERS: dict[str, list[str]] = {
         ),
         ("expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it"),
         "expected an answer to train on; found none that is not empty; write one, or remove the sample",
+        (
+            "expected the chat template of {} to write the answer {}; found that it leaves text of it out; correct the "
+            "template, or remove the sample"
+        ),
         "restore it, or make it with sea-pipeline init",
         "copy the folder again, or make it with sea-pipeline init",
         "{}: {} weights are missing, the first is {}; copy the folder again",

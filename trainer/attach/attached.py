@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
-from trainer.attach.families import parts_of, vocabulary_of
+from trainer.attach.families import parts_of, tokens_beyond, vocabulary_of
 from trainer.attach.idle import refuse_without_graph, warn_of_idle
 from trainer.attach.names import NameCheck, flat_names
 from trainer.attach.settings import Group, check_given, read_settings, whole_number
@@ -114,6 +114,11 @@ class Attached:
             supervision = Supervision(self._parts.llm, settings.basic)
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
+        if self.words is not None:
+            beyond = tokens_beyond(processor.tokenizer, self._parts.inner.config)
+            for number in self.words.tokens.unique().tolist() if beyond else ():
+                if number in beyond:
+                    raise UserError(f"attach: a word of the labels: {beyond[number]}")
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
         if self.words is not None and (device := self.watch.embed.weight.device).type != "meta":
             self.words.to(device)  # an optimizer's state is put where its parameter is when it is loaded

@@ -96,6 +96,22 @@ def vocabulary_of(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - transfo
     return min(max(ids) + 1, int(rows))
 
 
+def tokens_beyond(tokenizer: Any, config: Any) -> dict[int, str]:  # noqa: ANN401 - transformers'
+    """Find the tokens that the LLM's embedding matrix has no row for, and say of each what is wrong and what to do.
+
+    The image token may be one of them, because visual tokens take its place.
+    """
+    rows = int(config.get_text_config().vocab_size)
+    return {
+        number: (
+            f"expected tokens of the {rows} rows of the LLM's embeddings; found {token!r}, whose id is {number}; call "
+            "model.resize_token_embeddings(len(processor.tokenizer)) and save the model again"
+        )
+        for token, number in tokenizer.get_vocab().items()
+        if number >= rows and number != config.image_token_id
+    }
+
+
 def parts_of(model: nn.Module) -> Parts:
     """Find a model's parts, with or without peft's adapters around it.
 

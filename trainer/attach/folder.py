@@ -12,16 +12,17 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import FULL, Reach
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.publish import publish_folder, remove_folder
-from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
+from trainer.attach.families import FAMILIES, Parts, parts_of, tokens_beyond, vocabulary_of
 from trainer.attach.rows import Chat
 from trainer.attach.weights import model_names, write_trained
-from trainer.model.borders import border, saving
+from trainer.model.borders import saving
 from trainer.model.config_check import check_plain
 from trainer.model.existing_folder import check_existing_folder
 from trainer.model.fsdp import agreed
 from trainer.model.lora import add_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
+from trainer.model.pretrained import load_weights, named
 from trainer.model.tokenise import without_limits
 from trainer.recipes.recipe import LearningRates, Lora, Recipe
 from trainer.towers import sides, tower_reach
@@ -61,7 +62,7 @@ def open_existing_folder(path: Path) -> ExistingFolder:
     """
     check_existing_folder(path)
     check_plain(str(path), read_json(path / "config.json"))
-    with quiet(), border(f"{path}: its configuration or processor cannot be loaded", _ADVICE, given=True):
+    with quiet(), named(str(path), "its configuration or processor cannot be loaded", _ADVICE):
         config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
         processor: Any = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     tokenizer = getattr(processor, "tokenizer", None)
@@ -71,6 +72,8 @@ def open_existing_folder(path: Path) -> ExistingFolder:
             f"{_ADVICE}"
         )
     without_limits(tokenizer)
+    if tokenizer.pad_token_id in (beyond := tokens_beyond(tokenizer, config)):
+        raise UserError(f"{path}: {beyond[tokenizer.pad_token_id]}")
     chat = Chat(processor, config, path)
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
 
@@ -82,18 +85,11 @@ def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:
     its file wherever it lies: Qwen's projector is a module of its tower.
 
     Raises:
-        UserError: a weight is missing, or the files are damaged.
+        UserError: a weight is missing, has another shape or has no place in the model, or the files are damaged.
     """
     frozen, trains = _frozen_dtype(recipe), recipe.learning_rates
-    with quiet(), border(f"{folder.path}: cannot be loaded", "copy the folder again", given=True):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder.path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-    model: nn.Module = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random
-        raise UserError(
-            f"{folder.path}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
-        )
+    with quiet():
+        model: nn.Module = load_weights(AutoModelForImageTextToText, str(folder.path), folder.config, torch.float32)
     parts = parts_of(model)
     if recipe.lora is not None:
         add_adapters(parts.llm, recipe.lora, recipe.seed)

@@ -94,6 +94,8 @@ class RowLengths:
                         fitting.append((row, self._expanded(row["images"])))
                     except UserError as error:
                         bad.append(BadRow(row["number"], row["id"], str(error)))
+                if self._chat.beyond and fitting:
+                    bad += self._of_no_row(fitting)
                 if max_length is not None and fitting:
                     bad += self._too_long(fitting, max_length)
                 advance(len(batch["number"]))
@@ -114,9 +116,24 @@ class RowLengths:
 
     def lengths(self, rows: Sequence[tuple[dict[str, Any], list[Expansion]]]) -> list[int]:
         """Count the tokens of rows with what their image tokens become."""
-        short = [self._text(row, [one.short for one in images])[0] for row, images in rows]
-        encoded = self._encode(short, [row for row, _ in rows])["input_ids"]
+        encoded = self._short(rows)
         return [len(ids) + sum(one.spared for one in images) for ids, (_, images) in zip(encoded, rows, strict=True)]
+
+    def _short(self, rows: Sequence[tuple[dict[str, Any], list[Expansion]]]) -> list[list[int]]:
+        """Tokenise rows with what is shortest in place of each image."""
+        short = [self._text(row, [one.short for one in images])[0] for row, images in rows]
+        encoded: list[list[int]] = self._encode(short, [row for row, _ in rows])["input_ids"]
+        return encoded
+
+    def _of_no_row(self, rows: list[tuple[dict[str, Any], list[Expansion]]]) -> Iterator[BadRow]:
+        """Take out the rows with a token that the LLM has no embedding for."""
+        given, beyond = rows.copy(), self._chat.beyond
+        rows.clear()
+        for (row, images), ids in zip(given, self._short(given), strict=True):
+            if reason := next((beyond[each] for each in ids if each in beyond), None):
+                yield BadRow(row["number"], row["id"], reason)
+            else:
+                rows.append((row, images))
 
     def _too_long(self, rows: Sequence[tuple[dict[str, Any], list[Expansion]]], max_length: int) -> Iterator[BadRow]:
         for (row, images), length in zip(rows, self.lengths(rows), strict=True):

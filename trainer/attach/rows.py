@@ -11,6 +11,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records, turns_of
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
+from trainer.attach.families import tokens_beyond
 from trainer.data.bad_rows import bad_rows, without
 from trainer.data.conversations import ConversationRows
 from trainer.data.files import check_conversations_file
@@ -71,6 +72,7 @@ class Chat:
         """The id of a visual token, which is not always that of the image token in a text."""
         self.framed = hasattr(config, "vision_start_token_id")
         """Whether the family's template writes further tokens around each image, as Qwen-VL's does."""
+        self.beyond = tokens_beyond(processor.tokenizer, config)
         self.mark: str = processor.image_token
         self.in_two = type(processor).__name__ == "PaliGemmaProcessor"
         """Whether prompt and answer are given apart, with full attention among the prompt."""

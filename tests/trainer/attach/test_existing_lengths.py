@@ -1,5 +1,6 @@
 """Rows too long, or refused by the processor, are known before a run; what is measured is never cut."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,16 +16,18 @@ from sea_pipeline.inputs.pixels import read_image, upright_size
 from sea_pipeline.storage.paths import cache_folder
 from tests.support.heard import Heard
 from tests.trainer.attach.existing import ExistingWorld
-from tests.trainer.attach.families import MAKERS
+from tests.trainer.attach.families import MAKERS, tiny
 from tests.trainer.attach.worlds import Pictures
-from trainer.attach import expansions
+from trainer.attach import attach, expansions
 from trainer.attach.batches import ChatData
 from trainer.attach.expansions import Expansions
+from trainer.attach.folder import open_existing_folder
 from trainer.attach.lengths import RowLengths
 from trainer.attach.rows import read_texts
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_run import load_attached
 from trainer.evaluation.run import EvaluateSettings, evaluate_model
+from trainer.model.parts import quiet
 from trainer.training.run import train
 
 pytestmark = pytest.mark.usefixtures("colour_encoder")
@@ -120,6 +123,34 @@ def test_images_that_the_processor_refuses_are_bad_rows(world: ExistingWorld, tm
     with pytest.raises(UserError, match=r"found 'strip.png' of 1000 x 4 pixels: .*aspect ratio"):
         evaluate_model(asked)
     assert evaluate_model(asked.model_copy(update={"bad_rows": "leave_out"}))["lm_loss"] > 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the new rows are random
+def test_tokens_without_an_embedding_are_known_before_a_run(world: ExistingWorld, tmp_path: Path) -> None:
+    """The advice is followed: with embeddings for all tokens the rows are good."""
+    made = copy.deepcopy(tiny("llava"))
+    made.processor.tokenizer.add_tokens([*(f"<{number}>" for number in range(200)), "red"])
+    red = made.processor.tokenizer.convert_tokens_to_ids("red")
+    with quiet():
+        made.model.save_pretrained(tmp_path / "model")
+        made.processor.save_pretrained(tmp_path / "model")
+    folder = open_existing_folder(tmp_path / "model")
+    rows = world.read(folder, None, written(tmp_path / "data.json", THREE[0], THREE[2])).rows
+    said = f"expected tokens of the 512 rows of the LLM's embeddings; found 'red', whose id is {red}; call "
+    found = [row.reason.startswith(said) for row in RowLengths(folder.chat, world.locate, None).unfit(rows, 1)]
+    assert found == [True, False], "the other one is too long"
+    with pytest.raises(UserError, match=rf"a word of the labels: {said}"):
+        attach(made.model, made.processor, labels=world.pictures.open(), sea={})
+    made.processor.tokenizer.pad_token = "red"
+    made.processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        open_existing_folder(tmp_path / "model")
+    with quiet():
+        made.model.resize_token_embeddings(len(made.processor.tokenizer))
+        made.model.save_pretrained(tmp_path / "model")
+    folder = open_existing_folder(tmp_path / "model")
+    assert not RowLengths(folder.chat, world.locate, None).unfit(rows, None)
+    attach(made.model, made.processor, labels=world.pictures.open(), sea={}).detach()
 
 
 def test_a_refused_sample_is_named_in_a_batch(world: ExistingWorld, tmp_path: Path) -> None:

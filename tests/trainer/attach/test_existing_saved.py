@@ -203,6 +203,46 @@ def test_weights_that_are_pickled_are_refused_and_the_advice_converts_them(tmp_p
     assert not made.exists()
 
 
+def with_scale(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {f"{LAYER}.weight_scale": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
+
+
+def set_in_llm(**changes: int) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        said = json.loads((folder / "config.json").read_text())
+        said["text_config"] |= changes
+        (folder / "config.json").write_text(json.dumps(said))
+
+    return change
+
+
+LAYER = "language_model.model.layers.0.mlp.up_proj"
+UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "quantised": (with_scale, r"has no place for the weights \S*up_proj.weight_scale; give plain weights"),
+    "other sizes": (set_in_llm(intermediate_size=7), "config.json says other shapes than the weights have"),
+    "a layer more": (set_in_llm(num_hidden_layers=1), "expected weights of as many layers as config.json"),
+    "not fetched": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"),
+        "model.safetensors: is Git LFS's pointer to the file, not the file; run git lfs pull in",
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("version https://git-lfs"),
+        "tokenizer.json: is Git LFS's pointer to the file",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_weights_are_checked_as_those_of_init(kind: str, tmp_path: Path) -> None:
+    start, (harm, said) = folder_of(tiny("llava"), tmp_path / "start"), UNFIT[kind]
+    harm(start)
+    recipe = Recipe.model_validate({"model": {"attach": str(start)}})
+    with pytest.raises(UserError, match=said) as found:
+        load_existing(open_existing_folder(start), recipe)
+    assert "\n" not in str(found.value)
+
+
 def index(text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "model.safetensors.index.json").write_text(text)
 
