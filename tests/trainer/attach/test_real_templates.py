@@ -25,6 +25,7 @@ from trainer.evaluation.run import EvaluateSettings, evaluate_model
 from trainer.model.chat_template import chat_template
 from trainer.model.existing_folder import is_existing
 from trainer.model.folder_check import check_model_folder
+from trainer.model.message_forms import ROLES, Form
 from trainer.model.prompts import VICUNA_SYSTEM, RenderedText, load_prompt, load_template, read_messages
 
 LLAVA_15 = (
@@ -173,6 +174,14 @@ def test_messages_have_the_form_that_the_template_takes(name: str, world: Existi
         assert trained(load_template("own", bare)(messages)) == ends
         bare.chat_template = chat_template(FORMS[name])
         assert trained(load_template("own", bare)(messages)) == ends
+
+
+def test_rows_of_a_form_that_was_not_taken_before_are_cached_apart(world: ExistingWorld, tmp_path: Path) -> None:
+    chat = real(world, "llava", tmp_path, FORMS["strings"]).chat
+    chat.form = Form(frozenset(ROLES), chat.mark)  # an earlier state's
+    before = read_texts(world.data, chat).rows
+    chat.form = Form(frozenset(), chat.mark)
+    assert read_texts(world.data, chat).rows.cache_files != before.cache_files
 
 
 @pytest.mark.parametrize("answer", ["", "{{ m['content'] | upper }}"])
