@@ -18,13 +18,7 @@ from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import kept_rows
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.message_forms import ROLES, find_form
-from trainer.model.prompts import (
-    Message,
-    by_chat_template,
-    read_messages,
-    render_prompt,
-    special_tokens,
-)
+from trainer.model.prompts import Message, by_chat_template, read_messages, render_prompt, special_tokens
 
 _VERSION = 8
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
