@@ -1,9 +1,11 @@
 """Keep computed values in the cache, under names that say what they were computed from."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish, sweep, writing
@@ -44,3 +46,18 @@ def remembered(
             with publish(path, path.parent) as scratch:
                 write(kept, scratch)
         return kept
+
+
+def with_checksum(found: dict[str, Any]) -> bytes:
+    """Encode a JSON object together with its sha256, for `read_checked`."""
+    return json.dumps({"found": found, "sha256": fingerprint_of(found)}).encode()
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """Read what `with_checksum` encoded, or return None if the file is absent or damaged."""
+    try:
+        kept = json.loads(path.read_bytes())
+        found: dict[str, Any] = kept["found"]
+        return found if kept["sha256"] == fingerprint_of(found) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter, progress_if_slow
+from sea_pipeline.storage.cache import read_checked, with_checksum
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_bytes
@@ -121,14 +122,10 @@ class Expansions:
 
     def _kept(self) -> dict[Key, Expansion | UserError]:
         """Read what earlier runs found; a file that is damaged counts as none."""
-        try:
-            kept = json.loads(self.path.read_text("utf-8"))
-            if kept["sha256"] != fingerprint_of(kept["found"]):
-                return {}
-        except (OSError, ValueError, TypeError, KeyError):
+        if (kept := read_checked(self.path)) is None:
             return {}
-        texts = [self._expansion(self._written(*one)) for one in kept["found"]["texts"]]
-        return {(first, second, several): texts[number] for first, second, several, number in kept["found"]["sizes"]}
+        texts = [self._expansion(self._written(*one)) for one in kept["texts"]]
+        return {(first, second, several): texts[number] for first, second, several, number in kept["sizes"]}
 
     def _keep(self) -> None:
         """Write what is known, with what another run may have found meanwhile.
@@ -144,8 +141,7 @@ class Expansions:
             if not isinstance(found, UserError)
         ]
         kept = {"texts": [self._in_runs(text) for text in numbers], "sizes": sizes}
-        written = {"found": kept, "sha256": fingerprint_of(kept)}
-        publish_bytes(self.path, json.dumps(written).encode(), self.path.parent)
+        publish_bytes(self.path, with_checksum(kept), self.path.parent)
 
     def _in_runs(self, text: str) -> tuple[list[str], list[int]]:
         """Split a text at its runs of visual tokens, and count the tokens of each run."""

@@ -6,7 +6,6 @@ word of a text token is the token itself, so V^ of text should be near its own e
 Shapes: T tokens of text, I images of m visual tokens, d the LLM's width, V its vocabulary, l decoder layers.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from sea_pipeline.core.devices import exact_float32
-from sea_pipeline.storage.cache import remembered
+from sea_pipeline.storage.cache import read_checked, remembered, with_checksum
 from sea_pipeline.storage.hashing import fingerprint_of
 from trainer.losses import equations
 from trainer.losses.embeddings import ordinary_length
@@ -211,7 +210,7 @@ def premise(reader: Reader, basic: Basic, lens: Lens | None, model: str) -> Prem
     def make() -> Nearness:
         return look_at_text(reader, rows, basic, {basic.lens: lens}, every_layer=False).refined[basic.lens]
 
-    near = remembered(f"premises/{key}.json", _read, make, lambda found, path: path.write_text(json.dumps(found)))
+    near = remembered(f"premises/{key}.json", _read, make, _write)
     through = "" if basic.lens == "none" else f" through the lens `{basic.lens}`"
     if is_near(near):
         text = f"BASIC: V^ of plain text{through} is near its own embeddings ({_figures(near, reader.vocabulary)})"
@@ -257,7 +256,10 @@ def _figures(near: Nearness, vocabulary: int) -> str:
 
 
 def _read(path: Path) -> Nearness | None:
-    try:
-        return Nearness(*map(float, json.loads(path.read_text("utf-8"))))
-    except (OSError, ValueError, TypeError):
-        return None
+    found = read_checked(path)
+    return None if found is None else Nearness(**{name: float(value) for name, value in found.items()})
+
+
+def _write(found: Nearness, path: Path) -> None:
+    # As text, because the figures of a broken LLM are NaN, which is no JSON.
+    path.write_bytes(with_checksum({name: str(value) for name, value in found._asdict().items()}))

@@ -241,9 +241,11 @@ def test_what_is_found_once_is_kept(tiny: World, deep: Path, tmp_path: Path, mon
     monkeypatch.setattr("trainer.evaluation.premise.look_at_text", lambda *_, **__: pytest.fail("it is kept"))
     assert premise(reader, Basic(), None, "m") == found
     (kept,) = (tmp_path / "cache" / "premises").glob("*.json")
-    kept.write_text("[1, ")
-    with pytest.raises(pytest.fail.Exception, match="it is kept"):
-        premise(reader, Basic(), None, "m")
+    whole = kept.read_text()
+    for damaged in ("[1, ", "[1, 2, 3]", whole.replace('"cosine": "', '"cosine": "1')):
+        kept.write_text(damaged)
+        with pytest.raises(pytest.fail.Exception, match="it is kept"):
+            premise(reader, Basic(), None, "m")
     with pytest.raises(pytest.fail.Exception, match="it is kept"):
         premise(reader, Basic(layer_weights="dec"), None, "m")
 
