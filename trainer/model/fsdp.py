@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate import DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, save_fsdp_optimizer
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list, gather_object, save_fsdp_optimizer
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
@@ -18,6 +18,9 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from sea_pipeline.core.errors import UserError
+
+_WHOLE_OPTIMIZER = "optimizer.bin"
+"""accelerate's name of an optimizer's state that is in one piece."""
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
@@ -147,6 +150,30 @@ class ShardingTrainer(Trainer):
         if self.args.should_save:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        groups = _groups_without_state(Path(checkpoint)) if checkpoint and self.is_fsdp_enabled else None
+        if checkpoint is None or groups is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        for own, kept in zip(self.optimizer.param_groups, groups, strict=True):
+            own.update({name: value for name, value in kept.items() if name != "params"})
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+
+def _groups_without_state(checkpoint: Path) -> list[dict[str, Any]] | None:
+    """Return the parameter groups of a whole optimizer without any state, as SGD's, which torch cannot load.
+
+    Returns None for any other. The first process looks, and all processes get its answer.
+    """
+    found: list[list[dict[str, Any]] | None] = [None]
+    if PartialState().is_main_process and (file := checkpoint / _WHOLE_OPTIMIZER).is_file():
+        kept = torch.load(file, weights_only=True, mmap=True)  # without reading an Adam's gigabytes
+        found = [None if any(kept["state"].values()) else kept["param_groups"]]
+    broadcast_object_list(found)
+    return found[0]
 
 
 @contextmanager
