@@ -21,7 +21,7 @@ mean_similarity (float32), which is the mean of s over all patches of the run, l
 
 The footer holds, under `sea_pipeline`, a JSON object. It has the fingerprint and its fields, among them `grid` (rows
 and columns) and `top_n` (n), the number of patches and the sum of their embeddings (base64 of little-endian float64).
-The means follow from these sums.
+The means follow from these sums. `sha256` is the hash of the other keys; shards of older versions lack it.
 """
 
 from pathlib import Path

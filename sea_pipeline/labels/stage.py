@@ -156,7 +156,10 @@ class LabelStage:
 
         The mean of s over patches is sign * t_j · mean(v), which takes one product of the words with the mean patch.
         """
-        footers = [shard_footer(ledger.shard_path(shard)) for shard in range(ledger.dataset.shards)]
+        footers = []
+        for commit in ledger.commits():
+            with ledger.reading(commit.files[0]):
+                footers.append(shard_footer(ledger.shard_path(commit.shard)))
         patch_sum = sum(unpacked(footer["patch_sum"]) for footer in footers)
         count = max(1, sum(footer["patches"] for footer in footers))
         parts = torch.split(self._embeddings, _WORDS_PER_PART)  # in parts, to avoid a copy of all words in float64

@@ -1,5 +1,6 @@
 """Write and read Parquet files as shards are written, with zstd, page checksums and JSON in the footer."""
 
+import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 from sea_pipeline.storage.paths import Place
 
 _FOOTER = b"sea_pipeline"
+_CHECKSUM = "sha256"
+"""The footer's key for the hash of its other keys, because the checksums of pages do not cover it."""
 
 Row = TypeVar("Row")
 
@@ -71,8 +74,9 @@ class RowGroupWriter(ABC, Generic[Row]):
             self._flush()
 
     def set_footer(self, footer: dict[str, Any]) -> None:
-        """Set the JSON object of the footer, which must happen before the writer closes."""
-        self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer, sort_keys=True)})
+        """Set the JSON object of the footer, and its checksum, which must happen before the writer closes."""
+        whole = {**footer, _CHECKSUM: _checksum(footer)}
+        self._writer.add_key_value_metadata({_FOOTER: json.dumps(whole, sort_keys=True)})
 
     @abstractmethod
     def arrays(self, rows: list[Row]) -> list[pa.Array]:
@@ -124,6 +128,17 @@ def open_parquet(path: Place, metadata: pq.FileMetaData | None = None) -> pq.Par
 
 
 def shard_footer(path: Place) -> dict[str, Any]:
-    """Return the JSON object in a shard's footer."""
+    """Return the JSON object in a shard's footer.
+
+    Raises:
+        ValueError: it differs from its checksum, which footers of older versions lack, or is no JSON.
+    """
     footer: dict[str, Any] = json.loads(open_parquet(path).metadata.metadata[_FOOTER])
+    said = footer.pop(_CHECKSUM, None)
+    if said is not None and said != _checksum(footer):
+        raise ValueError("its footer is damaged")
     return footer
+
+
+def _checksum(footer: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(footer, sort_keys=True).encode()).hexdigest()

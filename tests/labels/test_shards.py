@@ -51,6 +51,19 @@ def test_the_columns_and_types_are_those_of_the_contract(tmp_path: Path) -> None
     assert shard_footer(tmp_path / "x.parquet") == {"fingerprint": "f", "patch_sum": [0.5]}
 
 
+def test_a_changed_footer_is_damage_unless_it_has_no_checksum(tmp_path: Path) -> None:
+    write(tmp_path / "x.parquet", 3)
+    plain = (tmp_path / "x.parquet").read_bytes()
+    for before, after in ((b"[0.5]", b"[0.7]"), (b'"patch_sum"', b'"batch_sum"'), (b'"fingerprint"', b'"fingerprimt"')):
+        assert before in plain
+        (tmp_path / "x.parquet").write_bytes(plain.replace(before, after))
+        with pytest.raises(ValueError, match="its footer is damaged"):
+            shard_footer(tmp_path / "x.parquet")
+    table = pq.read_table(tmp_path / "x.parquet")
+    pq.write_table(table.replace_schema_metadata({"sea_pipeline": '{"patches": 3}'}), tmp_path / "old.parquet")
+    assert shard_footer(tmp_path / "old.parquet") == {"patches": 3}
+
+
 def test_encodings_and_row_groups(tmp_path: Path) -> None:
     write(tmp_path / "x.parquet", 70)
     metadata = pq.read_metadata(tmp_path / "x.parquet")

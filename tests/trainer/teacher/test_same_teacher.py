@@ -1,6 +1,7 @@
 """A run refuses targets of other pixels and of another LLM, and takes those that only look so."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.damage import flip
 from tests.support.refused import refused
 from tests.support.run_values import settings
 from tests.support.tiny_runs import World, tiny_recipe
@@ -111,3 +113,17 @@ def test_shards_of_older_versions_fit_any(
     teach(world, targets)  # the same command finishes them
     with refused("expected targets of the LLM"):
         opened(world, model, targets)
+
+
+@pytest.mark.slow
+def test_a_damaged_footer_is_no_other_teacher(world: World, tmp_path: Path) -> None:
+    (shard,) = (teach(world, tmp_path / "targets") / "targets").iterdir()
+    plain = shard.read_bytes()
+    digit = re.search(rb'"embeddings": \[-?\d\.(\d)', plain)
+    assert digit
+    places = (plain.index(b'"embeddings"') + 2, plain.index(b'"teacher"') + 2, digit.start(1))
+    for place in places:
+        shard.write_bytes(plain)
+        flip(shard, place)
+        with refused(f"{shard}: damaged: expected sha256"):
+            opened(world, world.model, tmp_path / "targets")
