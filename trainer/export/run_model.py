@@ -24,6 +24,7 @@ _ADAPTER = ".lora_"
 """Separates a layer's name from `A` or `B`, the factors of its adapter."""
 _BESIDE = ("sea_term.", "balance.")
 """Prefixes of a checkpoint's tensors that belong to the losses, not to the model."""
+_OTHERWISE = "name another step, or train it again"
 
 
 class RunModel(NamedTuple):
@@ -47,8 +48,8 @@ def open_source(source: Path, checkpoint: int | None = None) -> RunModel:
             checkpoint or of one to resume from, or the last step. None for the end.
 
     Raises:
-        UserError: the run or the step's checkpoint does not exist, or the folder that the run began with is missing or
-            has changed.
+        UserError: the run or the step's checkpoint does not exist, the checkpoint is damaged, or the folder that the
+            run began with is missing or has changed.
     """
     if not is_run(source, checkpoint):
         return _of_folder(source)
@@ -128,7 +129,9 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     notes = [f"These are the weights of step {step}, before the run's end."]
     if not recipe.loss.lm and recipe.loss.sea.match_norm and not recipe.loss.sds.weight:
         notes.append("Its visual tokens are not scaled to the length of the LLM's embeddings, as at the run's end.")
-    trained = read_file(checkpoint / checkpoints.TRAINED, "name another step, or train it again")
+    if problem := checkpoints.damage(checkpoint, checkpoints.TRAINED):
+        raise UserError(f"{problem}; {_OTHERWISE}")
+    trained = read_file(checkpoint / checkpoints.TRAINED, _OTHERWISE)
     dtype = (folder.config.dtype or torch.float32) if recipe.loss.lm else None
     return RunModel(folder, _with_trained(weights, trained, recipe.lora, dtype, folder), step, tuple(notes))
 

@@ -82,10 +82,7 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
         best: the step of a checkpoint to keep in any case.
     """
     sync_folder(written)
-    paths = sorted(path for path in written.rglob("*") if path.is_file())
-    with ThreadPool() as pool:  # large files are hashed in parallel
-        record = FilesRecord(files=list(prefetched_map(pool, partial(file_record, written), paths)))
-    (written / FILES).write_bytes(record.to_bytes())
+    write_record(written)
     sync(written / FILES)
     sync(written)
     path = folder / written.name
@@ -99,6 +96,14 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
         if step_of(other) != best:
             _remove(other, folder)
     clear(folder)
+
+
+def write_record(checkpoint: Path) -> None:
+    """Write `files.json` into a checkpoint, with the size and the hash of each of its files."""
+    paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    with ThreadPool() as pool:  # large files are hashed in parallel
+        record = FilesRecord(files=list(prefetched_map(pool, partial(file_record, checkpoint), paths)))
+    (checkpoint / FILES).write_bytes(record.to_bytes())
 
 
 def _remove(checkpoint: Path, folder: Path) -> None:
@@ -122,7 +127,7 @@ def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
     """
     problems: list[str] = []
     for checkpoint in reversed(_numbered(folder)):
-        problem = _problem(checkpoint)
+        problem = damage(checkpoint)
         if problem is None:
             for line in problems:
                 reporter.message(f"{line}; this checkpoint is left out")
@@ -155,16 +160,23 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def _problem(checkpoint: Path) -> str | None:
-    """Say in one line what of a checkpoint is not as it was written, or return None."""
+def damage(checkpoint: Path, only: str | None = None) -> str | None:
+    """Say in one line what of a checkpoint is not as it was written, or return None.
+
+    Args:
+        checkpoint: its folder.
+        only: name of the one file to hash. Without a record, which older versions lack, it is taken as it is.
+    """
     if not has_record(checkpoint):
-        return _unrecorded_problem(checkpoint)
+        return None if only else _unrecorded_problem(checkpoint)
     try:
         files = load_record(checkpoint / FILES, FilesRecord).files
     except StoreError:
         raise
     except UserError as error:
         return str(error)
+    if only and not (files := [file for file in files if file.path == only]):
+        return f"{checkpoint / FILES}: damaged: expected {only} in it; found none"
     with ThreadPool() as pool:
         return next(filter(None, prefetched_map(pool, partial(check_file, checkpoint), files)), None)
 
