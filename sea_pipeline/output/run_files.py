@@ -41,13 +41,13 @@ class SummaryFile(Record):
     seconds: Seconds = 0.0
 
 
-def read_run_file(path: Path, record: type[RunFile | SummaryFile]) -> dict[str, Any]:
+def read_run_file(path: Path, record: type[RunFile | SummaryFile], *needed: str) -> dict[str, Any]:
     """Read a training run's `run.json` or `summary.json` as an object.
 
-    A key that an older version does not write is absent.
+    A key that an older version does not write is absent, unless it is among `needed`.
 
     Raises:
-        UserError: the file cannot be read, or holds a value that no run writes.
+        UserError: the file cannot be read, lacks a needed key, or holds a value that no run writes.
     """
     found = read_json(path)
     try:
@@ -57,6 +57,8 @@ def read_run_file(path: Path, record: type[RunFile | SummaryFile]) -> dict[str, 
         raise UserError(f"{path}: damaged{first_problem(error)}; restore it") from error
     except ValueError as error:
         raise UserError(f"{path}: damaged: {one_line(error)}; restore it") from error
+    if missing := [key for key in needed if key not in found]:
+        raise UserError(f"{path}: expected {missing[0]!r} in it; found none; restore the file")
     return found
 
 

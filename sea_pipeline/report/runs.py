@@ -54,10 +54,8 @@ class RunInput:
             raise UserError(
                 f"{path}: expected a finished run; found no summary.json; run the same sea-pipeline train command again"
             )
-        record = read_run_file(path / "run.json", RunFile)
+        record = read_run_file(path / "run.json", RunFile, "recipe", "fields", "fingerprint")
         summary = read_run_file(path / "summary.json", SummaryFile)
-        if missing := {"recipe", "fields", "fingerprint"} - record.keys():
-            raise UserError(f"{path / 'run.json'}: expected {min(missing)!r} in it, found none; restore the file")
         return cls(path, name, record, summary)
 
 

@@ -164,13 +164,12 @@ FOLLOWED: dict[str, list[str]] = {
         "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out",
     ],
     "tests/trainer/training/test_run_advice.py::test_a_record_is_restored": [
-        "{}: expected {} in it, found none; restore the file",
+        "{}: expected {} in it; found none; restore the file",
         (
             "{}: expected {} in run.json and summary.json of it, or of a run that it began with; found none; "
             "restore the file"
         ),
         "{}; restore it, or choose another --out",
-        "{}: expected the number of steps; found none; restore the file",
         "{}: expected a run of this version; {}; restore it, or train anew",
     ],
     "tests/trainer/training/test_stages.py::test_the_model_of_an_earlier_stage_is_put_back": [

@@ -40,9 +40,7 @@ def last_step(run: Path) -> int | None:
     summary = run / "summary.json"
     if not summary.is_file():
         return None
-    steps = read_run_file(summary, SummaryFile).get("steps")
-    if not isinstance(steps, int):
-        raise UserError(f"{summary}: expected the number of steps; found none; restore the file")
+    steps: int = read_run_file(summary, SummaryFile, "steps")["steps"]
     return steps
 
 

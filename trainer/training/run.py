@@ -131,7 +131,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
 
 def _finished(out: Path, reporter: Reporter) -> TrainRun:
     reporter.message(f"{out}: this run is finished")
-    return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile))
+    return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile, "start", "end", "steps", "seconds"))
 
 
 def _inputs(
