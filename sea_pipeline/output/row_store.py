@@ -1,6 +1,8 @@
 """Read the rows of a finished folder by image id, for labels and for targets."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -70,6 +72,15 @@ class RowStore:
         uri: str = self._row(image_id)["uri"][0].as_py()
         return uri
 
+    def images_sha256(self, wanted: Collection[str]) -> str:
+        """Hash which of the wanted images have rows, and the bytes of their files; what else there is does not count.
+
+        With the folder's fingerprint this says what the rows hold.
+        """
+        found = map_over_store(self.path, self._contents, self._shards)
+        own = sorted((name, content.hex()) for rows in found for name, content in rows if name in wanted)
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield all rows in plan order, one row group at a time.
 
@@ -134,6 +145,12 @@ class RowStore:
             if sum(sizes) != rows:
                 raise LookupError(f"expected {rows:,} rows, found {sum(sizes):,}")
         return sizes
+
+    def _contents(self, shard: File) -> list[tuple[str, bytes]]:
+        with self._ledger.reading(shard):
+            columns = ["image_id", "image_sha256"]
+            table = open_parquet(self.path / shard.path).read(columns=columns, use_threads=False)
+            return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
     def _ids(self, shard: File) -> list[str]:
         with self._ledger.reading(shard):

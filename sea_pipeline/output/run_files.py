@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.settings import Count
 from sea_pipeline.output.records import Record, first_problem
-from sea_pipeline.storage.json_files import Seconds, Text, json_object, read_json
+from sea_pipeline.storage.json_files import Seconds, Sha256, Text, json_object, read_json
 
 MEASURED_ON = "measured_on"
 """The key of a logged evaluation that says of which held-out rows and labels it is; early versions lack it."""
@@ -24,6 +24,8 @@ class RunFile(Record):
     recipe: dict[str, Any] = Field(default_factory=dict)
     fields: dict[str, Any] = Field(default_factory=dict)
     fingerprint: Text = ""
+    images: dict[str, Sha256] = Field(default_factory=dict)
+    """`images_sha256` of the labels and of the teacher's targets; absent from runs of earlier versions."""
     versions: dict[str, str] = Field(default_factory=dict)
     stages: list[Text] = Field(default_factory=list)
     """The names of the recipe's stages, in order."""

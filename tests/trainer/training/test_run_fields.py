@@ -20,9 +20,11 @@ from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
+from tests.support.world import draw
 from trainer.model.assemble import init_model
 from trainer.model.digests import start_folder, weights_digest
 from trainer.recipes.recipe import Parts, Recipe
+from trainer.teacher.run import TeachSettings, teach_images
 from trainer.training import run as train_run
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.run import TrainRun, train, train_stages
@@ -163,6 +165,42 @@ def test_other_labels(tiny: World, finished: FinishedRuns, tmp_path: Path) -> No
     without: dict[str, Any] = {"loss": {"sea": {"weight": 0}}}
     whole = finished(short_recipe(tiny, **without))
     assert train(short_recipe(tiny, **without, **other), whole).out == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("used", ["labels", "teacher"])
+def test_labels_and_targets_of_other_photos(used: str, tiny: World, tmp_path: Path) -> None:
+    """Of the same names, made with the same settings. Those that were moved, and runs of earlier versions, go on."""
+    photos = Path(shutil.copytree(tiny.data.parent / "images", tmp_path / "images"))
+
+    def made(name: str) -> Path:
+        if used == "labels":
+            label_images(label_settings(photos, tiny.words, tmp_path / name))
+        else:
+            teach_images(TeachSettings.of(model=tiny.model, data=str(tiny.data), image_root=photos, device="cpu",
+                                          codec="float16", out=tmp_path / name))  # fmt: skip
+        return tmp_path / name
+
+    def asked(made: Path) -> Recipe:
+        if used == "labels":
+            return short_recipe(tiny, labels={"path": str(made)})
+        return short_recipe(tiny, loss={"sea": {"weight": 0}, "das": {"weight": 1}}, teacher=str(made))
+
+    first = made("first")
+    run = train(asked(first), tmp_path / "run")
+    moved = Path(shutil.move(first, tmp_path / "moved"))
+    assert train(asked(moved), tmp_path / "run") == run
+    draw(photos / "00.png", [["blue"] * 4] * 4, size=(48, 48))
+    other = made("other")
+    with pytest.raises(
+        UserError, match=rf"holds another run: {used} \(sha256 of their images\): [^;]*; choose another"
+    ):
+        train(asked(other), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["fingerprint"] == fingerprint_of(record["fields"])
+    assert record.pop("images").keys() == {used}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert train(asked(other), tmp_path / "run") == run
 
 
 @pytest.mark.slow
