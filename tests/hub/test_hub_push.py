@@ -318,8 +318,8 @@ def test_a_hub_that_fails_is_one_line_and_what_is_done_stays(
     said, line = stderr.splitlines()
     assert said.startswith("sending ")
     assert line.startswith(f"error: {NAME}: {hub.url} ")
-    said = {0: "cannot be reached", 400: "refuses", 503: "answers that it cannot serve this now (status 503)"}
-    assert said[status] in line
+    answers = {0: "cannot be reached", 400: "refuses", 503: "answers that it cannot serve this now (status 503)"}
+    assert answers[status] in line
     hub.fault = lambda *_: None
     assert len(hub.repositories[NAME].commits) == 2
     assert command("push", labels, NAME)[0] == 0

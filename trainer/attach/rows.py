@@ -150,7 +150,7 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
     tokenizer = chat.processor.tokenizer
     names = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer), has_lines(path)]
-    if not chat.in_two and chat.form.listed != {*ROLES}:
+    if not chat.in_two and chat.form.listed != ROLES:
         made.append(sorted(chat.form.listed))  # other rows than those of earlier states, which gave lists always
     try:
         made.append(file_sha256(path))

@@ -191,7 +191,7 @@ def both_forms(own: str) -> str:
 def _roles_of_lists(own: str) -> list[str]:
     """List the roles whose messages a template takes as lists alone, if it takes other roles' as strings alone."""
     form = best_form(own, _NAMES)
-    return sorted(form.listed) if form and form.listed != {*ROLES} else []
+    return sorted(form.listed) if form and form.listed != ROLES else []
 
 
 def with_marks(own: str) -> str:

@@ -12,7 +12,7 @@ from trainer.model.rendering import render_chat
 Message: TypeAlias = dict[str, Any]
 """`role` (system, user, assistant) and `content`, a text or a list of parts, as chat templates take them."""
 
-ROLES = ("user", "assistant", "system")
+ROLES = frozenset(("user", "assistant", "system"))
 _QUESTION, _ANSWER, _SYSTEM = "some question", "some answer", "some rule"
 _IMAGE = "<image>"
 _UNREAD = "unread-key"

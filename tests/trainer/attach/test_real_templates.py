@@ -76,7 +76,7 @@ PARTED = (
     "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}"
 )
-FORMS = {
+TURN_TEMPLATES = {
     "strings": "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}",
     "strings, or nothing": "{% set said = m['content'] if m['content'] is string else '' %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + said + '<|im_end|>\n' }}",
@@ -92,7 +92,7 @@ FORMS = {
 FORMS = {
     name: "{% for m in messages %}" + turn.replace("PARTED", PARTED) + "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    for name, turn in FORMS.items()
+    for name, turn in TURN_TEMPLATES.items()
 }
 UNENDED = CHATML.replace("<|im_end|>\n", "\n")
 MARKED = "{% generation %}{{ m['content'] }}{% endgeneration %}"
@@ -178,7 +178,7 @@ def test_messages_have_the_form_that_the_template_takes(name: str, world: Existi
 
 def test_rows_of_a_form_that_was_not_taken_before_are_cached_apart(world: ExistingWorld, tmp_path: Path) -> None:
     chat = real(world, "llava", tmp_path, FORMS["strings"]).chat
-    chat.form = Form(frozenset(ROLES), chat.mark)  # an earlier state's
+    chat.form = Form(ROLES, chat.mark)  # an earlier state's
     before = read_texts(world.data, chat).rows
     chat.form = Form(frozenset(), chat.mark)
     assert read_texts(world.data, chat).rows.cache_files != before.cache_files

@@ -116,12 +116,18 @@ def test_an_llm_needs_the_number(tmp_path: Path) -> None:
     vicuna_like(tmp_path / "llm")
     with pytest.raises(UserError, match="for an LLM add --visual-tokens"):
         asked(tmp_path / "llm", written(tmp_path, *ROWS))
-    for config, said in (
-        ({"model_type": "llava_llama", "mm_hidden_size": 9}, "is a checkpoint of LLaVA's own code"),
-        ({"model_type": "vipllava", "vision_config": {}, "text_config": {}}, "model_type is 'vipllava', expected"),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match=said):
-            asked(tmp_path, written(tmp_path, *ROWS))
     with pytest.raises(UserError, match=r"no such folder|cannot be loaded"):
         asked(tmp_path / "none" / "at all" / "here", written(tmp_path, *ROWS), visual_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "llava_llama", "mm_hidden_size": 9}, "is a checkpoint of LLaVA's own code"),
+        ({"model_type": "vipllava", "vision_config": {}, "text_config": {}}, "model_type is 'vipllava', expected"),
+    ],
+)
+def test_other_models_are_refused(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        asked(tmp_path, written(tmp_path, *ROWS))

@@ -43,10 +43,8 @@ def test_a_run_is_measured_afterwards_as_by_itself(tiny: World, tmp_path: Path) 
     assert other["trained_tokens"] > found["trained_tokens"]
     assert other["gap"] != pytest.approx(found["gap"], rel=1e-3), "words are spelled otherwise"
     late = record("late", ["00.png"], "red or blue " * LONGEST, "a red patch")
-    late_data, limit = (
-        write(tmp_path / "late.json", [late, *held_out[1:]]),
-        f"within data.max_length {LONGEST} of the model's run ({run.out / 'run.json'})",
-    )
+    late_data = write(tmp_path / "late.json", [late, *held_out[1:]])
+    limit = f"within data.max_length {LONGEST} of the model's run ({run.out / 'run.json'})"
     with pytest.raises(UserError, match=rf"{re.escape(limit)}; found \d+ .* it; shorten or remove the sample"):
         measured(tiny, model=run.model, data=late_data)
     left = Heard()
