@@ -151,10 +151,13 @@ def _refuse_unknown(
     unknown = _unknown_id(tokenizer)
     lacking = [word for word, *ids in zip(words, *forms, strict=True) if not all(ids) or any(unknown in i for i in ids)]
     if lacking:
-        many = f"{len(lacking):,} words, such as {', '.join(map(repr, lacking[:3]))}, or parts of them; leave them"
-        one = f"the word {lacking[0]!r}, or a part of it; leave it"
-        said = one if len(lacking) == 1 else many
-        raise UserError(f"the LLM's tokenizer has no token for {said} out of the word list, and label again")
+        what, it = f"the word {lacking[0]!r}", "it"
+        if len(lacking) > 1:
+            what, it = f"{len(lacking):,} words, such as {', '.join(map(repr, lacking[:3]))}", "them"
+        raise UserError(
+            f"the LLM's tokenizer has no token for {what}, or for parts of {it}; leave {it} out of the word list, and "
+            "label again"
+        )
 
 
 def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:

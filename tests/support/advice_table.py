@@ -317,7 +317,7 @@ OTHERS: dict[str, list[str]] = {
         "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
     ],
     "labels that cannot teach, whose words or encoder their owner chooses": [
-        "the LLM's tokenizer has no token for {} out of the word list, and label again",
+        "the LLM's tokenizer has no token for {}, or for parts of {}; leave {} out of the word list, and label again",
         (
             "{}: no patch of its {} images has a label, because no word's score is above 0; label again with the "
             "encoder's other sign into another --out (sea-pipeline probe compares the signs)"
@@ -355,7 +355,7 @@ OTHERS: dict[str, list[str]] = {
             "{}: its config.json says that its weights are quantised ({}); expected plain ones: give the model "
             "that it was made from, or dequantise it with the package that quantised it and save it again"
         ),
-        "expected an answer within max_length {}; found {} tokens before it; {}shorten or remove the sample",
+        "expected an answer {}; found {} tokens before it; {}shorten or remove the sample",
         (
             "expected its images and the beginning of an answer within data.max_length {}; found {} tokens in all; "
             "raise data.max_length, or shorten or remove the sample"

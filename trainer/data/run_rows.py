@@ -31,7 +31,7 @@ from trainer.data.files import check_image_root, conversations_file
 from trainer.data.image_check import unreadable_files
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
-from trainer.model.tokenise import LONGER
+from trainer.model.tokenise import as_of_run
 from trainer.recipes.recipe import SAMPLES, Basic, Data
 
 
@@ -82,12 +82,10 @@ def open_conversations(data: Data, folder: ModelFolder, *, run: Path | None = No
             image_tokens=grid[0] * grid[1],
             max_length=data.max_length,
         )
-        return read if run is None else read._replace(bad=[told(row, run) for row in read.bad])
-
-    def told(row: BadRow, run: Path) -> BadRow:
-        limit = f"max_length {data.max_length}"
-        reason = row.reason.replace(LONGER, "").replace(limit, f"data.{limit} of the model's run ({run})")
-        return row._replace(reason=reason)
+        if run is None:
+            return read
+        bad = [row._replace(reason=as_of_run(row.reason, data.max_length, run)) for row in read.bad]
+        return read._replace(bad=bad)
 
     return open_rows(data, read)
 

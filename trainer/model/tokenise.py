@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,8 +79,21 @@ def without_limits(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.init_kwargs.pop(name, None)
 
 
-LONGER = "raise max_length, or "
+_LONGER = "raise max_length, or "
 """Advice in the reason why a row is refused, for those who can follow it."""
+_WITHIN = "within max_length {}"
+
+
+def as_of_run(reason: str, max_length: int, run: Path) -> str:
+    """Write a reason for those who cannot raise `max_length`, because a run set it.
+
+    Args:
+        reason: why a row is refused.
+        max_length: what the run set.
+        run: its record.
+    """
+    found = reason.replace(_LONGER, "")
+    return found.replace(_WITHIN.format(max_length), f"within data.max_length {max_length} of the model's run ({run})")
 
 
 class Conversation(NamedTuple):
@@ -169,8 +183,8 @@ class ConversationTokenizer:
         if not trained[:kept].any():
             if trained.any():
                 reason = (
-                    f"expected an answer within max_length {self._max_length}; found {lengths[trained.argmax()] - 1} "
-                    f"tokens before it; {LONGER}shorten or remove the sample"
+                    f"expected an answer {_WITHIN.format(self._max_length)}; found {lengths[trained.argmax()] - 1} "
+                    f"tokens before it; {_LONGER}shorten or remove the sample"
                 )
             else:
                 reason = NO_ANSWER
