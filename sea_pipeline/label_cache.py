@@ -21,12 +21,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.labels.format import from_stored
 from sea_pipeline.labels.store import Labels, LabelStore
-from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, load_record
+from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, whole_record
 from sea_pipeline.output.row_store import no_such_image
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_folder
-from sea_pipeline.storage.retry import StoreError
 
 _ARRAYS = ("words", "scores", "crop_box")
 _IDS = "ids.json"
@@ -130,17 +129,13 @@ def _is_whole(folder: Path) -> bool:
     """Tell whether every file is as it was written.
 
     Each file is hashed, in threads, because a flipped bit would look like a label. The folder's name is the manifest's
-    hash, so files that are as written are this run's.
+    hash, so files that are as written are this run's. Earlier versions wrote no record.
     """
-    try:
-        files = load_record(folder / FILES, FilesRecord).files
-    except StoreError:
-        raise
-    except UserError:  # absent, damaged, or of a version that wrote none
+    if (record := whole_record(folder / FILES, FilesRecord)) is None:
         return False
     with ThreadPool(len(_FILES)) as pool:
-        problems = list(prefetched_map(pool, lambda file: check_file(folder, file), files))
-    return {file.path for file in files} == _FILES and not any(problems)
+        problems = list(prefetched_map(pool, lambda file: check_file(folder, file), record.files))
+    return {file.path for file in record.files} == _FILES and not any(problems)
 
 
 def _made(folder: Path) -> tuple[int, int] | None:

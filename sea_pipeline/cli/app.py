@@ -1,6 +1,5 @@
 """Define the program that commands register with, its exit codes, and how commands print JSON."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -27,11 +26,10 @@ MENDABLE, MISUSED, FAILED_SHARDS, INTERRUPTED = 1, 2, 3, 130
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print the object of `--json` on one line, which must be the only output on stdout.
+    """Print the object of `--json` on one line, which must be the only output on stdout, see `strict_json`."""
+    from sea_pipeline.storage.json_files import strict_json
 
-    Numbers that are not finite become null, because JSON has no others.
-    """
-    print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
+    print(strict_json(value))
 
 
 def _version(wanted: bool) -> None:

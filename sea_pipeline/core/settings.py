@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sea_pipeline.core.errors import UserError
 
@@ -25,12 +25,29 @@ Device = Annotated[
     Field(description="The device to compute on: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one."),
 ]
 
-Count = Annotated[int, Field(ge=0, lt=2**53)]
+MOST_EXACT = 2**53
+"""From here on, a reader of JSON that takes numbers for floats no longer holds each integer exactly."""
+Count = Annotated[int, Field(ge=0, lt=MOST_EXACT)]
 """An integer that every reader of JSON holds exactly, and that NumPy, torch and `islice` take."""
 Positive = Annotated[Count, Field(ge=1)]
+"""A `Count` of at least 1."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy and torch both take."""
+
+
+def folder_name(name: str) -> str:
+    """Check that a text is the name of a folder, and return it.
+
+    Raises:
+        ValueError: it has a slash, cannot be printed, or is empty, . or ..
+    """
+    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+        raise ValueError("expected a folder's name, printable and without slashes")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(folder_name)]
 
 
 class Filled(Strict):

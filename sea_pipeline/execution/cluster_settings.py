@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.renamed import renamed
-from sea_pipeline.core.settings import Options, Positive, Settings, complaint
+from sea_pipeline.core.settings import Count, Options, Positive, Settings, complaint
 from sea_pipeline.core.yaml_keys import UniqueKeyLoader
 from sea_pipeline.storage.paths import data_folder
 
@@ -81,7 +81,7 @@ class SlurmCluster(_Cluster):
     cores: Positive
     memory: str
     """The memory of a job, such as 64GB."""
-    walltime: Annotated[Positive, Field(ge=20)]
+    walltime: Annotated[Count, Field(ge=20)]
     """The time limit of a job in minutes. Workers end one to nine minutes earlier, so that not all end at once."""
     partition: str | None = None
     account: str | None = None

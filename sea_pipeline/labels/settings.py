@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Positive, Seed, Settings
+from sea_pipeline.core.settings import Count, Device, Positive, Seed, Settings
 from sea_pipeline.encoders.spec import Precision, Template
 from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from sea_pipeline.search import Backend
@@ -83,7 +83,7 @@ class ForecastSettings(LabelSettings):
     images: str | None = None
     """The photos to measure on, given as for --images of label. Choose photos like yours. Default: the packaged sample
     photos."""
-    measure: Annotated[Positive, Field(ge=16)] = 64
+    measure: Annotated[Count, Field(ge=16)] = 64
     """The number of images to label for the measurement, at least 16. On a machine with many cores, more are
     labelled."""
     workers: Annotated[int, Field(ge=1, le=100_000)] = 64
@@ -104,7 +104,7 @@ class ProbeSettings(Settings):
     measured with all of its kinds of patch vectors. Default: packaged."""
     wordlist: _WordList = "2of12"
     top_n: _TopN = 10
-    limit: Annotated[Positive, Field(ge=2)] = 200
+    limit: Annotated[Count, Field(ge=2)] = 200
     """The largest number of captioned images to use."""
     seed: Seed = 0
     """The random seed for the choice of images and for the intervals."""

@@ -1,7 +1,5 @@
 """Read the rows of a finished folder by image id, for labels and for targets."""
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +11,7 @@ from sea_pipeline.core.near_names import nearest_name
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.verify import check_files
+from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, map_over_store, place
 from sea_pipeline.storage.publish import local_copy
@@ -78,8 +77,7 @@ class RowStore:
         With the folder's fingerprint this says what the rows hold.
         """
         found = map_over_store(self.path, self._contents, self._shards)
-        own = sorted((name, content.hex()) for rows in found for name, content in rows if name in wanted)
-        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+        return fingerprint_of({name: content.hex() for rows in found for name, content in rows if name in wanted})
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield all rows in plan order, one row group at a time.

@@ -1,4 +1,4 @@
-"""Read JSON files, and check the values in ours."""
+"""Read JSON files, check the values in ours, and encode JSON that every program reads."""
 
 import datetime
 import json
@@ -29,17 +29,6 @@ def _inside(path: str) -> str:
     return path
 
 
-def folder_name(name: str) -> str:
-    """Check that a name of a folder does not lead elsewhere, and return it.
-
-    Raises:
-        ValueError: it does.
-    """
-    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
-        raise ValueError("expected a folder's name, printable and without slashes")
-    return name
-
-
 def _without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("expected text without a NUL")
@@ -52,7 +41,6 @@ Seconds = Annotated[float, Field(ge=0)]
 Moment = Annotated[str, AfterValidator(_moment)]
 PathInside = Annotated[str, AfterValidator(_inside)]
 """A relative path with slashes that does not leave its folder."""
-FolderName = Annotated[str, AfterValidator(folder_name)]
 Text = Annotated[str, AfterValidator(_without_nul)]
 
 
@@ -101,6 +89,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         again = next(name for name in found if names.count(name) > 1)
         raise ValueError(f"an object has the key {again[:80]!r} twice; keep one of them")
     return found
+
+
+def strict_json(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
+    """Encode a value as JSON on one line, with null for each number that is not finite, because JSON has no others."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None))
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Write and read Parquet files as shards are written, with zstd, page checksums and JSON in the footer."""
 
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.paths import Place
 
 _FOOTER = b"sea_pipeline"
@@ -75,7 +75,7 @@ class RowGroupWriter(ABC, Generic[Row]):
 
     def set_footer(self, footer: dict[str, Any]) -> None:
         """Set the JSON object of the footer, and its checksum, which must happen before the writer closes."""
-        whole = {**footer, _CHECKSUM: _checksum(footer)}
+        whole = {**footer, _CHECKSUM: fingerprint_of(footer)}
         self._writer.add_key_value_metadata({_FOOTER: json.dumps(whole, sort_keys=True)})
 
     @abstractmethod
@@ -135,10 +135,6 @@ def shard_footer(path: Place) -> dict[str, Any]:
     """
     footer: dict[str, Any] = json.loads(open_parquet(path).metadata.metadata[_FOOTER])
     said = footer.pop(_CHECKSUM, None)
-    if said is not None and said != _checksum(footer):
+    if said is not None and said != fingerprint_of(footer):
         raise ValueError("its footer is damaged")
     return footer
-
-
-def _checksum(footer: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(footer, sort_keys=True).encode()).hexdigest()

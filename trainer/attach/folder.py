@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import FULL, Reach
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.publish import publish_folder, remove_folder
-from trainer.attach.families import FAMILIES, Parts, parts_of, tokens_beyond, vocabulary_of
+from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
 from trainer.attach.rows import Chat
 from trainer.attach.weights import model_names, write_trained
 from trainer.model.borders import saving
@@ -72,9 +72,9 @@ def open_existing_folder(path: Path) -> ExistingFolder:
             f"{_ADVICE}"
         )
     without_limits(tokenizer)
-    if tokenizer.pad_token_id in (beyond := tokens_beyond(tokenizer, config)):
-        raise UserError(f"{path}: {beyond[tokenizer.pad_token_id]}")
     chat = Chat(processor, config, path)
+    if tokenizer.pad_token_id in chat.beyond:
+        raise UserError(f"{path}: {chat.beyond[tokenizer.pad_token_id]}")
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
 
 

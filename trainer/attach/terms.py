@@ -14,6 +14,7 @@ from trainer import losses
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.losses.embeddings import llm_embeddings, ordinary_length
+from trainer.losses.equations import at_least_float32
 from trainer.losses.supervision import degrees, image_weights
 from trainer.recipes.recipe import Loss
 
@@ -52,7 +53,7 @@ def basic_terms(
         )
     at, weights = _shares(kept, laid, equal=settings.basic.degree == "equal")
     ends = kept.apart is not None and torch.is_grad_enabled()
-    visual = _wide(kept.visual.detach()).requires_grad_() if ends else kept.visual
+    visual = at_least_float32(kept.visual.detach()).requires_grad_() if ends else kept.visual
     chosen, refined = visual[at], kept.recorder.refined.to(visual.device)[at]
     found = {}
     if "das" in names:
@@ -99,10 +100,6 @@ def _shares(
     return at, torch.cat(weights)
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: ForwardResults) -> torch.Tensor:
     """Return a term whose gradient reaches the projector's weights, but nothing in front of the projector.
 
@@ -117,6 +114,6 @@ def _ending_at_projector(value: torch.Tensor, visual: torch.Tensor, kept: Forwar
     scale = 1024 / by_visual.abs().amax().clamp_min(1e-30)
     scaled = (by_visual * scale).to(kept.visual.dtype)
     (by_made,) = torch.autograd.grad(kept.visual, kept.made, scaled, retain_graph=True)
-    carried = (_wide(kept.apart) * (_wide(by_made) / scale)).sum()
+    carried = (at_least_float32(kept.apart) * (at_least_float32(by_made) / scale)).sum()
     # d(carried)/d(weights) is the term's gradient; its value is taken off again.
     return value.detach() + carried - carried.detach()

@@ -15,10 +15,9 @@ from datasets.exceptions import DatasetGenerationError
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import without_progress_bars
-from sea_pipeline.output.records import FilesRecord, check_file, file_record, load_record
+from sea_pipeline.output.records import FilesRecord, check_file, file_record, whole_record
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
-from sea_pipeline.storage.retry import StoreError
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
 
@@ -62,13 +61,8 @@ def _is_damaged(folder: Path, record: Path) -> bool:
     """
     if not (record.exists() or record.is_symlink()):
         return False
-    try:
-        files = load_record(record, FilesRecord).files
-    except StoreError:
-        raise
-    except UserError:
-        return True
-    return not files or any(check_file(folder, file) for file in files)
+    found = whole_record(record, FilesRecord)
+    return found is None or not found.files or any(check_file(folder, file) for file in found.files)
 
 
 def _generated(rows: Rows, features: datasets.Features, folder: Path, fingerprint: str) -> datasets.Dataset:

@@ -1,12 +1,9 @@
 """Reads the LLM's input embeddings as the LLM uses them."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    pass
 
 _LOOKED_AT = 1024
 """How many embeddings the mean length is taken over, about."""

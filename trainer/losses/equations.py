@@ -23,6 +23,11 @@ _LEAST = -80.0
 """The least that a logit may be relative to the highest: e^-80 counts as nothing, and CPUs are slow with denormals."""
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32, or in its own dtype if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def word_table(embeddings: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Compute t_i of Eq. 8, the mean of the LLM's input embeddings over the tokens of word i.
 

@@ -98,7 +98,7 @@ class SeaTerm(nn.Module):
         ids = self.tokens[:, words]  # (F, N, longest)
         there = (ids >= 0).unsqueeze(-1)
         vectors = embed.forward(ids.clamp(min=0))  # no call: FSDP's hooks count those, and these are too many
-        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        vectors = equations.at_least_float32(vectors)
         # Eq. 8: the mean over a word's own tokens, as `there` leaves out the padding; then the mean over spellings
         mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
         return mean
@@ -134,7 +134,7 @@ def gathered(visual: torch.Tensor, words: torch.Tensor, seed: int) -> tuple[torc
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     # All processes must send one dtype, and one without images does not know in which the others have V.
-    visual = visual.to(torch.promote_types(visual.dtype, torch.float32))
+    visual = equations.at_least_float32(visual)
     own = torch.tensor([len(words), seed], device=words.device)
     everyones = [torch.zeros_like(own) for _ in range(world)]
     dist.all_gather(everyones, own)

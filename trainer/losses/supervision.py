@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sea_pipeline.core.errors import UserError
 from trainer.losses.attention_tap import AttentionRecording, AttentionTap
+from trainer.losses.equations import at_least_float32
 from trainer.losses.lens import Lens
 from trainer.recipes.recipe import Basic
 
@@ -78,7 +79,7 @@ def degrees(attention: torch.Tensor) -> torch.Tensor:
         (I, m) in float32 at least, without a graph; each row sums to 1. A row whose sum is not above `EPS` becomes
         1 / m, because no text looks at that image.
     """
-    attention = attention.detach().to(torch.promote_types(attention.dtype, torch.float32))
+    attention = at_least_float32(attention.detach())
     # Eq. 5: a_i is the share of patch i in the attention that its image gets.
     total = attention.sum(-1, keepdim=True)
     return torch.where(total > EPS, attention / total.clamp_min(EPS), 1 / max(attention.shape[-1], 1))
@@ -133,8 +134,7 @@ class LayerRecorder:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         with torch.no_grad():
             # Eq. 4: V^ = sum_i w_i H_i at the visual tokens, summed in float32 at least.
-            visual = hidden.flatten(0, 1)[self._at]
-            visual = visual.to(torch.promote_types(visual.dtype, torch.float32))
+            visual = at_least_float32(hidden.flatten(0, 1)[self._at])
             if self._lens is not None:
                 visual = self._lens(number, visual)
             if self._basic.normalise == "unit":

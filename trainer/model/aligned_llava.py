@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.losses.basic_term import BasicTerm
 from trainer.losses.compilation import uncompiled, uncompiled_itself
+from trainer.losses.equations import at_least_float32
 from trainer.losses.sea_term import SeaTerm
 from trainer.towers import sides
 
@@ -210,8 +211,7 @@ class AlignedLlava(LlavaForConditionalGeneration):
         accelerate gives out copies of lower precisions, which are outside the losses' graph.
         """
         projector = self.model.multi_modal_projector
-        visual: torch.Tensor = projector(features.to(projector.linear_1.weight.dtype))
-        return visual.to(torch.promote_types(visual.dtype, torch.float32))
+        return at_least_float32(projector(features.to(projector.linear_1.weight.dtype)))
 
     def _blank(self) -> torch.Tensor:
         size = sides(cast("Any", self.config.vision_config).image_size)

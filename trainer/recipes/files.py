@@ -10,9 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sea_pipeline.core.errors import MOST, UserError, one_line
-from sea_pipeline.core.settings import complaint
+from sea_pipeline.core.settings import complaint, folder_name
 from sea_pipeline.core.yaml_keys import UniqueKeyLoader
-from sea_pipeline.storage.json_files import folder_name
 from trainer.recipes.recipe import PRESETS, Recipe
 
 

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sea_pipeline.core.settings import Count, Filled, Positive, Seed, Strict
-from sea_pipeline.storage.json_files import FolderName
+from sea_pipeline.core.settings import Count, Filled, FolderName, Positive, Seed, Strict
 from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
@@ -78,7 +77,7 @@ class Data(Filled):
     template: Literal["plain", "vicuna_v1", "own"] = "own"
     """The prompt format. `plain`: image, caption, newline, as in LLaVA's stage 1. `vicuna_v1`: LLaVA-1.5's. `own`: the
     LLM's own chat template."""
-    max_length: Annotated[Positive, Field(ge=16)] = 2048
+    max_length: Annotated[Count, Field(ge=16)] = 2048
     """The largest number of tokens in a sample, image tokens included."""
     held_out: Annotated[float, Field(ge=0)] = 0
     """The samples that are kept from training, for the metrics. Below 1 it is a share, from 1 on a number. The split

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sea_pipeline.core.settings import Device, Positive, Settings
+from sea_pipeline.core.settings import Count, Device, Positive, Settings
 from sea_pipeline.execution.cluster_settings import Extend, MaxBad, RetryBad, ShardSize, WorkerSettings
 from trainer.recipes.options import BadRows, ConversationsFile, ConversationTemplate, ImageRoot
 from trainer.recipes.recipe import AspectRatio, Basic
@@ -25,7 +25,7 @@ class TeachSettings(Settings):
     """How vectors are stored. A vector of width d takes 2 d bytes as float16, d + 2 as int8, and 64 as pq64. pq64 needs
     FAISS, and is only for a first look."""
     template: ConversationTemplate = "own"
-    max_length: Annotated[Positive, Field(ge=16)] = 2048
+    max_length: Annotated[Count, Field(ge=16)] = 2048
     """The largest number of tokens in a row, image tokens included. Longer rows are cut."""
     image_aspect_ratio: AspectRatio | None = None
     """How images are made square. It must be the value of the same key in the data of the recipe that reads the

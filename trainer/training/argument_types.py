@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.near_names import nearest_name
-from sea_pipeline.core.settings import complaint
+from sea_pipeline.core.settings import MOST_EXACT, complaint
 
 _CHECKED = {bool, int, float, type(None)}
 """The types of the arguments that are checked. The declared types of the others leave out values that work."""
@@ -66,6 +66,6 @@ def _kind(name: str, hint: Any) -> TypeAdapter[Any] | None:  # noqa: ANN401 - a 
     if not parts <= _CHECKED:
         return None
     kind = hint | None if bool in parts else hint  # null is false to transformers
-    most = Field(lt=2**53) if float not in parts and int in parts else Field()  # as in `core.settings.Count`
+    most = Field(lt=MOST_EXACT) if float not in parts and int in parts else Field()
     ranged: Any = Annotated[kind, _RANGES.get(name, Field()), most]
     return TypeAdapter(ranged, config=_FINITE)

@@ -1,7 +1,5 @@
 """Report a run while it trains, in metrics.jsonl for machines and by a progress bar for people."""
 
-import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from transformers import TrainerCallback
 
 from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.output.run_files import MEASURED_ON, read_log
+from sea_pipeline.storage.json_files import strict_json
 from sea_pipeline.storage.publish import publish_bytes, writing
 
 _FEW = 64
@@ -56,7 +55,7 @@ class MetricsLog(TrainerCallback):
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         kept = [line for line in self.lines() if wanted(line)]
-        publish_bytes(self._path, "".join(map(_as_json, kept)).encode(), self._path.parent)
+        publish_bytes(self._path, "".join(map(_log_line, kept)).encode(), self._path.parent)
         return kept
 
     def lines(self) -> list[dict[str, Any]]:
@@ -78,15 +77,13 @@ class MetricsLog(TrainerCallback):
         line = {"step": state.global_step, "seconds": round(self.seconds(), 3), **logs}
         line |= {MEASURED_ON: self._measured_on} if self._measured_on and is_evaluation(logs) else {}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(_as_json(line))
+            file.write(_log_line(line))
         if metrics := evaluated(logs):
             self._shown(f"step {state.global_step}", metrics)
 
 
-def _as_json(line: dict[str, Any]) -> str:
-    """Write a line, with null for a number that is not finite, for which JSON has no word."""
-    finite = {name: None if isinstance(one, float) and not math.isfinite(one) else one for name, one in line.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+def _log_line(line: dict[str, Any]) -> str:
+    return strict_json(line) + "\n"
 
 
 def is_evaluation(line: dict[str, Any]) -> bool:
@@ -110,16 +107,14 @@ class FewPairs(TrainerCallback):
     def __init__(self, reporter: Reporter, labels: object) -> None:
         self._reporter = reporter
         self._labels = labels
-        self._said = {"few": False, "none": False}
+        self._said: set[bool] = set()
+        """Whether there were pairs, for each of the two lines that is out."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401
         """Check the number of pairs of a logged step, which a step without images and a run without L_a lack."""
-        if "sea_pairs" not in logs or (pairs := logs["sea_pairs"]) >= _FEW:
+        if "sea_pairs" not in logs or (pairs := logs["sea_pairs"]) >= _FEW or (pairs > 0) in self._said:
             return
-        which = "few" if pairs else "none"
-        if self._said[which]:
-            return
-        self._said[which] = True
+        self._said.add(pairs > 0)
         if pairs:
             self._reporter.message(
                 f"loss.sea: {pairs:.0f} pairs of patch and word in a micro-batch, fewer than {_FEW}; raise "
