@@ -168,9 +168,9 @@ def _listed_model(model: str, option: str) -> ModelSource:
     arch, _, pretrained = model.partition("/")
     if arch not in open_clip.list_models():  # get_model_config would open what has a schema, such as local-dir:
         local = model.startswith(_LOCAL)
+        found, near = (model, "") if local else (arch or model, _suggestions(arch, open_clip.list_models()))
         raise UserError(
-            f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found "
-            f"{model if local else arch or model!r}{'' if local else _suggestions(arch, open_clip.list_models())}"
+            f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found {found!r}{near}"
         )
     if chosen := open_clip.get_pretrained_cfg(arch, pretrained):
 

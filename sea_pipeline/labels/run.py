@@ -47,7 +47,7 @@ def label_images(settings: LabelSettings, reporter: Reporter = SILENT) -> StageR
 
 
 def _warn_of_no_labels(store: LabelStore, reporter: Reporter) -> None:
-    tables = store.tables(("words", "scores"))  # the first one has labels, or there is something to say
+    tables = store.tables(("words", "scores"))  # any() stops at the first label
     if len(store) and not any((label_arrays(table, store.top_n)[1] > 0).any() for table in tables):
         reporter.warning(
             f"{store.path}: no patch of its {len(store):,} images has a label, because no word's score is above 0; "

@@ -182,7 +182,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
             with writing(path, in_parts=False):
                 replace_folder(real, scratch)
             sync(real.parent)
-    except BaseException:  # not always, because Ctrl-C in here would be told of a folder that is there
+    except BaseException:  # no finally: Ctrl-C while it removed nothing would fail a folder that is in place
         shutil.rmtree(scratch, ignore_errors=True)
         raise
 

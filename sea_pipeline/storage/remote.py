@@ -32,8 +32,11 @@ _Result = TypeVar("_Result")
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Values of `errno` for faults of the disk of this machine."""
 _NETRC = """write it into ~/.netrc, and set FSSPEC_HTTP='{"client_kwargs": {"trust_env": true}}'"""
-_OWN = {name.lower(): f"set FSSPEC_{name}_USERNAME and FSSPEC_{name}_PASSWORD" for name in ("FTP", "SFTP", "SMB")}
-_LOGINS = {**_OWN, "http": _NETRC, "https": _NETRC}
+_LOGINS = {
+    **{name.lower(): f"set FSSPEC_{name}_USERNAME and FSSPEC_{name}_PASSWORD" for name in ("FTP", "SFTP", "SMB")},
+    "http": _NETRC,
+    "https": _NETRC,
+}
 """Where fsspec's own clients take passwords from, by protocol."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 

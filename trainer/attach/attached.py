@@ -116,9 +116,8 @@ class Attached:
         """The words as LLM tokens, and the temperature; None without labels."""
         if self.words is not None:
             beyond = tokens_beyond(processor.tokenizer, self._parts.inner.config)
-            for number in self.words.tokens.unique().tolist() if beyond else ():
-                if number in beyond:
-                    raise UserError(f"attach: a word of the labels: {beyond[number]}")
+            if found := beyond.keys() & self.words.tokens.unique().tolist():
+                raise UserError(f"attach: a word of the labels: {beyond[min(found)]}")
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
         if self.words is not None and (device := self.watch.embed.weight.device).type != "meta":
             self.words.to(device)  # an optimizer's state is put where its parameter is when it is loaded
@@ -147,7 +146,7 @@ class Attached:
         kept.ids = ids
         step = whole_number("attached.step", self.step)
         self.step += 1
-        self.watch.check_whole(self.model)
+        self.watch.refuse_cut_embeddings(self.model)
         if self._parts.inner.training and torch.is_grad_enabled():
             if not self._trained:
                 self._trained = True

@@ -95,7 +95,7 @@ class RowLengths:
                     except UserError as error:
                         bad.append(BadRow(row["number"], row["id"], str(error)))
                 if self._chat.beyond and fitting:
-                    bad += self._of_no_row(fitting)
+                    bad += self._pop_without_embedding(fitting)
                 if max_length is not None and fitting:
                     bad += self._too_long(fitting, max_length)
                 advance(len(batch["number"]))
@@ -125,8 +125,8 @@ class RowLengths:
         encoded: list[list[int]] = self._encode(short, [row for row, _ in rows])["input_ids"]
         return encoded
 
-    def _of_no_row(self, rows: list[tuple[dict[str, Any], list[Expansion]]]) -> Iterator[BadRow]:
-        """Take out the rows with a token that the LLM has no embedding for."""
+    def _pop_without_embedding(self, rows: list[tuple[dict[str, Any], list[Expansion]]]) -> Iterator[BadRow]:
+        """Remove from `rows` those with a token that the LLM has no embedding for, and yield each with the reason."""
         given, beyond = rows.copy(), self._chat.beyond
         rows.clear()
         for (row, images), ids in zip(given, self._short(given), strict=True):

@@ -48,7 +48,7 @@ def _listed(given: Any) -> list[Any]:  # noqa: ANN401 - whatever a user gives
 
 
 class NameCheck:
-    """Compare the names of the first images that `Attached.loss` gets with the labels.
+    """Compare the first images that `Attached.loss` gets with the labels: their names, and whether any has a pair.
 
     Every process looks at its own rows alone, and waits for no other.
 
@@ -62,7 +62,7 @@ class NameCheck:
         self._found: set[str] = set()
         self._missing: dict[str, None] = {}  # in the order in which they came
         self._total = self._came = self._labelled = 0
-        self._has_pairs = False
+        self._pairs_settled = False
 
     def look(self, names: Iterable[str]) -> None:
         """Look at the names of one call.
@@ -103,12 +103,12 @@ class NameCheck:
             names: of the images of one call.
             pairs: number of pairs that it drew.
         """
-        self._has_pairs = self._has_pairs or pairs > 0
-        if self._has_pairs:
+        if pairs or self._pairs_settled:
+            self._pairs_settled = True
             return
         self._labelled += sum(name in self._ids for name in names)
         if self._labelled >= _FEW:
-            self._has_pairs = True  # said once
+            self._pairs_settled = True
             warnings.warn(
                 f"attached.loss: none of the first {self._labelled:,} labelled images has a patch with a word, so SEA "
                 "learns nothing from them; look at the labels with sea-pipeline inspect",

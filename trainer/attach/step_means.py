@@ -26,14 +26,20 @@ class StepMeans:
         self._steps = 0
 
     def add(self, values: Mapping[str, float | torch.Tensor], images: float | torch.Tensor, *, ends_step: bool) -> None:
-        """Add what a micro-batch has, of which `images` tells whether any is more than 0."""
+        """Add a micro-batch's values.
+
+        Args:
+            values: by name; a micro-batch may lack some.
+            images: number of its images, or of its samples with images; only whether it is 0 counts.
+            ends_step: whether it is the step's last micro-batch.
+        """
         self._steps += ends_step
         self._images = self._images + images
         for name in self._values.keys() & values.keys():
             self._values[name].append(values[name])
 
     def line(self, accelerator: Any) -> dict[str, float]:  # noqa: ANN401 - accelerate's, which has no types
-        """Return the means over all processes, and begin anew.
+        """Compute the means over the steps and processes since the last call.
 
         A term is a mean over the steps; a step without it counts as 0. What no micro-batch has is left out, such as an
         L_a without pairs. `sea_pairs` is a mean over the micro-batches that have any; if there were images, it is 0

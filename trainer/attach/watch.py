@@ -161,7 +161,7 @@ class Watch:
         """Return what the LLM multiplies its inputs by, see `input_scale`."""
         return input_scale(self.parts.llm)
 
-    def check_whole(self, model: nn.Module) -> None:
+    def refuse_cut_embeddings(self, model: nn.Module) -> None:
         """Refuse embeddings that are cut, because the terms use them after the forward.
 
         Args:

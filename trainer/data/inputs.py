@@ -18,7 +18,7 @@ from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.data.bad_rows import image_names, rows_with
 from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
-from trainer.data.named_labels import contradicted
+from trainer.data.named_labels import contradictions
 from trainer.data.run_rows import Conversations, without_bad
 from trainer.data.same_teacher import refuse_another_teacher
 from trainer.model.aspect_ratio import pads
@@ -159,7 +159,7 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_wi
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
-        if fits and _crops(store) >= labels.crops and not any(contradicted(store, labels, words)) and wanted <= held:
+        if fits and _crops(store) >= labels.crops and not any(contradictions(store, labels, words)) and wanted <= held:
             return open_labels(store.path)
     return None
 

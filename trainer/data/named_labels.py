@@ -9,7 +9,7 @@ from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.recipes.recipe import LabelSource
 
 
-def contradicted(store: LabelStore, labels: LabelSource, words: WordList | None) -> Iterator[tuple[str, object]]:
+def contradictions(store: LabelStore, labels: LabelSource, words: WordList | None) -> Iterator[tuple[str, object]]:
     """Yield the keys that labels contradict, each with what the labels have.
 
     What the recipe leaves to its default may have any value.
@@ -39,7 +39,7 @@ def check_named_labels(labels: LabelSource, begun_with: str | None) -> None:
         return
     labels = LabelSource(**labels.model_dump(exclude_defaults=True))  # a recipe that a program wrote has all keys
     words = load_wordlist(labels.wordlist) if "wordlist" in labels.model_fields_set else None
-    for key, found in contradicted(store, labels, words):
+    for key, found in contradictions(store, labels, words):
         raise UserError(
             f"labels.{key}: expected {getattr(labels, key)}; {labels.path} has {found}; leave the key out to train "
             "with these labels, or set labels.path to others"

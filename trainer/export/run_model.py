@@ -24,7 +24,7 @@ _ADAPTER = ".lora_"
 """Separates a layer's name from `A` or `B`, the factors of its adapter."""
 _BESIDE = ("sea_term.", "balance.")
 """Prefixes of a checkpoint's tensors that belong to the losses, not to the model."""
-_OTHERWISE = "name another step, or train it again"
+_ADVICE = "name another step, or train it again"
 
 
 class RunModel(NamedTuple):
@@ -129,9 +129,9 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     notes = [f"These are the weights of step {step}, before the run's end."]
     if not recipe.loss.lm and recipe.loss.sea.match_norm and not recipe.loss.sds.weight:
         notes.append("Its visual tokens are not scaled to the length of the LLM's embeddings, as at the run's end.")
-    if problem := checkpoints.damage(checkpoint, checkpoints.TRAINED):
-        raise UserError(f"{problem}; {_OTHERWISE}")
-    trained = read_file(checkpoint / checkpoints.TRAINED, _OTHERWISE)
+    if problem := checkpoints.find_damage(checkpoint, checkpoints.TRAINED):
+        raise UserError(f"{problem}; {_ADVICE}")
+    trained = read_file(checkpoint / checkpoints.TRAINED, _ADVICE)
     dtype = (folder.config.dtype or torch.float32) if recipe.loss.lm else None
     return RunModel(folder, _with_trained(weights, trained, recipe.lora, dtype, folder), step, tuple(notes))
 

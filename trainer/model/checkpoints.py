@@ -127,7 +127,7 @@ def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
     """
     problems: list[str] = []
     for checkpoint in reversed(_numbered(folder)):
-        problem = damage(checkpoint)
+        problem = find_damage(checkpoint)
         if problem is None:
             for line in problems:
                 reporter.message(f"{line}; this checkpoint is left out")
@@ -160,7 +160,7 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def damage(checkpoint: Path, only: str | None = None) -> str | None:
+def find_damage(checkpoint: Path, only: str | None = None) -> str | None:
     """Say in one line what of a checkpoint is not as it was written, or return None.
 
     Args:

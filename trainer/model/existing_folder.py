@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
-from trainer.model.llava_folder import ADAPTER, check_form, check_parts, check_whole
+from trainer.model.llava_folder import ADAPTER, check_form, check_parts, refuse_adapter
 from trainer.model.llava_folder import EXISTING as EXISTING
 from trainer.model.weight_files import weight_files
 
@@ -15,7 +15,7 @@ def check_existing_folder(folder: Path) -> None:
     Raises:
         UserError: there is no folder, or it holds another model or an adapter, or no weights as safetensors.
     """
-    check_whole(str(folder), folder / ADAPTER, "processor")
+    refuse_adapter(str(folder), folder / ADAPTER, "processor")
     kind = model_type(folder)
     if kind is None:
         found = "there is no config.json in it" if folder.exists() else "there is no such folder"

@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is another model's.
     """
-    check_whole(str(folder), folder / ADAPTER, "processor")
+    refuse_adapter(str(folder), folder / ADAPTER, "processor")
     if not (folder / "config.json").is_file():
         stages, ordered = stage_folders(folder)
         models = [one / "model" for one in (folder, *stages)]
@@ -84,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return said
 
 
-def check_whole(spec: str, file: Path, reads: str = "tokenizer") -> None:
+def refuse_adapter(spec: str, file: Path, reads: str = "tokenizer") -> None:
     """Refuse an adapter's folder, or a model's with an adapter beside its weights.
 
     transformers would load the adapter into the model beside it, or into the one that it names, wherever that is.

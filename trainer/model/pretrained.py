@@ -38,7 +38,7 @@ from sea_pipeline.storage.leftovers import files_like
 from trainer.model.borders import border
 from trainer.model.config_check import check_plain, drop_leftovers
 from trainer.model.hub import PIECES, find_file, find_pieces
-from trainer.model.llava_folder import check_whole
+from trainer.model.llava_folder import refuse_adapter
 from trainer.model.tokenise import without_limits
 from trainer.model.weight_files import INDEX, WHOLE
 
@@ -99,7 +99,7 @@ def _check_there(spec: str) -> None:
             + (nearest_name(spec, ["packaged"]) if misspelt else "")
         )
     if adapter := find_adapter_config_file(spec):
-        check_whole(spec, Path(adapter))
+        refuse_adapter(spec, Path(adapter))
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{spec}: there is no config.json in it; expected a model folder that transformers wrote")
 

@@ -14,8 +14,9 @@ The folder also has `codec.safetensors`, which decodes the codes; see `codecs.py
 
 The footer holds, under `sea_pipeline`, a JSON object with the fingerprint, its fields, and the `codec_sha256` of the
 codec that wrote the codes. `teacher` there holds `pixels` and `embeddings`, values of the image processing and of the
-LLM, see `trainer/data/same_teacher.py`. `sha256` is the hash of the other keys. Shards of older versions lack these
-three. A row group holds about 1 MiB of codes, so that reading one image reads few others.
+LLM, see `trainer/data/same_teacher.py`. `sha256` is the hash of the other keys. Shards of older versions lack
+`codec_sha256`, `teacher` or `sha256`. A row group holds about 1 MiB of codes, so that reading one image reads few
+others.
 """
 
 from dataclasses import dataclass

@@ -194,6 +194,7 @@ class AlignTrainer(ResumingTrainer):
         tokens = sum(len(batch["targets"]) for batch in batches)
         filled = sum(len(batch["rows"]) > 0 for batch in batches)
         own = torch.tensor([[tokens, filled, 0]], device=device)
+        # Set apart, because torch.tensor would wait for each count on a GPU.
         own[0, 2] = sum(samples_with_images(batch, self._image_token_id) for batch in batches)
         trained: torch.Tensor
         trained, *self._in_step = self.accelerator.gather(own).sum(0).unbind()

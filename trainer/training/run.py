@@ -104,13 +104,13 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
     labels = not resume or out is not None  # a run whose folder is named after its labels has them
     begun_with = run_folder.begun_with_labels(out)
     inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels, begun_with=begun_with)
-    fields, images = run_fields(inputs, args.world_size), run_folder.image_hashes(inputs)
+    fields, image_hashes = run_fields(inputs, args.world_size), run_folder.hash_images(inputs)
     out = out or default_folder(inputs, fields)
     if not (out / SUMMARY).is_file():
         check_inputs(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
-        begin_run(out, fields, recipe, resume, stages, images)
+        begin_run(out, fields, recipe, resume, stages, image_hashes)
     reporter = reporter if args.process_index == 0 else SILENT
     if run_folder.is_finished(out):
         return _finished(out, reporter)
@@ -125,7 +125,8 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
     ):
         if run_folder.is_finished(out):  # by another run, for which this one waited
             return _finished(out, reporter)
-        run_folder.check_run(out, fields, recipe, images)  # another may have begun the folder before it was claimed
+        # Another run may have begun the folder before it was claimed.
+        run_folder.check_run(out, fields, recipe, image_hashes)
         return _Training(inputs, out, fields, reporter).finish()
 
 

@@ -89,7 +89,7 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     }
 
 
-def image_hashes(inputs: Inputs | ExistingInputs) -> dict[str, str]:
+def hash_images(inputs: Inputs | ExistingInputs) -> dict[str, str]:
     """Hash the images that a run's labels and its teacher's targets were made of.
 
     Their fingerprints say how they were made. The hashes are no part of a run's fields, so that runs of earlier
@@ -187,7 +187,7 @@ def begin_run(
     recipe: Recipe,
     resume: bool,
     stages: Sequence[str] = (),
-    images: Mapping[str, str] = MappingProxyType({}),
+    image_hashes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Begin a run's folder, or check that the folder is this run's.
 
@@ -199,7 +199,7 @@ def begin_run(
         recipe: recipe to write to the record.
         resume: require a run to resume.
         stages: names of the stages of which this is one, in order, to write to the record.
-        images: see `image_hashes`.
+        image_hashes: see `hash_images`.
 
     Raises:
         UserError: the folder holds another run or other files, or `resume` is set and it holds no run.
@@ -214,24 +214,24 @@ def begin_run(
         make_folder(out)
         sweep(out)
         with suppress(FileExistsError):  # another machine that does not share the lock was faster
-            publish_bytes(described, _described(fields, recipe, stages, images), out, exclusive=True)
+            publish_bytes(described, _described(fields, recipe, stages, image_hashes), out, exclusive=True)
             return
-    if described.name in held and _differences(out, fields, recipe, images) and not _has_saved(out):
+    if described.name in held and _differences(out, fields, recipe, image_hashes) and not _has_saved(out):
         with suppress(UserError), claimed_for_run(out, seconds=0):
             (out / METRICS).unlink(missing_ok=True)
-            publish_bytes(described, _described(fields, recipe, stages, images), out)
+            publish_bytes(described, _described(fields, recipe, stages, image_hashes), out)
             return
-    check_run(out, fields, recipe, images)
+    check_run(out, fields, recipe, image_hashes)
     sweep(out)
 
 
-def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, images: Mapping[str, str]) -> None:
+def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: Mapping[str, str]) -> None:
     """Refuse a folder that holds another run than this one.
 
     Raises:
         UserError: it does, or its record is damaged, or the model folder has changed since the run began.
     """
-    if not (differences := _differences(out, fields, recipe, images)):
+    if not (differences := _differences(out, fields, recipe, image_hashes)):
         return
     said = "; ".join(differences[:6])
     model = load_record(out / "run.json", RunFile).recipe.get("model")
@@ -269,14 +269,14 @@ def after_stop(out: Path, error: BaseException) -> str:
     return f"{cause}, and run the same command again ({kept})"
 
 
-def _described(fields: dict[str, Any], recipe: Recipe, stages: Sequence[str], images: Mapping[str, str]) -> bytes:
+def _described(fields: dict[str, Any], recipe: Recipe, stages: Sequence[str], image_hashes: Mapping[str, str]) -> bytes:
     """Write a run's record."""
     record = {"fields": fields, "fingerprint": fingerprint_of(fields), "recipe": recipe.model_dump(mode="json")}
     record["versions"] = {
         "sea-pipeline": __version__, "torch": torch.__version__, "transformers": transformers.__version__
     }  # fmt: skip
     record |= {"stages": list(stages)} if stages else {}
-    record |= {"images": dict(images)} if images else {}
+    record |= {"images": dict(image_hashes)} if image_hashes else {}
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
@@ -286,7 +286,7 @@ def _has_saved(out: Path) -> bool:
     return any(any(out.glob(pattern)) for pattern in saved)
 
 
-def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, images: Mapping[str, str]) -> list[str]:
+def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: Mapping[str, str]) -> list[str]:
     """Describe each setting and input that differs from those of a folder's run, by the key that users write.
 
     A setting that is not given has its default. In a finished run nothing is trained any more, so the number
@@ -313,8 +313,8 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, images: Mapp
             for each in pair:
                 each.pop(accumulation, None)
     shown = {accumulation: _MICRO_BATCHES, "transfer": "labels.transfer", "crops": "labels.crops"}
-    both = sorted(images.keys() & found.images.keys())  # earlier versions write none
-    for each, hashes in zip(pair, (found.images, images), strict=True):
+    both = sorted(image_hashes.keys() & found.images.keys())  # earlier versions write none
+    for each, hashes in zip(pair, (found.images, image_hashes), strict=True):
         each |= {f"{name} (sha256 of their images)": hashes[name] for name in both}
     named = [{shown.get(key, key.removeprefix("recipe.")): value for key, value in each.items()} for each in pair]
     return differing_fields(named[0], named[1])

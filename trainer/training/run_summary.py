@@ -1,4 +1,4 @@
-"""Collect what a run's `summary.json` says of its rows and of its metrics at the start and at the end."""
+"""Collect what a run's `summary.json` says of its rows and its metrics, and refuse the end of an untrained run."""
 
 import math
 from pathlib import Path

@@ -79,7 +79,7 @@ function bars(entries, highest, chosen) {
   }));
 }
 
-// `name` says what it shows, for who hears the page.
+// name: the table's accessible name, for screen readers.
 function table(name, heads, rows) {
   const cell = (kind, value, place) => {
     const given = value !== null && typeof value === "object" && !(value instanceof Node) ? value : { text: value };
