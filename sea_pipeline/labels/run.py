@@ -19,11 +19,12 @@ from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.labels.checks import check_out
-from sea_pipeline.labels.format import KIND, WORDS, label_arrays, read_words
+from sea_pipeline.labels.format import KIND, WORDS, read_words
 from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.labels.store import LabelStore, open_labels
+from sea_pipeline.output.folder import MANIFEST
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.storage.paths import Place
@@ -41,17 +42,19 @@ def label_images(settings: LabelSettings, reporter: Reporter = SILENT) -> StageR
         UserError: see `list_samples`, `load_wordlist`, `load_encoder` and `run_job`.
     """
     done = run_job(LabelJob(settings), reporter)
-    if reporter.shows_warnings and not done.report.failed and isinstance(done.ledger.root, Path):
-        _warn_of_no_labels(open_labels(done.ledger.root, verify=False), reporter)
+    root = done.ledger.root
+    if reporter.shows_warnings and isinstance(root, Path) and (root / MANIFEST).is_file():  # whole, and at hand
+        _warn_of_no_labels(open_labels(root, verify=False), reporter)
     return done
 
 
 def _warn_of_no_labels(store: LabelStore, reporter: Reporter) -> None:
-    tables = store.tables(("words", "scores"))  # any() stops at the first label
-    if len(store) and not any((label_arrays(table, store.top_n)[1] > 0).any() for table in tables):
+    if len(store) and not store.has_words():
+        has_signs = EncoderSpec.parse(store.encoder).path is not None
+        choice = "the encoder's other sign" if has_signs else "another encoder"
         reporter.warning(
             f"{store.path}: no patch of its {len(store):,} images has a label, because no word's score is above 0; "
-            "label again with the encoder's other sign into another --out (sea-pipeline probe compares the signs)"
+            f"label again with {choice} into another --out (sea-pipeline probe compares encoders and signs)"
         )
 
 

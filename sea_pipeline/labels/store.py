@@ -53,6 +53,11 @@ class LabelStore(RowStore):
     def _made_by(self) -> str:
         return f", encoder {self.encoder!r}"
 
+    def has_words(self) -> bool:
+        """Tell whether any patch has a label; rows are read up to the first that has."""
+        tables = self.tables(("words", "scores"))
+        return any((label_arrays(table, self.top_n)[1] > 0).any() for table in tables)
+
     def is_crop(self, image_id: str) -> bool:
         """Tell whether a row is of a labelled crop of an image, and not of the image itself."""
         return self.has_crops and image_and_crop(image_id)[1] > 0

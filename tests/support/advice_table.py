@@ -319,13 +319,12 @@ OTHERS: dict[str, list[str]] = {
     "labels that cannot teach, whose words or encoder their owner chooses": [
         "the LLM's tokenizer has no token for {}, or for parts of {}; leave {} out of the word list, and label again",
         (
-            "{}: no patch of its {} images has a label, because no word's score is above 0; label again with the "
-            "encoder's other sign into another --out (sea-pipeline probe compares the signs)"
+            "{}: no patch of its {} images has a label, because no word's score is above 0; label again with {} into "
+            "another --out (sea-pipeline probe compares encoders and signs)"
         ),
         (
-            "{}: no patch of the {} images trained on has a word with a score above 0, so loss.sea would train "
-            "nothing; label again with another encoder, sign or word list into another folder, and name it with "
-            "labels.path"
+            "{}: no patch of its {} images has a word with a score above 0, so loss.sea would train nothing; label "
+            "again with another encoder, sign or word list into another folder, and name it with labels.path"
         ),
     ],
     "a machine without a network": [

@@ -3,8 +3,6 @@
 from transformers import TrainingArguments
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.crops import crop_id
-from sea_pipeline.label_cache import label_cache
 from trainer.data.inputs import Inputs
 from trainer.training.existing import ExistingInputs
 
@@ -42,15 +40,11 @@ def _check_windows(inputs: Inputs | ExistingInputs) -> None:
 
 
 def _check_words(inputs: Inputs | ExistingInputs) -> None:
-    """Refuse labels without a word for any patch of the images that are trained on."""
-    if (store := inputs.store) is None:  # they are made later
-        return
-    cache, crops = label_cache(store), range(inputs.recipe.labels.crops + 1)
-    held = [name for name in inputs.conversations.image_ids if name in cache]
-    views = (crop_id(name, number) for name in held for number in crops)
-    if held and not any((cache[view].scores > 0).any() for view in views if view in cache):
+    """Refuse labels without a word for any patch."""
+    store = inputs.store  # None if they are made later
+    if store is not None and len(store) and not store.has_words():
         raise UserError(
-            f"{store.path}: no patch of the {len(held):,} images trained on has a word with a score above 0, so "
-            "loss.sea would train nothing; label again with another encoder, sign or word list into another folder, "
-            "and name it with labels.path"
+            f"{store.path}: no patch of its {len(store):,} images has a word with a score above 0, so loss.sea would "
+            "train nothing; label again with another encoder, sign or word list into another folder, and name it with "
+            "labels.path"
         )
