@@ -9,16 +9,16 @@ import numpy as np
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
+from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.llava_json import shown
-from sea_pipeline.inputs.wordlists import load_wordlist
+from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.data.bad_rows import image_names, rows_with
 from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
-from trainer.data.named_labels import contradictions
 from trainer.data.run_rows import Conversations, without_bad
 from trainer.data.same_teacher import refuse_another_teacher
 from trainer.model.aspect_ratio import pads
@@ -114,6 +114,14 @@ def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSet
     return open_labels(made.ledger.root)
 
 
+def say_unused_keys(labels: LabelSource, reporter: Reporter) -> None:
+    """Say which keys of `labels` change nothing, because a folder is named."""
+    unused = labels.model_dump(include={"wordlist", "encoder", "top_n"}, exclude_defaults=True)
+    if labels.path is not None and unused:
+        keys = " and ".join(f"labels.{key}" for key in unused)
+        reporter.message(f"labels.path: names the folder of labels, so that {keys} are not used")
+
+
 def say_what_labels_lack(
     recipe: Recipe, conversations: Conversations, store: LabelStore | None, reporter: Reporter
 ) -> None:
@@ -159,9 +167,25 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_wi
         held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
-        if fits and _crops(store) >= labels.crops and not any(contradictions(store, labels, words)) and wanted <= held:
+        if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
             return open_labels(store.path)
     return None
+
+
+def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) -> bool:
+    """Tell whether word list, encoder and n are those that the recipe names.
+
+    What the recipe leaves to its default may have any value.
+    """
+    named = labels.model_fields_set
+    if "top_n" in named and store.top_n != labels.top_n:
+        return False
+    if "encoder" in named:
+        asked = EncoderSpec.parse(labels.encoder)
+        default = () if asked.path else (str(asked.at("final")), str(asked.at("pool")))  # whichever the model has
+        if store.encoder not in (str(asked), *default):
+            return False
+    return words is None or bool(store.manifest["fields"]["wordlist"]["sha256"] == words.sha256)
 
 
 def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> TrainingLabels:

@@ -53,10 +53,7 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
     common, own = _split_overrides(overrides)
     stages, own = _with_text_as_names(stages), _with_text_as_names(own)
     for name in stages if given else ():
-        try:
-            folder_name(name)
-        except ValueError as error:
-            raise UserError(f"{path}: stages.{name!s:.80}: {error}") from error
+        _check_folder_name(name, f"{path}: stages.{name!s:.80}")
     if unknown := sorted(own.keys() - stages.keys()):
         names = ", ".join(name for name in stages if name)
         wanted = f"expected one of its stages, {names}" if names else "it has no stages; give the key without them"
@@ -70,7 +67,13 @@ def read_recipes(path: Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]
         merged = _merge(_merge(content, stage), _merge(common, mine))
         where = f"{path}: stages.{name}" if name else str(path)
         recipes[name] = _recipe(merged, where, {f"stages.{name}.": mine, "": common})
+        _check_folder_name(recipes[name].name, f"{where}: name")  # here, because runs of earlier versions have any
     return recipes
+
+
+def _check_folder_name(name: str, where: str) -> None:
+    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+        raise UserError(f"{where}: expected a folder's name, printable and without slashes; found {name!r:.80}")
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sea_pipeline.core.settings import Count, Filled, FolderName, Positive, Seed, Strict
+from sea_pipeline.core.settings import Count, Filled, Positive, Seed, Strict
 from trainer.recipes.attach_keys import problems_of_attach
 
 SAMPLES = "samples"
@@ -109,8 +109,7 @@ class LabelSource(Filled):
 
     path: str | Path | None = None
     """The folder of labels, or its URL. Default: the newest folder below runs/labels that fits the tower, holds the
-    images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made.
-    A named folder must have what is named beside it, unless that is a key's default."""
+    images, and has the word list, encoder and `top_n` named here. If there is none and L_a has a weight, it is made."""
     wordlist: str = "2of12"
     """The word list, given as for `label --wordlist`."""
     encoder: str = "packaged"
@@ -274,7 +273,7 @@ class Lora(Strict):
 class Recipe(Filled):
     """One run of `sea-pipeline train`."""
 
-    name: FolderName = "run"
+    name: str = "run"
     """The beginning of the run folder's name if --out is not given."""
     preset: Literal["paper"] | None = None
     """`paper` is our reading of SEA's paper. It switches L_a on, and sets those of SEA's open keys that the recipe

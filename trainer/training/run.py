@@ -30,8 +30,15 @@ from sea_pipeline.storage.locks import claimed_for_run, locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.attach.folder import save_existing
 from trainer.data.dataset import TrainingData
-from trainer.data.inputs import LABELS, Inputs, open_label_source, open_teacher, say_what_labels_lack, without_untaught
-from trainer.data.named_labels import check_named_labels
+from trainer.data.inputs import (
+    LABELS,
+    Inputs,
+    open_label_source,
+    open_teacher,
+    say_unused_keys,
+    say_what_labels_lack,
+    without_untaught,
+)
 from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
@@ -117,6 +124,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     say_template(inputs.folder.processor.tokenizer, recipe.data.template, reporter)
     say_what_is_shared(inputs.conversations, recipe.data, reporter)
+    say_unused_keys(recipe.labels, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
@@ -142,7 +150,6 @@ def _inputs(
 
     With `labels` False, labels that are to be made are not made, and absent. `begun_with` is as in `open_label_source`.
     """
-    check_named_labels(recipe.labels, begun_with)
     make = partial(_label, reporter) if labels else None
     heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):

@@ -111,7 +111,7 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         ("=3", "--set =3: expected KEY=VALUE"),
         (".loss=1", "--set .loss=1: expected KEY=VALUE"),
         ("loss={sea: {weight: 1, weight: 2}}", "YAML: line 1 has the key weight again, after line 1; keep one of them"),
-        ("name=../x", "--set name: expected a folder's name, printable and without slashes, found '../x'"),
+        ("name=../x", "name: expected a folder's name, printable and without slashes; found '../x'"),
         ("loss.sea.logit_scale_init=.nan", "--set loss.sea.logit_scale_init: input should be a finite number, found"),
         ("loss.sds.temperature=1e400", "--set loss.sds.temperature: input should be a finite number, found inf"),
         ("teacher=", "--set teacher=: expected a value; found none; write teacher=null for none"),

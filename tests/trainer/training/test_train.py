@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -28,8 +27,7 @@ from tests.support.tiny_runs import (
     tiny_recipe,
     tiny_trainer,
 )
-from trainer.data.inputs import open_label_source, say_what_labels_lack
-from trainer.data.named_labels import check_named_labels
+from trainer.data.inputs import open_label_source, say_unused_keys, say_what_labels_lack
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import LabelSource, Recipe
@@ -203,7 +201,7 @@ def test_what_nothing_would_train_is_refused(tiny: World, tmp_path: Path) -> Non
     for model in (str(tiny.model), {"attach": str(tiny.model)}):
         wordless = short_recipe(tiny, labels={"path": str(tmp_path / "labels")}, loss={"sea": {"weight": 1.0}})
         wordless = Recipe.model_validate(wordless.model_dump(exclude_unset=True) | {"model": model})
-        with pytest.raises(UserError, match=r"no patch of the 11 images trained on .* labels\.path"):
+        with pytest.raises(UserError, match=r"no patch of its 15 images has .* labels\.path"):
             train(wordless, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -285,14 +283,10 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
     label_images(label_settings(images, other, folders["old"].parent / "of another list"))
     assert found(short_recipe(tiny, labels=named)) == "fewer"
     assert found(short_recipe(tiny, labels={"path": None, "wordlist": str(other)})) == "of another list"
-    fewer = {"path": str(folders["old"].parent / "fewer")}
-    check_named_labels(short_recipe(tiny, labels=named | fewer | {"top_n": 2}).labels, None)
-    for key, value in {"encoder": "s2:packaged", "wordlist": str(other), "top_n": 3}.items():
-        labels = short_recipe(tiny, labels=fewer | {key: value}).labels
-        with pytest.raises(UserError, match=rf"labels\.{key}: expected {re.escape(str(value))}; .*fewer has "):
-            check_named_labels(labels, None)
-        check_named_labels(labels, open_labels(fewer["path"]).fingerprint)  # a run that goes on
-    check_named_labels(short_recipe(tiny, labels=fewer | LabelSource().model_dump(exclude={"path"})).labels, None)
+    said: list[str] = []
+    for keys in (named | {"top_n": 3}, {"top_n": 10, "encoder": "packaged"}):
+        say_unused_keys(LabelSource(**{**keys, "path": "labels"}), Heard(said))
+    assert said == ["labels.path: names the folder of labels, so that labels.wordlist and labels.top_n are not used"]
     os.utime(folders["old"] / "manifest.json", (2e10, 2e10))
     assert found(recipe) == "old"
     with pytest.raises(UserError, match="holds none of the"):
