@@ -34,6 +34,8 @@ from trainer.training.schedule import check_schedule, schedule_options
 
 TrainedModel = AlignedLlava | AttachedModel
 """What a run trains: a LLaVA of ours, or an existing model."""
+_LEAST_SCALE = 2.0**-24
+"""fp16's least number. Large weights of terms need a small factor of the loss, but none this small."""
 _LENGTHS = ("visual_norm", "refined_norm")
 _BESIDE = {"sea": ("sea_pairs",), "das": _LENGTHS, "sds": _LENGTHS}
 """What is logged beside a term."""
@@ -174,11 +176,11 @@ class AlignTrainer(ResumingTrainer):
 
         Raises:
             UserError: it is not finite, and the weights have not been changed. fp16 skips such steps and lowers what it
-                multiplies the loss by; it raises when that is below 1.
+                multiplies the loss by; it raises when that is below `_LEAST_SCALE`.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         scaler = self.accelerator.scaler
-        if math.isfinite(float(norm)) or (scaler is not None and scaler.get_scale() >= 1):
+        if math.isfinite(float(norm)) or (scaler is not None and scaler.get_scale() >= _LEAST_SCALE):
             return norm
         raise UserError(
             f"step {self.state.global_step + 1}: the norm of the gradient is {float(norm)}, though each loss is "

@@ -91,7 +91,8 @@ def refuse_untrained(lines: list[dict[str, Any]], out: Path) -> None:
             f"{out}: trained nothing: the loss is 0 in all {len(steps):,} logged steps, because L_a never had two "
             "pairs of patch and word; look at the labels with sea-pipeline inspect, and begin anew with others"
         )
-    if steps and all("grad_norm" in line and line["grad_norm"] is None for line in steps):
+    every = [line["step"] for line in steps] == [*range(1, len(steps) + 1)]  # a line has the norm of its last step
+    if steps and every and all("grad_norm" in line and line["grad_norm"] is None for line in steps):
         raise UserError(
             f"{out}: trained nothing: fp16 skipped all {len(steps):,} logged steps, whose gradients are not finite; "
             "begin anew with training_arguments.bf16, lower weights in loss, or more steps"
