@@ -237,8 +237,9 @@ def opening(url: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # whatever an archive or its own store raises
-        if isinstance(error, TypeError) and (lacking := re.findall(r"'(\w+)'", str(error))):
-            inner = re.findall(r"(\w+)://", url)[-1]
+        if isinstance(error, TypeError) and "required" in str(error):
+            lacking = re.findall(r"'(\w+)'", str(error))
+            inner = [protocol, *re.findall(r"(\w+)://", url)][-1]
             names = " and ".join(f"FSSPEC_{inner}_{name}".upper() for name in lacking)
             raise UserError(f"{url}: {inner}:// needs what a URL does not say; set {names}") from error
         unknown = isinstance(error, ValueError) and protocol not in available_protocols()

@@ -46,6 +46,8 @@ def refuse_unreadable(path: object, error: Exception) -> None:
     Raises:
         StoreError: the rights are missing, or the system or the disk fails.
     """
+    if isinstance(error, StoreError):
+        raise error
     code = error.errno if isinstance(error, OSError) else None
     if code is None or code in _OF_THE_FILE:  # libraries set none if the content is at fault
         return

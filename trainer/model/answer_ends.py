@@ -55,12 +55,12 @@ def with_ends(
 
 
 def unwritten(text: str, spans: Spans, answers: list[str]) -> str | None:
-    """Return the first answer of which the trained text lacks something, or None.
+    """Return the first answer of which the trained text lacks something, or None; also if no text is trained.
 
     White space does not count. Neither does what precedes a tag in the answer, because templates drop thoughts.
     """
     trained, done = "".join("".join(text[start:end].split()) for start, end in spans), 0
-    for answer in filter(None, answers):
+    for answer in filter(None, answers if trained else ()):
         cuts = chain([0], (tag.end() for tag in re.finditer(r"[>\]]", answer)))
         rests = ("".join(answer[cut:].split()) for cut in cuts)
         rest = next((each for each in rests if each and each in trained[done:]), None)

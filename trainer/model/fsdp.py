@@ -169,9 +169,10 @@ def _groups_without_state(checkpoint: Path) -> list[dict[str, Any]] | None:
     Returns None for any other. The first process looks, and all processes get its answer.
     """
     found: list[list[dict[str, Any]] | None] = [None]
-    if PartialState().is_main_process and (file := checkpoint / _WHOLE_OPTIMIZER).is_file():
-        kept = torch.load(file, weights_only=True, mmap=True)  # without reading an Adam's gigabytes
-        found = [None if any(kept["state"].values()) else kept["param_groups"]]
+    with agreed():
+        if PartialState().is_main_process and (file := checkpoint / _WHOLE_OPTIMIZER).is_file():
+            kept = torch.load(file, weights_only=True, mmap=True)  # without reading an Adam's gigabytes
+            found = [None if any(kept["state"].values()) else kept["param_groups"]]
     broadcast_object_list(found)
     return found[0]
 
