@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sea_pipeline.core.errors import UserError
 
@@ -34,20 +34,6 @@ Positive = Annotated[Count, Field(ge=1)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy and torch both take."""
-
-
-def folder_name(name: str) -> str:
-    """Check that a text is the name of a folder, and return it.
-
-    Raises:
-        ValueError: it has a slash, cannot be printed, or is empty, . or ..
-    """
-    if not name.isprintable() or "/" in name or name in ("", ".", ".."):
-        raise ValueError("expected a folder's name, printable and without slashes")
-    return name
-
-
-FolderName = Annotated[str, AfterValidator(folder_name)]
 
 
 class Filled(Strict):

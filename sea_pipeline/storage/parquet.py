@@ -75,7 +75,8 @@ class RowGroupWriter(ABC, Generic[Row]):
 
     def set_footer(self, footer: dict[str, Any]) -> None:
         """Set the JSON object of the footer, and its checksum, which must happen before the writer closes."""
-        whole = {**footer, _CHECKSUM: fingerprint_of(footer)}
+        read = json.loads(json.dumps(footer))  # JSON's keys are texts
+        whole = {**read, _CHECKSUM: fingerprint_of(read)}
         self._writer.add_key_value_metadata({_FOOTER: json.dumps(whole, sort_keys=True)})
 
     @abstractmethod

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sea_pipeline.core.errors import MOST, UserError, one_line
-from sea_pipeline.core.settings import complaint, folder_name
+from sea_pipeline.core.settings import complaint
 from sea_pipeline.core.yaml_keys import UniqueKeyLoader
 from trainer.recipes.recipe import PRESETS, Recipe
 
