@@ -51,7 +51,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "setting": ({"training_arguments": {"max_step": 1}}, "max_step: there is no such key; the nearest is 'max_steps'"),
     "labels": ({"data": {"train": "moved.json", "image_root": "."}}, "holds none of the"),
     "no labels": ({"labels": {"path": "labels_of_nobody"}}, "labels_of_nobody"),
-    "other labels": ({"labels": {"top_n": 1}}, "labels.top_n: expected 1; "),
     "no rate": (NO_TRAINING, "learning_rates: projector, llm and vision are all null"),
     "crops": ({"labels": {"crops": 2}}, "expected 2 labelled crops of each image, found 0"),
 }
