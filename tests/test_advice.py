@@ -1,11 +1,13 @@
-"""Every message that advises something is in `tests/support/advice_table.py`, with the test that follows it."""
+"""Every message that advises something is in `tests/support/advice_table.py`, with the test that follows it, or in
+`other_advice.py`."""
 
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.advice_table import FOLLOWED, OTHERS
+from tests.support.advice_table import FOLLOWED
+from tests.support.other_advice import OTHERS
 
 ROOT = Path(__file__).parent.parent
 
