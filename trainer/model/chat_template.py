@@ -55,7 +55,7 @@ _STRINGS = """\
 _PARTS = """\
 {%- set listed = namespace(messages=[]) -%}
 {%- for message in messages -%}
-  {%- if message['content'] is string -%}
+  {%- if message['content'] is stringOF_ROLES -%}
     {%- set text = message['content'].replace('<image>\\n', '').replace('<image>', '') -%}
     {%- set content = namespace(parts=[]) -%}
     {%- for _ in range(message['content'].count('<image>')) -%}
@@ -73,7 +73,8 @@ _PARTS = """\
 _ONE_PART = """\
 {%- set listed = namespace(messages=[]) -%}
 {%- for message in messages -%}
-  {%- set listed.messages = listed.messages + [dict(message, content=[dict(type='text', text=message['content'])])] -%}
+  {%- set parts = [dict(type='text', text=message['content'])] -%}
+  {%- set listed.messages = listed.messages + [dict(message, content=parts)OF_ROLES] -%}
 {%- endfor -%}
 {%- set messages = listed.messages -%}
 """
@@ -149,9 +150,10 @@ def chat_template(own: str | None) -> str:
     if own is None:
         return _STRINGS + _VICUNA.replace("SYSTEM", VICUNA_SYSTEM.replace("'", "\\'"))
     if roles := _roles_of_lists(own):
-        return _STRINGS + _ONE_PART.replace("])] -%}", f"]) if message['role'] in {roles} else message] -%}}") + own
-    listed = _question(own, _EXAMPLE_QUESTION) is None and _question(_ONE_PART + own, _EXAMPLE_QUESTION) is not None
-    return _STRINGS + (_ONE_PART if listed else "") + own
+        return _STRINGS + _ONE_PART.replace("OF_ROLES", f" if message['role'] in {roles} else message") + own
+    one_part = _ONE_PART.replace("OF_ROLES", "")
+    listed = _question(own, _EXAMPLE_QUESTION) is None and _question(one_part + own, _EXAMPLE_QUESTION) is not None
+    return _STRINGS + (one_part if listed else "") + own
 
 
 def default_template(said: str | dict[str, str] | None, source: str) -> str | None:
@@ -180,10 +182,10 @@ def both_forms(own: str) -> str:
             to its front.
     """
     if roles := _roles_of_lists(own):
-        return _STRINGS + _PARTS.replace(" is string -%}", f" is string and message['role'] in {roles} -%}}") + own
+        return _STRINGS + _PARTS.replace("OF_ROLES", f" and message['role'] in {roles}") + own
     string = _question(own, f"{IMAGE_TOKEN}\n{_EXAMPLE_QUESTION}")
     if string is None:
-        return _PARTS + own
+        return _PARTS.replace("OF_ROLES", "") + own
     both = string == _question(own, [{"type": "image"}, {"type": "text", "text": _EXAMPLE_QUESTION}])
     return own if both else _STRINGS + own
 
