@@ -92,7 +92,25 @@ class HttpParts:
 async def _fetched(fs: Any, url: str, start: int, length: int) -> bytes | None:  # noqa: ANN401
     """Fetch a part of a file, or return None if the server sends another part.
 
-    fsspec's own `cat_file` takes a whole file for the part that was asked for.
+    fsspec's own `cat_file` takes a whole file for the part that was asked for. A server may send less of a part than it
+    was asked for, and is then asked for the rest.
+    """
+    data = bytearray()
+    while True:
+        piece, total = await _piece(fs, url, start + len(data), length - len(data))
+        if piece is None:
+            return None
+        data += piece
+        if len(data) == length or start + len(data) >= total:
+            return bytes(data)
+        if not piece:
+            raise ConnectionError(f"the server sent {len(data):,} bytes of {min(length, total - start):,}")
+
+
+async def _piece(fs: Any, url: str, start: int, length: int) -> tuple[bytes | None, int]:  # noqa: ANN401
+    """Fetch a part of a file and how long the file is, or 0 if the server does not say it.
+
+    The part is None if the server sends another one.
     """
     session = await fs.set_session()
     headers = {
@@ -109,8 +127,9 @@ async def _fetched(fs: Any, url: str, start: int, length: int) -> bytes | None: 
         answer.raise_for_status()
         found = answer.headers.get("Content-Range", f"bytes {start}-") if answer.status == 206 else "bytes 0-"
         if not found.startswith(f"bytes {start}-"):
-            return None
+            return None, 0
         data = bytearray()
         while len(data) < length and (chunk := await answer.content.read(length - len(data))):
             data += chunk
-        return bytes(data)
+        total = found.rpartition("/")[2]
+        return bytes(data), int(total) if total.isdecimal() else 0

@@ -29,6 +29,8 @@ class Server(ThreadingHTTPServer):
         self.faults, self.asked, self.lock, self.parts = faults, dict[str, int](), threading.Lock(), parts
         self.failed: set[str] = set()
         self.says_length = True
+        self.most = 1 << 60
+        """The most bytes of a part that it sends at once."""
         self.raw: list[str] = []
 
     def fault(self, path: str) -> int | str | None:
@@ -82,7 +84,7 @@ class _Handler(SimpleHTTPRequestHandler):
             if int(first or 0) >= total:
                 self._answer(416, b"")
                 return
-            end = min(total - 1, int(last) if last else total - 1)
+            end = min(total - 1, int(last) if last else total - 1, int(first) + self.server.most - 1)
             data, status = data[int(first) : end + 1], 206
             headers["Content-Range"] = f"bytes {first}-{end}/{total}"
         self._answer(status, data, broken=what == "cut", **headers)

@@ -67,6 +67,16 @@ def test_tars_that_are_read_in_turn_are_fetched_once(server: Server, photos: Pho
     assert sum(server.asked.values()) <= 3  # one that asks for a part
 
 
+def test_a_server_that_sends_less_of_a_part_is_asked_for_the_rest(photos: Photos, pages: Path) -> None:
+    write_folder(pages, photos)
+    write_tar(pages / "x.tar", list(photos.items()))
+    with served(pages, {}) as server:
+        server.most = 30_000
+        assert read_all(list_samples(server.url + "/x.tar")) == photos
+        write_list(pages / "list.csv", [{"path": name} for name in photos])
+        assert read_all(list_samples(f"{server.url}/list.csv")) == photos
+
+
 def test_a_long_list_comes_whole(server: Server, photos: Photos, pages: Path) -> None:
     write_folder(pages, photos)
     write_list(pages / "list.csv", [{"path": name, "note": "x" * 50_000} for name in photos])
