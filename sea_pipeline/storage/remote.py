@@ -1,6 +1,7 @@
 """Give paths in stores elsewhere the methods of `pathlib.Path`, for every store that fsspec can write."""
 
 import errno
+import ftplib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
-from fsspec import AbstractFileSystem, available_protocols
+from fsspec import AbstractFileSystem, available_protocols, filesystem
 from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
@@ -22,10 +23,10 @@ from sea_pipeline.storage.retry import (
     error_codes,
     error_statuses,
     is_absent,
-    patiently,
+    lasting_code,
     reason_of,
 )
-from sea_pipeline.storage.turns import turn
+from sea_pipeline.storage.turns import cat_part, patiently_in_turn
 
 _Result = TypeVar("_Result")
 
@@ -38,6 +39,8 @@ _LOGINS = {
     "https": _NETRC,
 }
 """Where fsspec's own clients take passwords from, by protocol."""
+_WITHOUT_LISTINGS = ("sftp", "ssh", "webdav", "webdav+http", "webdav+https")
+"""Protocols whose clients keep no listings, and pass options that they do not know to the connection."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "data"}
 
 
@@ -50,6 +53,16 @@ class RemotePath(ProxyUPath):
     """
 
     __slots__ = ()
+
+    def __str__(self) -> str:
+        text, options = str(self.__wrapped__), self.storage_options
+        protocol, separator, path = text.partition(":///")
+        if not separator or not (host := options.get("host")):
+            return text
+        # universal_pathlib leaves out the server of FTP, SFTP and SMB.
+        user = f"{options['username']}@" if options.get("username") else ""
+        port = f":{options['port']}" if options.get("port") else ""
+        return f"{protocol}://{user}{host}{port}/{path}"
 
     @property
     def fs(self) -> AbstractFileSystem:
@@ -166,23 +179,21 @@ class RemotePath(ProxyUPath):
             return None
         return kind
 
+    def _is_lost(self, error: Exception) -> bool:
+        """Tell whether an error is FTP's of an absent file, which is the same as that of missing rights."""
+        return isinstance(error, ftplib.error_perm) and str(error).startswith("550") and self._kind() is None
+
     def _part(self, name: str, start: int, length: int) -> bytes:
         if not length:
             return b""
         # The hub's file system would read 5 MB ahead at every request.
         options = {"cache_type": "none"} if is_dataset(str(self)) else {}
-        data: bytes = self._asked(lambda: self.fs.cat_file(name, start=start, end=start + length, **options))
-        return data
+        return self._asked(lambda: cat_part(self.fs, name, start, start + length, **options))
 
     def _asked(self, action: Callable[[], _Result], what: str = "read") -> _Result:
         """Make a request, repeated if its fault may pass, and turn its errors into ours."""
-
-        def in_turn() -> _Result:
-            with turn(self.fs, self.path):
-                return action()
-
         try:
-            return patiently(in_turn, str(self))
+            return patiently_in_turn(self.fs, self.path, action, str(self))
         except PassingError as error:
             reason = reason_of(error.__cause__ or error)
             raise StoreError(
@@ -192,6 +203,8 @@ class RemotePath(ProxyUPath):
         except (FileExistsError, NotADirectoryError, UserError):
             raise
         except Exception as error:
+            if lasting_code(error) in (errno.ENOENT, errno.ENOTDIR) or self._is_lost(error):
+                raise FileNotFoundError(str(self)) from error
             if isinstance(error, FileNotFoundError) and (is_absent(error) or not is_http(str(self))):
                 raise
             if "PreconditionFailed" in error_codes(error) or 412 in error_statuses(error):
@@ -210,8 +223,12 @@ def remote_path(url: str) -> RemotePath:
         UserError: see `opening` and `pinned`.
     """
     url = pinned(url)
+    protocol = url.partition("://")[0].lower()
     with opening(url):
-        path = RemotePath(url if url.endswith("://") else url.rstrip("/"), use_listings_cache=False)
+        options: dict[str, Any] = {} if protocol in _WITHOUT_LISTINGS else {"use_listings_cache": False}
+        if protocol == "webdav":  # of which universal_pathlib does not ask the settings of fsspec
+            options["base_url"] = filesystem(protocol).storage_options["base_url"]
+        path = RemotePath(url if url.endswith("://") else url.rstrip("/"), **options)
         path.fs  # noqa: B018 - paths below this one share it
     return path
 

@@ -1,8 +1,10 @@
 """Tell which faults of a network may pass, and try again after one."""
 
 import errno
+import ftplib
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -17,10 +19,24 @@ RIGHTS = "give this user the right to read it"
 _OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What is wrong with a file itself, such as that it is a folder; other errors say nothing about it."""
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_LASTING_CODES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""What the types above say. Packages have classes of their own for it, such as smbprotocol."""
 _NETWORK = {
-    "aiohttp", "aiobotocore", "botocore", "http", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "ssl",
-    "urllib3",
+    "aiohttp", "aiobotocore", "asyncssh", "azure", "botocore", "ftplib", "gcsfs", "http", "httpcore", "httpcore2",
+    "httpx", "httpx2", "paramiko", "requests", "smbprotocol", "ssl", "urllib3",
 }  # fmt: skip
+_LASTING_NAMES = re.compile(
+    "AccessDenied|Auth|BadNetworkName|HostKey|Invalid(URL|Url|Schema|Filename)|Logon|MissingSchema|NameInvalid|NoSuch|"
+    "Password|PermissionDenied|Unsupported|Validation|error_perm"
+)
+"""Parts of the names of those packages' classes of errors that do not pass."""
+_SMB_CODES = {
+    0xC000000F: errno.ENOENT,
+    0xC0000022: errno.EACCES,
+    0xC0000033: errno.ENOENT,  # Windows forbids such a name
+    0xC0000043: None,  # another process has the file open now, for which smbprotocol gives EPERM
+}
+"""Statuses of SMB that smbprotocol has no `errno` for, or another."""
 _CREDENTIALS = {
     "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "NoCredentialsError",
     "PartialCredentialsError", "SignatureDoesNotMatch", "TokenRefreshRequired",
@@ -93,18 +109,35 @@ def may_pass(error: BaseException) -> bool:
         return False
     if (fault := at_fault(error)) is not error:
         return may_pass(fault)
-    if isinstance(error, _LASTING):
+    if isinstance(error, _LASTING) or lasting_code(error):
         return False
-    of_the_network = type(error).__module__.partition(".")[0] in _NETWORK
-    return isinstance(error, OSError | EOFError) or (of_the_network and "Validation" not in type(error).__name__)
+    names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__ if _of_the_network(kind)}
+    if any(_LASTING_NAMES.search(name) for name in names):
+        return False
+    return isinstance(error, OSError | EOFError) or _of_the_network(type(error))
+
+
+def lasting_code(error: BaseException) -> int | None:
+    """Return the `errno` of an error that says in a class of its own that a file is absent or refused, else None."""
+    if not isinstance(error, OSError) or isinstance(error, _LASTING) or not error.filename:  # or it is of a connection
+        return None
+    code = _SMB_CODES.get(getattr(error, "ntstatus", 0), error.errno)
+    return code if code in _LASTING_CODES else None
+
+
+def _of_the_network(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _NETWORK
 
 
 def at_fault(error: BaseException) -> BaseException:
     """Return what is behind a FileNotFoundError, or else the error itself.
 
-    fsspec raises that error for every fault of a web server.
+    fsspec raises that error for every fault of a web server, and for a file that is not in a listing that FTP refused.
     """
-    return error.__cause__ or error if isinstance(error, FileNotFoundError) else error
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    if isinstance(cause, StopIteration):
+        cause = cause.__context__ if isinstance(cause.__context__, ftplib.error_temp) else None
+    return cause or error
 
 
 def reason_of(error: BaseException) -> str:
@@ -144,7 +177,10 @@ def error_codes(error: BaseException) -> set[str]:
 
 
 def error_statuses(error: BaseException) -> set[int]:
-    """Collect the HTTP statuses of an error and its causes."""
+    """Collect the HTTP statuses of an error and its causes.
+
+    Numbers that other protocols call a status are none.
+    """
     return {status for cause in _causes(error) if (status := _status(cause))}
 
 
@@ -161,4 +197,5 @@ def _status(error: BaseException) -> int | None:
     found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     for holder in (error, response):
         found = found or getattr(holder, "status", None) or getattr(holder, "status_code", None)
-    return found if isinstance(found, int) else None
+    found = found or vars(error).get("code")  # gcsfs's; aiohttp's is a property, which warns
+    return found if isinstance(found, int) and 100 <= found < 600 else None

@@ -1,15 +1,25 @@
-"""Let threads take turns at stores whose clients in fsspec do one thing at a time."""
+"""Let threads take turns at stores whose clients in fsspec do one thing at a time, and connect those anew."""
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 
+from sea_pipeline.storage.retry import may_pass, patiently
+
+_Result = TypeVar("_Result")
+
 _INDEPENDENT = ("memory", ("file", "local"), "hf")
 """Protocols of clients that are not asynchronous, and open a file anew for each reader."""
+_CONNECTED = {"ftp", "sftp", "ssh", "smb"}
+"""Protocols whose clients connect once, when they are made."""
+_NEWEST = "_sea_pipeline_newest"
+"""The attribute of such a client with the one whose connection it uses, which is open as long as that one exists."""
 _LOCKS: list[threading.RLock] = []
 """The one of all stores that do one thing at a time, and behind it one for a file each, by the hash of its path."""
 
@@ -49,3 +59,50 @@ def turn(fs: Any, path: str) -> AbstractContextManager[object]:  # noqa: ANN401
         return _LOCKS[0]
     # simplecache takes a file for whole that another thread is still fetching.
     return nullcontext() if innermost(fs) is fs else _LOCKS[1 + hash(path) % (len(_LOCKS) - 1)]
+
+
+def cat_part(fs: Any, path: str, start: int, end: int, **options: object) -> bytes:  # noqa: ANN401
+    """Return the bytes of a file from `start` to before `end`, or fewer if it ends before."""
+    # sshfs gives the whole file for any part, except through `open`.
+    cat = partial(AbstractFileSystem.cat_file, fs) if type(fs).__module__.startswith("sshfs.") else fs.cat_file
+    data: bytes = cat(path, start=start, end=end, **options)
+    return data
+
+
+def patiently_in_turn(fs: Any, path: str, action: Callable[[], _Result], shown: str) -> _Result:  # noqa: ANN401
+    """Call `patiently`, each time in this thread's turn, and after a fault with a new connection.
+
+    Args:
+        fs: the client that `action` uses.
+        path: the file.
+        action: makes the request.
+        shown: the file, as a message calls it.
+    """
+    failed: list[object] = []
+
+    def in_turn() -> _Result:
+        with turn(fs, path):
+            if failed:
+                _connect_anew(innermost(fs), failed[0])
+            connection = vars(innermost(fs)).get(_NEWEST)
+            try:
+                return action()
+            except Exception as error:
+                failed[:] = [connection] if may_pass(error) else []
+                raise
+
+    return patiently(in_turn, shown)
+
+
+def _connect_anew(client: Any, failed: object) -> None:  # noqa: ANN401
+    """Give a client of `_CONNECTED` a new connection, unless another thread has done so since `failed` was the newest.
+
+    Caches and paths hold the client itself, so it takes over what a new one has.
+    """
+    named = type(client).protocol
+    if not _CONNECTED & {*([named] if isinstance(named, str) else named)}:
+        return
+    with _LOCKS[-1]:
+        if vars(client).get(_NEWEST) is failed:
+            new = type(client)(*client.storage_args, **client.storage_options, skip_instance_cache=True)
+            vars(client).update(vars(new) | {_NEWEST: new})

@@ -1,6 +1,7 @@
 """Reading forward, trying again, and memory."""
 
 import errno
+import ftplib
 import random
 import threading
 from collections.abc import Iterator
@@ -163,6 +164,20 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def of(module: str, name: str, base: type = Exception, **about: int) -> Exception:
+    """An error of a package that is not installed here."""
+    error: Exception = type(name, (base,), {"__module__": module})()
+    vars(error).update(about)
+    return error
+
+
+def smb(code: int, status: int = 0xC0000034) -> Exception:
+    """As smbprotocol says it, which has an `errno` for some statuses only."""
+    error = of("smbprotocol.exceptions", "SMBOSError", OSError, ntstatus=status)
+    error.errno, error.filename = code, "share/x"  # type: ignore[attr-defined]
+    return caused(error, of("smbprotocol.exceptions", "SMBResponseException", status=status))
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -173,6 +188,18 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (caused(OSError(errno.EIO, "x"), BotoError("InternalError", 500)), True),
         (caused(OSError(errno.EINVAL, "x"), BotoError("InvalidRequest", 400)), False),
         (caused(PermissionError(), BotoError("AccessDenied", 403)), False),
+        (ftplib.error_temp("421 Too many connections."), True), (ftplib.error_perm("530 Login incorrect."), False),
+        (caused(FileNotFoundError(), ftplib.error_temp("450 Busy.")), True),
+        (of("paramiko.ssh_exception", "SSHException"), True), (of("asyncssh.misc", "ConnectionLost"), True),
+        (of("paramiko.ssh_exception", "BadHostKeyException"), False), (of("asyncssh.sftp", "SFTPNoSuchFile"), False),
+        (of("paramiko.ssh_exception", "AuthenticationException"), False),
+        (of("gcsfs.retry", "HttpError", code=503), True), (of("gcsfs.retry", "HttpError", code=404), False),
+        (of("azure.core.exceptions", "ServiceRequestError"), True), (of("httpx", "InvalidURL"), False),
+        (of("httpx", "ReadError"), True), (of("smbprotocol.exceptions", "SMBConnectionClosed"), True),
+        (of("smbprotocol.exceptions", "LogonFailure", status=0xC000006D), False),
+        (smb(errno.ENOENT), False), (smb(errno.EACCES), False), (smb(0, 0xC0000022), False),
+        (smb(0, 0xC000000F), False), (smb(errno.EPERM, 0xC0000043), True), (smb(0, 0xC00000B5), True),
+        (of("json", "HttpError"), False),
     ],
 )  # fmt: skip
 def test_what_may_pass(error: Exception, expected: bool) -> None:

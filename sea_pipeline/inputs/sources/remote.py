@@ -4,8 +4,10 @@ Credentials are left to fsspec: the environment, and the configuration files of 
 """
 
 import errno
+import ftplib
 import glob
 import html
+import os
 import posixpath
 import random
 import re
@@ -32,10 +34,10 @@ from sea_pipeline.storage.retry import (
     error_statuses,
     is_absent,
     is_refusal,
-    patiently,
+    lasting_code,
     reason_of,
 )
-from sea_pipeline.storage.turns import innermost, reads_at_once, turn
+from sea_pipeline.storage.turns import cat_part, innermost, patiently_in_turn, reads_at_once
 
 _Answer = TypeVar("_Answer")
 _QUOTED = "!#$%&'()*+,/:;=?@[]~"
@@ -60,6 +62,7 @@ class RemoteFiles:
         self.readers = _READERS if reads_at_once(self._fs) else 1
         self._is_web = is_http(url)
         self._inner = innermost(self._fs)
+        _quote_names(self._inner)
         self._parts = http_parts(self._fs, url)
         self.versions: Versions = {}
         # Pages list their own folder as a server writes it, so that spaces and other letters must be quoted here, too.
@@ -109,25 +112,30 @@ class RemoteFiles:
             try:
                 if self._parts:
                     return self._parts.part(path, start, length)
-                with turn(self._fs, path):
-                    return self._fetched(path, start, start + length)
+                return self._fetched(path, start, start + length)
             except Exception as error:
                 if 416 in error_statuses(error) or "InvalidRange" in error_codes(error):
                     return b""  # the file ends before `start`
                 raise
 
-        return _asked(ranged, shown_file(self.root, name))
+        return self._asked(path, ranged, shown_file(self.root, name))
 
     def _fetched(self, path: str, start: int, end: int) -> bytes:
         """Read a part of a file by fsspec. Of web servers, only those behind a cache are read so."""
         try:
-            data: bytes = self._fs.cat_file(path, start=start, end=end)
+            return cat_part(self._fs, path, start, end)
         except FileNotFoundError:
             if not self._is_web:
+                self._refuse_lost_listing(path)
                 raise
             self._inner.info(path)  # raises with the status; a cache takes each of a server's faults for a missing file
-            data = self._fs.cat_file(path, start=start, end=end)
-        return data
+            return cat_part(self._fs, path, start, end)
+
+    def _refuse_lost_listing(self, path: str) -> None:
+        """Raise what may pass if FTP lists a file that fsspec takes for absent, because it could not list it before."""
+        folder = path.rpartition("/")[0]
+        if _ftp(self._fs) and any(entry["name"] == path for entry in _listed(self._fs, folder)):
+            raise ConnectionError("the server did not list the folder")
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
@@ -151,7 +159,8 @@ class RemoteFiles:
         if _has_pages(self._fs):
             is_one = self._is_web and not glob.has_magic(pattern)
             return self._found(lambda: self._one(pattern) if is_one else self._matching_on_pages(pattern)) or []
-        return self._found(lambda: patiently(lambda: self._fs.glob(self._path(pattern)), self.root)) or []
+        path = self._path(pattern)
+        return self._found(lambda: self._patiently(path, lambda: self._fs.glob(path), self.root)) or []
 
     def _one(self, name: str) -> list[str]:
         """Return the path of a file, which must be there. fsspec's `exists` takes a server's faults for a no."""
@@ -177,7 +186,7 @@ class RemoteFiles:
             depth: how many folders deep; None for all.
         """
         if not _has_pages(self._fs):
-            return patiently(lambda: list(self._fs.find(top)), self.root)
+            return self._patiently(top, lambda: list(self._fs.find(top)), self.root)
         ahead, seen, found = [(top, 1)], {self._plain(top)}, dict[str, None]()
         while ahead:
             folder, level = ahead.pop()
@@ -196,7 +205,7 @@ class RemoteFiles:
 
     def _entries(self, folder: str, left_out: Counter[str] | None, *, is_top: bool) -> list[dict[str, Any]]:
         try:
-            return patiently(lambda: self._fs.ls(folder, detail=True), folder)
+            return self._patiently(folder, lambda: _listed(self._fs, folder), folder)
         except Exception as error:
             if is_top or not is_refusal(error) or (left_out is None and not isinstance(error, FileNotFoundError)):
                 raise
@@ -238,25 +247,31 @@ class RemoteFiles:
         return unquote(re.sub(r"&#?\w+;", lambda entity: html.unescape(entity[0]), name), errors="surrogateescape")
 
     def _there(self) -> bool:
-        def there() -> bool:
-            with turn(self._fs, self._top):
-                found: bool = self._fs.exists(self._top)
-                return found
+        found: bool = self._asked(self._top, lambda: self._fs.exists(self._top), self.root)
+        return found
 
-        return _asked(there, self.root)
+    def _patiently(self, path: str, action: Callable[[], _Answer], shown: str) -> _Answer:
+        return patiently_in_turn(self._fs, path, action, shown)
+
+    def _asked(self, path: str, action: Callable[[], _Answer], shown: str) -> _Answer:
+        """Call `_patiently`, and turn whatever a service's package raises on a refusal into an `OSError`."""
+        try:
+            return self._patiently(path, action, shown)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # not all of aiohttp's exceptions are OSErrors
+            if code := lasting_code(error):
+                raise OSError(code, os.strerror(code)) from error  # of the class that belongs to the code
+            if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_absent(error)):
+                raise
+            kind = PermissionError if {401, 403} & error_statuses(error) else OSError
+            raise kind(reason_of(error)) from error
 
     def _info(self, name: str) -> dict[str, Any]:
         """Return what the service says of a file, of a version that has not changed."""
         path, shown = self._path(name), shown_file(self.root, name)
 
-        def asked() -> dict[str, Any]:
-            if self._parts:
-                return self._parts.info(path)
-            with turn(self._fs, path):
-                info: dict[str, Any] = self._fs.info(path)
-                return info
-
-        info = _asked(asked, shown)
+        info = self._asked(path, lambda: (self._parts or self._fs).info(path), shown)
         if "::" not in self.root:  # an archive or a cache goes on reading the file that it has opened
             keep_version(self.versions, name, store_version(info), shown)
         return info
@@ -268,19 +283,28 @@ def _has_pages(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types
     return getattr(kind, "_find", None) in (None, AsyncFileSystem._find) and kind.find is fsspec.AbstractFileSystem.find
 
 
+def _listed(fs: Any, folder: str) -> list[dict[str, Any]]:  # noqa: ANN401
+    """List a folder. fsspec takes one that FTP cannot list now for an empty one."""
+    found: list[dict[str, Any]] = fs.ls(folder, detail=True)
+    if not found and (ftp := _ftp(fs)):
+        with suppress(ftplib.error_perm):  # raises what may pass; a server may lack this command
+            if any(about["type"] in ("file", "dir") for _, about in ftp.mlsd(folder)):
+                raise ConnectionError("the server did not list the folder")
+    return found
+
+
+def _ftp(fs: Any) -> ftplib.FTP | None:  # noqa: ANN401
+    found = getattr(innermost(fs), "ftp", None)
+    return found if isinstance(found, ftplib.FTP) else None
+
+
 def _is_dotted(fs: Any) -> bool:  # noqa: ANN401
     """Tell whether a service is a tar whose names all begin with `./`, as `tar -czf x.tar.gz .` writes them."""
     return type(fs).protocol == "tar" and bool(fs.ls("", detail=False) == ["."])
 
 
-def _asked(action: Callable[[], _Answer], shown: str) -> _Answer:
-    """Call `patiently`, and turn whatever a service's package raises on a refusal into an `OSError`."""
-    try:
-        return patiently(action, shown)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # not all of aiohttp's exceptions are OSErrors
-        if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_absent(error)):
-            raise
-        kind = PermissionError if {401, 403} & error_statuses(error) else OSError
-        raise kind(reason_of(error)) from error
+def _quote_names(fs: Any) -> None:  # noqa: ANN401
+    """Let WebDAV's client quote names. webdav4 leaves `#`, `?` and `%20` as they are."""
+    if type(fs).__module__.startswith("webdav4.") and "join_url" not in vars(fs.client):
+        plain = fs.client.join_url
+        fs.client.join_url = lambda path, **more: plain(quote(path), **more)
