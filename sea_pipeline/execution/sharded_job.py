@@ -21,6 +21,7 @@ from sea_pipeline.output.mend import reopen_damaged_shards
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage.publish import refuse_in_place
 
 
 class ShardedSettings(Protocol):
@@ -191,6 +192,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
             `distribute`.
     """
     settings = job.settings
+    refuse_in_place(settings.out or "")
     job.check()
     role = driver_role(settings.crew, settings.device)
     job.device = role.device

@@ -19,7 +19,7 @@ from sea_pipeline.output.records import DatasetFile, Manifest, file_record, find
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
-from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, sweep
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, refuse_in_place, sweep
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any
     Raises:
         UserError: the folder holds something else.
     """
+    refuse_in_place(out)
     root = place(out)
     refuse_without_locks(root)
     if root.exists() and not root.is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sea_pipeline.core.errors import UserError, blamed_file
 from sea_pipeline.storage.leftovers import is_leftover
-from sea_pipeline.storage.paths import Place, cache_folder, entries, followed, lies_in
+from sea_pipeline.storage.paths import Place, cache_folder, entries, followed, is_url, lies_in
 from sea_pipeline.storage.retry import StoreError
 from sea_pipeline.storage.scratch import is_abandoned, scratch_beside, scratch_name, scratch_pattern
 
@@ -34,6 +34,9 @@ _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that no reading raises, so that the output is at fault though no file is named."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """What Rust writes of an error, such as hf_xet and safetensors."""
+_PROTOCOL = re.compile(r"[a-z][\w+.-]*(?=://)")
+_IN_PLACE = {"ftp", "http", "https", "sftp", "smb", "ssh", "webdav", "webdav+http", "webdav+https"}
+"""Protocols of stores that show a file while it is being written, or that write none."""
 
 
 @contextmanager
@@ -90,6 +93,20 @@ def make_folder(path: Place) -> None:
                 path.mkdir(parents=True, exist_ok=True)
             except FileExistsError:  # a link or a file
                 Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+
+
+def refuse_in_place(folder: str | Place) -> None:
+    """Refuse to write into a store that shows half a file after a kill, before it is connected to.
+
+    Raises:
+        UserError: the folder is in such a store.
+    """
+    found = _PROTOCOL.findall(str(folder).lower()) if is_url(str(folder)) else []
+    if named := next((protocol for protocol in found if protocol in _IN_PLACE), None):
+        raise UserError(
+            f"{folder}: expected a folder of this machine, or of a store that writes whole files, such as s3://; found "
+            f"{named}://; choose a local folder, and copy it there when it is finished"
+        )
 
 
 @contextmanager
