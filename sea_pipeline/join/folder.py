@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter
+from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.labels.format import KIND, MEANS, WORDS, read_mean_similarity, read_words, write_mean_similarity
 from sea_pipeline.output.begin import write_first
-from sea_pipeline.output.folder import DATASET
+from sea_pipeline.output.folder import COMMITS, DATASET
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import DatasetFile, Manifest, file_record, find_record, load_record
+from sea_pipeline.output.mend import reopen_damaged_shards, restored
+from sea_pipeline.output.records import DatasetFile, Manifest, file_record, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
@@ -59,17 +62,28 @@ def open_sources(folders: Sequence[str | Place]) -> list[Ledger]:
     return ledgers
 
 
-def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any], words: Place) -> Ledger:
+def begin_folder(
+    out: str | Place,
+    dataset: DatasetFile,
+    plans: Mapping[str, Any],
+    words: Place,
+    samples: Sequence[Sample],
+    reporter: Reporter = SILENT,
+) -> Ledger:
     """Begin the folder, or continue it if it was begun as the same one.
+
+    Damaged files of the beginning are made again, and damaged shards are taken back.
 
     Args:
         out: the folder.
         dataset: the dataset that the folder is to have, without its files.
         plans: for the name of each plan file, a function that writes it to a path; the first plan comes first.
         words: the file of the word list.
+        samples: the planned images in their order.
+        reporter: names what is done again.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or `dataset.json` is damaged.
     """
     refuse_in_place(out)
     root = place(out)
@@ -78,12 +92,16 @@ def begin_folder(out: str | Place, dataset: DatasetFile, plans: Mapping[str, Any
         raise UserError(f"--out {root}: expected a folder; found a file")
     make_folder(root)
     with locked(root) as has_lock:
-        found = find_record(root / DATASET, DatasetFile)
-        if found is None:
+        if (root / DATASET).exists():
+            found = Ledger.open(root).dataset
+        else:
             found = _create(root, dataset, {**plans, WORDS: partial(bring, words)}, has_lock)
         if found.model_copy(update={"files": []}) != dataset:
             raise UserError(f"{root}: holds something else than what was asked for; choose another --out")
-    return Ledger(root, found)
+        ledger = restored(Ledger(root, found), samples, {WORDS: words.read_bytes()})
+    if any(entries(root / COMMITS)):
+        reopen_damaged_shards(ledger, range(dataset.shards), reporter)
+    return ledger
 
 
 def _create(root: Place, dataset: DatasetFile, writers: Mapping[str, Any], has_lock: bool) -> DatasetFile:
@@ -94,7 +112,8 @@ def _create(root: Place, dataset: DatasetFile, writers: Mapping[str, Any], has_l
     there = {path.name for path in entries(root)}
     if DATASET in there:
         return load_record(root / DATASET, DatasetFile)
-    if strangers := sorted(there - {TEMPORARY, *writers}):
+    strangers = sorted(there - {TEMPORARY, *writers})
+    if strangers and not any(Ledger(root, dataset).commits()):  # else this very folder has lost its dataset.json
         raise UserError(f"{root}: expected an empty folder; found {strangers[0]!r} in it; choose another --out")
     sweep(root)
     for name, write in writers.items():

@@ -51,7 +51,7 @@ def merge(
     reporter.message(f"merging {len(samples):,} images of {len(ledgers)} folders into {out}")
     if len({(ledger.dataset.shard_size, ledger.dataset.schema_version) for ledger in ledgers}) > 1:
         return rewrite(ledgers, samples, out, root, reporter)
-    merged = _begin(ledgers, [sample for _, _, sample in samples], out, root)
+    merged = _begin(ledgers, [sample for _, _, sample in samples], out, root, reporter)
     linked = _bring_shards(ledgers, merged, reporter)
     manifest = finish_folder(merged, ledgers)
     return Joined(str(out), manifest.rows, manifest.bad, merged.dataset.shards, linked, 0)
@@ -104,7 +104,9 @@ def _disjoint(ledgers: Sequence[Ledger]) -> list[tuple[Ledger, int, Sample]]:
     return found
 
 
-def _begin(ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Place, image_root: str) -> Ledger:
+def _begin(
+    ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Place, image_root: str, reporter: Reporter
+) -> Ledger:
     first = ledgers[0].dataset
     parts = [part for ledger in ledgers for part in ledger.dataset.all_parts()]
     plans = [file.path for ledger in ledgers for file in ledger.plan.files]
@@ -119,7 +121,7 @@ def _begin(ledgers: Sequence[Ledger], samples: Sequence[Sample], out: str | Plac
         parts=parts,
     )
     writers = {plan_name(number): partial(bring, path) for number, path in enumerate(plans)}
-    return begin_folder(out, dataset, writers, ledgers[0].root / WORDS)
+    return begin_folder(out, dataset, writers, ledgers[0].root / WORDS, samples, reporter)
 
 
 def _bring_shards(ledgers: Sequence[Ledger], merged: Ledger, reporter: Reporter) -> int:

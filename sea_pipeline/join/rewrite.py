@@ -74,7 +74,7 @@ def rewrite(
         files=[],
     )
     plans = {"plan.parquet": lambda path: write_plan(path, samples, size)}
-    ledger = begin_folder(out, dataset, plans, ledgers[0].root / WORDS)
+    ledger = begin_folder(out, dataset, plans, ledgers[0].root / WORDS, samples, reporter)
     sources = _Sources()
     missing = ledger.missing()
     with reporter.progress(

@@ -46,7 +46,7 @@ def repeated(folder: Path, out: Path, count: int) -> Ledger:
         }
     )  # fmt: skip
     plans = {"plan.parquet": lambda path: write_plan(path, samples, SHARD)}
-    ledger = begin_folder(out, dataset, plans, source.root / "words.txt")
+    ledger = begin_folder(out, dataset, plans, source.root / "words.txt", samples)
     footer = shard_footer(source.shard_path(0))
     for number in range(dataset.shards):
         some = range(number * SHARD, min(count, (number + 1) * SHARD))

@@ -20,6 +20,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.remote import RemotePath
 from tests.support.contents import content, rows, stored
+from tests.support.heard import Heard
 from tests.support.joins import listed_file, problems
 from tests.support.kills import killed_around
 from tests.support.old_labels import made_old
@@ -278,3 +279,32 @@ def test_old_folders_are_merged_with_new_ones(parts: list[Path], tmp_path: Path)
     done = merge(parts, tmp_path / "both")
     assert (done.linked, Ledger.open(tmp_path / "both").dataset.schema_version) == (0, 2)
     assert rows(open_labels(tmp_path / "both")) == rows(open_labels(parts[0])) | rows(open_labels(parts[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("joins", ["merge", "select"])
+def test_the_same_call_makes_again_what_is_damaged(parts: list[Path], tmp_path: Path, joins: str) -> None:
+    """As `verify` advises, though the file has its size, and the words are UTF-8."""
+    out, heard = tmp_path / "out", Heard()
+    few = [sample.image_id for sample in Ledger.open(parts[0]).plan][:7]
+    calls = {
+        "merge": lambda: merge(parts, out, reporter=heard),
+        "select": lambda: select(parts[0], few, out, reporter=heard),
+    }
+    calls[joins]()
+    whole = stored(str(out))
+    for name in sorted(whole.keys() - {"commits"}):
+        path = out / name
+        path.write_bytes((path.read_bytes(), path.unlink())[0])  # a file of its own and no hard link
+        if name == "dataset.json":
+            path.unlink()
+        else:
+            flip(path, path.stat().st_size // 2)
+            assert any(name in problem for problem in problems(out)), name
+        calls[joins]()
+        assert stored(str(out)) == whole, name
+    again = sum(name.startswith(("labels/", "quarantine/")) for name in whole)
+    assert sum(line.endswith("is done again") for line in heard.lines) == again > 2
+    (out / "dataset.json").write_bytes(b"{")
+    with refused(match=r"dataset\.json: damaged: .*; restore it, or delete it and run the command that made"):
+        calls[joins]()
