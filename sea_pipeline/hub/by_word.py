@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.labels.format import label_arrays
 from sea_pipeline.labels.store import LabelStore
-from sea_pipeline.storage.publish import make_folder, publish, scratch_path, sweep
+from sea_pipeline.output.records import File, check_file, file_record, whole_record
+from sea_pipeline.storage.publish import make_folder, publish, publish_bytes, scratch_path, sweep
 
 BY_WORD = "by_word"
 BY_WORD_VERSION = b"2"
@@ -77,7 +78,9 @@ def write_by_word(
     labels_per_file: int = LABELS_PER_FILE,
     labels_per_block: int = LABELS_PER_BLOCK,
 ) -> list[Path]:
-    """Write the files of a run's labels by word, `00000.parquet` and so on, keeping those that exist.
+    """Write the files of a run's labels by word, `00000.parquet` and so on, keeping those that are whole.
+
+    Each has a record of its hash, `00000.json`, because a damaged file would be sent as it is.
 
     Args:
         store: the labels.
@@ -102,7 +105,8 @@ def write_by_word(
     for number, pieces in groupby(_pieces(store, per_file), key=lambda piece: piece[0]):
         path = folder / f"{number:05d}.parquet"
         paths.append(path)
-        if path.exists():
+        record = path.with_suffix(".json")
+        if (kept := whole_record(record, File)) and check_file(folder, kept) is None:
             for _, _, table in pieces:
                 advance(len(table))
             continue
@@ -112,6 +116,7 @@ def write_by_word(
             for block in _blocks(pieces, store, ranks, whole, labels_per_block // per_image, advance):
                 runs.add(block)
             _write(scratch, runs.merged(labels_per_block), words, pa.array(names, pa.string()), store.grid[1])
+        publish_bytes(record, file_record(folder, path).to_bytes(), folder)
     return paths
 
 

@@ -31,7 +31,7 @@ from tests.hub.helpers import NAME, URL, clients_own
 from tests.hub.stand_in import Hub
 from tests.support.kills import killed_around
 from tests.support.paths import ROOT
-from tests.support.planted_targets import teach
+from tests.support.planted_targets import flip, teach
 from tests.support.table_readers import _plain
 from tests.support.world import COLOURS, Label, draw_folder
 
@@ -147,7 +147,10 @@ def test_a_word_is_found_in_its_row_groups_alone(labels: Path, tmp_path: Path, m
     assert (len(ranges) > 5, len(holding) <= 3) == (True, True)
 
 
-def test_a_kill_leaves_whole_files_and_they_are_kept(labels: Path, tmp_path: Path) -> None:
+def test_a_kill_leaves_whole_files_and_they_are_kept(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for one that is damaged meanwhile."""
     store = open_labels(labels)
     expected = [path.read_bytes() for path in write_by_word(store, tmp_path / "whole", labels_per_file=100)]
     assert len(expected) == 5
@@ -155,8 +158,12 @@ def test_a_kill_leaves_whole_files_and_they_are_kept(labels: Path, tmp_path: Pat
         write_by_word(store, tmp_path / "x", labels_per_file=100)
     files = sorted((tmp_path / "x").glob("*.parquet"))
     assert [path.read_bytes() for path in files] == expected[:2]
+    flip(files[1], len(expected[1]) // 2)
+    plain, made = by_word._write, []
+    monkeypatch.setattr(by_word, "_write", lambda *given: made.append(1) or plain(*given))
     again = write_by_word(store, tmp_path / "x", labels_per_file=100)
     assert [path.read_bytes() for path in again] == expected
+    assert len(made) == 4
 
 
 def rows_of(paths: list[Path]) -> list[dict[str, Any]]:
