@@ -71,6 +71,13 @@ class RowStore:
         uri: str = self._row(image_id)["uri"][0].as_py()
         return uri
 
+    def image_sha256(self, image_id: str) -> bytes:
+        """Return the sha256 of the image's file when its row was made."""
+        shard, group, row = self._place(image_id)
+        file = self._shards[shard]
+        found: bytes = self._read(self.path / file.path, group, file, ["image_sha256"])["image_sha256"][row].as_py()
+        return found
+
     def images_sha256(self, wanted: Collection[str]) -> str:
         """Hash which of the wanted images have rows, and the bytes of their files; what else there is does not count.
 
@@ -112,15 +119,19 @@ class RowStore:
         )
         return dict(zip(self.ids, places, strict=True))
 
-    def _row(self, image_id: str) -> pa.Table:
-        """Read one image's row as a table of one row.
+    def _place(self, image_id: str) -> tuple[int, int, int]:
+        """Find an image's shard, its row group and its row in that group.
 
         Raises:
             KeyError: there is no such image; says how many there are and shows the nearest id.
         """
         if image_id not in self._index:
             raise no_such_image(image_id, self.ids)
-        shard, group, row = self._index[image_id]
+        return self._index[image_id]
+
+    def _row(self, image_id: str) -> pa.Table:
+        """Read one image's row as a table of one row."""
+        shard, group, row = self._place(image_id)
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
             file, columns = self._shards[shard], [name for name in self._columns if name not in _OF_NO_ROW]

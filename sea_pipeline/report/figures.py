@@ -19,10 +19,11 @@ from PIL import Image
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 from sea_pipeline.inputs.crops import CropBox
-from sea_pipeline.inputs.pixels import BadImageError, decode_image
+from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.labels.statistics import BIN_WIDTH, Statistics, image_words
 from sea_pipeline.labels.store import Labels, LabelStore
+from sea_pipeline.report.labels import labelled_photo
 from sea_pipeline.storage.results import ResultKind, publish_result
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -146,11 +147,11 @@ def photo_of(store: LabelStore, image_id: str) -> Image.Image:
     """Read the upright photo of a row.
 
     Raises:
-        UserError: the photo cannot be read from its place any more.
+        UserError: the photo cannot be read from its place any more, or is another file there.
     """
     root, uri = store.image_root, store.uri(image_id)
     try:
-        return decode_image(open_source(str(root)).read(uri)).image
+        return labelled_photo(open_source(str(root)), uri, store.image_sha256(image_id))
     except BadImageError as error:
         raise UserError(f"{root}/{uri}: cannot be drawn: {error.message}") from error
 

@@ -1,6 +1,6 @@
 """Collect a run's labels as the data of the report's pages on photos and words."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import Advance, Reporter
 from sea_pipeline.inputs.crops import WHOLE, CropBox
-from sea_pipeline.inputs.pixels import decode_image
+from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.labels.format import label_arrays
 from sea_pipeline.labels.statistics import BIN_WIDTH, image_words, statistics
@@ -21,6 +21,7 @@ from sea_pipeline.report.packing import packed, thumbnail
 NONE = 65_535
 """The value that means no label, among positions in the report's words."""
 MOST_BAD = 200
+_OTHER = "OtherFile"
 _MEAN_BIN = 0.02
 _FREQUENT = 30
 
@@ -28,6 +29,7 @@ _FREQUENT = 30
 class _Photo(NamedTuple):
     image_id: str
     uri: str
+    sha256: bytes
     box: CropBox
 
 
@@ -38,15 +40,15 @@ def labels_data(
 
     `photos` are objects with `id` and `src`, a data URI or null if the photo is gone. `word_ids` (photos, patches, k)
     are positions in `words`, which holds the words that occur here, with 65,535 for none. `scores` are hundredths + 1,
-    with 0 for no word. `best` has the words of each photo with the highest score sums, as positions. `total` counts
-    the photos without their crops. The numbers under `statistics` cover all images and crops, whatever is shown.
+    with 0 for no word. `best` has the words of each photo with the highest score sums, as positions. `total` counts the
+    photos without their crops. The numbers under `statistics` cover all images and crops, whatever is shown.
 
     Args:
         store: finished labels.
         limit: the number of photos, the first ones; None for all. Crops are never shown.
         most: k, the most words of a patch; None for all.
         longest: the longer side of a thumbnail, in pixels.
-        reporter: shows the progress of the photos.
+        reporter: shows the progress of the photos, and warns of photos that are not the labelled ones.
     """
     photos, word_ids, scores = _rows(store, limit, min(most or store.top_n, store.top_n))
     every = _count(store)
@@ -112,24 +114,55 @@ def _rows(
         table_words, table_scores = label_arrays(table, store.top_n)
         words.append(table_words[wanted, :, :most])
         scores.append(table_scores[wanted, :, :most])
-        uris, boxes = table["uri"].to_pylist(), table["crop_box"].to_pylist()
-        photos += [_Photo(ids[row], uris[row], tuple(boxes[row])) for row in wanted]
+        uris, hashes, boxes = (table[name].to_pylist() for name in ("uri", "image_sha256", "crop_box"))
+        photos += [_Photo(ids[row], uris[row], hashes[row], tuple(boxes[row])) for row in wanted]
         if limit is not None and len(photos) >= limit:
             break
     return photos, np.concatenate(words), np.concatenate(scores)
 
 
 def _with_pictures(store: LabelStore, photos: list[_Photo], longest: int, reporter: Reporter) -> list[dict[str, Any]]:
-    source = _source(store)
+    source, others = _source(store), set[str]()
+    if source is None:
+        return [{"id": photo.image_id, "src": None} for photo in photos]
 
     def picture(photo: _Photo) -> str | None:
-        return thumbnail(_reader(source, photo.uri), photo.box, longest) if source is not None else None
+        def read() -> Image.Image:
+            try:
+                return labelled_photo(source, photo.uri, photo.sha256)
+            except UserError as gone:
+                raise OSError(str(gone)) from gone
+            except BadImageError as error:
+                if error.error == _OTHER:
+                    others.add(photo.image_id)
+                raise
+
+        return thumbnail(read, photo.box, longest)
 
     with ThreadPool(max_workers=4) as pool, reporter.progress("photos", len(photos)) as advance:
-        return [
+        found = [
             {"id": photo.image_id, "src": src}
             for photo, src in zip(photos, _counted(prefetched_map(pool, picture, photos), advance), strict=True)
         ]
+    if others:
+        reporter.warning(
+            f"{store.path}: {len(others):,} of {len(photos):,} photos below {store.image_root} are other files than "
+            f"the labelled ones (such as {min(others)!r}), and are left out; put the labelled ones back"
+        )
+    return found
+
+
+def labelled_photo(source: Source, uri: str, sha256: bytes) -> Image.Image:
+    """Read an upright photo, if its file is the one that was labelled.
+
+    Raises:
+        BadImageError: it is another file, or cannot be read.
+        UserError: it cannot be read.
+    """
+    image, found = decode_image(source.read(uri))
+    if found != sha256:
+        raise BadImageError("read", _OTHER, "it is another file than the labelled one; put that one back", found)
+    return image
 
 
 def _counted(pictures: Iterator[str | None], advance: Advance) -> Iterator[str | None]:
@@ -143,16 +176,6 @@ def _source(store: LabelStore) -> Source | None:
         return open_source(str(store.image_root))
     except UserError:  # the whole source is gone, but the labels can still be shown
         return None
-
-
-def _reader(source: Source, uri: str) -> Callable[[], Image.Image]:
-    def read() -> Image.Image:
-        try:
-            return decode_image(source.read(uri)).image
-        except UserError as gone:
-            raise OSError(str(gone)) from gone
-
-    return read
 
 
 def _statistics(store: LabelStore) -> dict[str, Any]:

@@ -114,11 +114,14 @@ def test_photos_that_are_gone_have_no_picture_and_the_report_is_made(
 ) -> None:
     (tmp_path / "photos" / "000.png").unlink()
     (tmp_path / "photos" / "003.png").write_bytes(b"no image")
+    shutil.copyfile(tmp_path / "photos" / "a" / "001.png", tmp_path / "photos" / "b" / "002.png")
     code, stdout, stderr = command("report", store.path, "--out", tmp_path / "r.html")
     assert code == 0, stderr
-    assert "5 photos, 2 of them gone" in stdout
+    assert "5 photos, 3 of them gone" in stdout
+    assert "1 of 5 photos below" in stderr, "another photo has its name"
+    assert "are other files than the labelled ones (such as 'b/002.png'), and are left out" in stderr
     shown = {photo["id"]: photo["src"] for photo in embedded(tmp_path / "r.html")["labels"]["photos"]}
-    assert [name for name, src in shown.items() if src is None] == ["000.png", "003.png"]
+    assert [name for name, src in shown.items() if src is None] == ["000.png", "003.png", "b/002.png"]
     assert not (tmp_path / ".tmp").exists()
 
 
@@ -366,6 +369,9 @@ def test_a_long_title_is_folded_and_what_the_font_lacks_is_told(tmp_path: Path) 
 
 def test_a_photo_that_is_gone_is_named(store: LabelStore, tmp_path: Path) -> None:
     assert photo_of(store, "000.png").size == (48, 48)
+    shutil.copyfile(tmp_path / "photos" / "003.png", tmp_path / "photos" / "000.png")
+    with pytest.raises(UserError, match=r"000\.png: cannot be drawn: it is another file than the labelled one; put"):
+        photo_of(store, "000.png")
     (tmp_path / "photos" / "000.png").unlink()
     with pytest.raises(UserError, match=r"000\.png: cannot be drawn: No such file"):
         photo_of(store, "000.png")
