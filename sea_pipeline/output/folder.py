@@ -9,6 +9,7 @@ from typing import Self
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.paths import Place, is_url, place
+from sea_pipeline.storage.retry import looking
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.json"
@@ -64,7 +65,8 @@ def lost_beginning(problem: str) -> str:
 
 def is_ours(root: Place) -> bool:
     """Tell whether a command that works shard by shard began this folder."""
-    return any((root / name).exists() for name in (DATASET, MANIFEST)) or (root / COMMITS).is_dir()
+    with looking(root):
+        return any((root / name).exists() for name in (DATASET, MANIFEST)) or (root / COMMITS).is_dir()
 
 
 def check_is_ours(path: str | Place) -> None:

@@ -17,7 +17,7 @@ from sea_pipeline.output.plan import plan_sha256, read_plan
 from sea_pipeline.output.records import Commit, File, Manifest, check_file, check_size, file_record, whole_record
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, entries, map_over_store
-from sea_pipeline.storage.retry import StoreError
+from sea_pipeline.storage.retry import StoreError, looking
 
 _SUFFIXES = {".json", ".parquet", ".safetensors", ".txt"}
 """The suffixes of the files next to the folders."""
@@ -93,13 +93,14 @@ def misplaced(ledger: Ledger) -> str | None:
     root = ledger.root
     if not isinstance(root, Path):
         return None
-    for name in (COMMITS, QUARANTINE, ledger.dataset.kind):
-        if (root / name).is_file():
-            return advised(f"{root / name}: expected a folder; found a file")
-    files: list[Place] = [path for path in entries(root) if path.suffix in _SUFFIXES]
-    for shard in range(ledger.dataset.shards):
-        files += [ledger.commit_path(shard), ledger.shard_path(shard), ledger.quarantine_path(shard)]
-    return next((advised(f"{path}: expected a file; found a folder") for path in files if path.is_dir()), None)
+    with looking(root):
+        for name in (COMMITS, QUARANTINE, ledger.dataset.kind):
+            if (root / name).is_file():
+                return advised(f"{root / name}: expected a folder; found a file")
+        files: list[Place] = [path for path in entries(root) if path.suffix in _SUFFIXES]
+        for shard in range(ledger.dataset.shards):
+            files += [ledger.commit_path(shard), ledger.shard_path(shard), ledger.quarantine_path(shard)]
+        return next((advised(f"{path}: expected a file; found a folder") for path in files if path.is_dir()), None)
 
 
 def dataset_problem(ledger: Ledger) -> str | None:

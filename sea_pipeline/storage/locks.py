@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.publish import make_folder
+from sea_pipeline.storage.retry import looking
 
 if TYPE_CHECKING:
     from sea_pipeline.storage.paths import Place
@@ -46,7 +47,8 @@ def locked(folder: "Place") -> Iterator[bool]:
         yield False
         return
     # NFS locks a file only if it is open for writing, and nothing opens a folder for that.
-    descriptor, has_lock = os.open(folder, os.O_RDWR if folder.is_file() else os.O_RDONLY), False
+    with looking(folder):
+        descriptor, has_lock = os.open(folder, os.O_RDWR if folder.is_file() else os.O_RDONLY), False
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -11,6 +11,7 @@ import platformdirs
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.leftovers import is_leftover
+from sea_pipeline.storage.retry import looking
 
 if TYPE_CHECKING:
     from sea_pipeline.storage.remote import RemotePath
@@ -95,7 +96,7 @@ def entries(folder: Place) -> list[Place]:
 
     An absent folder has none.
     """
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), looking(folder):
         return sorted((one for one in folder.iterdir() if not is_leftover(one.name)), key=lambda entry: entry.name)
     return []
 

@@ -7,6 +7,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sea_pipeline.core.errors import UserError, one_line
@@ -59,6 +61,8 @@ class StoreError(UserError):
 def refuse_unreadable(path: object, error: Exception) -> None:
     """Refuse a file if an error of reading it says nothing about the file, which then is neither lost nor damaged.
 
+    If the rights are missing to a folder above it, the message names that folder.
+
     Raises:
         StoreError: the rights are missing, or the system or the disk fails.
     """
@@ -68,8 +72,24 @@ def refuse_unreadable(path: object, error: Exception) -> None:
     if code is None or code in _OF_THE_FILE:  # libraries set none if the content is at fault
         return
     is_forbidden = code in (errno.EACCES, errno.EPERM)
+    if is_forbidden and isinstance(path, Path):
+        path = next((folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK)), path)
     advice = RIGHTS if is_forbidden else "run the same command again later; if it stays so, restore it from a copy"
     raise StoreError(f"{path}: cannot be read: {os.strerror(code)}; {advice}") from error
+
+
+@contextmanager
+def looking(folder: object) -> Iterator[None]:
+    """Refuse a folder if this block finds that this user may not look into it.
+
+    Raises:
+        StoreError: the rights are missing.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        refuse_unreadable(folder if error.filename is None else Path(os.fsdecode(error.filename)), error)
+        raise
 
 
 def patiently(action: Callable[[], _Result], shown: str) -> _Result:

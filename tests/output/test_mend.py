@@ -19,7 +19,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.paths import place
 from tests.support.contents import content, rows, stored
-from tests.support.damage import DAMAGE, OTHERS, Harm, changed, flip, made_a_folder, unreadable
+from tests.support.damage import DAMAGE, OTHERS, Harm, changed, closed, flip, made_a_folder, unreadable
 from tests.support.kills import killed_around
 from tests.support.world import ColourEncoder, Label, Shelved, draw_folder
 
@@ -89,6 +89,7 @@ def test_the_advice_brings_back_what_is_damaged(
     ("name", "number", "advice"),
     [
         *((name, errno.EACCES, "give this user the right to read it") for name in READ),
+        *((name, errno.EACCES, "give this user the right to read it") for name in ("labels", "commits", ".")),
         ("plan.parquet", errno.EIO, "run the same command again later; if it stays so, restore it from a copy"),
     ],
 )
@@ -98,7 +99,8 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(
     photos, whole = shelved(9) / "photos", content(shelved(9) / "labels")
     out = shutil.copytree(shelved(9) / "labels", tmp_path / "labels")
     for act in (lambda: open_labels(out), lambda: label(images=str(photos))):
-        with unreadable(out / name, number), pytest.raises(UserError) as found:
+        harm = closed(out / name) if (out / name).is_dir() else unreadable(out / name, number)
+        with harm, pytest.raises(UserError) as found:
             act()
         assert str(found.value) == f"{out / name}: cannot be read: {os.strerror(number)}; {advice}"
     assert label(images=str(photos)).report.images == 0, "as the message advises"

@@ -168,3 +168,22 @@ def unreadable(path: Path, number: int = errno.EACCES) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(io, "open", opened)
         yield
+
+
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """A folder into which nobody may look, also not root."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((os, "stat"), (os, "listdir"), (os, "scandir"), (os, "open"), (io, "open")):
+            real = getattr(module, name)
+
+            def refusing(path: Any = ".", *given: Any, name: str = name, real: Any = real, **named: Any) -> Any:
+                found = Path(path) if isinstance(path, str | Path) else Path()
+                if folder in found.parents or (found == folder and name != "stat"):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                return real(path, *given, **named)
+
+            patch.setattr(module, name, refusing)
+        allowed = os.access
+        patch.setattr(os, "access", lambda path, mode: Path(path) != folder and allowed(path, mode))
+        yield
