@@ -1,4 +1,7 @@
-"""Read a JSON array value by value, also with the NaN and Infinity that Python and pandas write and JSON lacks."""
+"""Read a JSON array value by value, also with what Python writes and JSON, or the fast parser, lacks.
+
+That is NaN, Infinity and halves of UTF-16 pairs, such as a cut emoji, which `json.dumps` writes as an escape.
+"""
 
 import re
 from collections.abc import Iterator
@@ -6,30 +9,75 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 import ijson
+from ijson.backends import python as slow_parser
 
 _CHUNK = 1 << 20
 _TOKEN = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|".*\Z|[-A-Za-z]+\Z|-?Infinity|NaN', re.DOTALL)
 """A whole string (the group), a string that continues after these bytes, a word that may, or a number JSON lacks."""
+_HALF = re.compile(
+    rb"\\u[dD](?:[89abAB]..(?=.{4})(?!\\u[dD][c-fC-F])|(?<!(?<!\\)\\u[dD][89abAB]..\\u[dD])[c-fC-F])", re.DOTALL
+)
+"""The escape of a high half that no low one follows, or of a low half that no high one precedes.
+
+After a backslash that is escaped itself, it also finds what is none.
+"""
+_BEFORE, _AFTER = 7, 9
+"""Bytes that it looks at before a low half, and after the first byte of a high one."""
 
 
 def array_values(file: BinaryIO) -> Iterator[tuple[int, Any]]:
     """Yield the values with their numbers from 1, and None for each number that JSON lacks.
 
     The file is parsed as it is. Only if the parser finds such a number, it is read again from the start through
-    `JsonNumbers`, and the values that were given already are skipped.
+    `JsonNumbers`, and the values that were given already are skipped. The same holds for half of a UTF-16 pair and
+    ijson's slow parser, because the fast one joins the half with the escape after it, or fails.
 
     Raises:
         ijson.JSONError: it is no JSON, or not in UTF-8.
     """
-    start, number = file.tell(), 0
-    try:
-        for number, value in enumerate(ijson.items(file, "item"), start=1):
-            yield number, value
-    except ijson.JSONError as error:
-        if "invalid char in json text" not in str(error):
-            raise
+    start, number, numbers, halves = file.tell(), 0, False, False
+    while True:
         file.seek(start)
-        yield from islice(enumerate(ijson.items(JsonNumbers(file), "item"), start=1), number, None)
+        given: Any = JsonNumbers(file) if numbers else file
+        try:
+            values = slow_parser.items(given, "item") if halves else ijson.items(_WholePairs(given), "item")
+            for found in islice(enumerate(values, start=1), number, None):
+                number = found[0]
+                yield found
+            return
+        except _HalfError:
+            numbers = halves = True
+        except ijson.JSONError as error:
+            if numbers or "invalid char in json text" not in str(error):
+                raise
+            numbers = True
+
+
+class _HalfError(Exception):
+    pass
+
+
+class _WholePairs:
+    """A file to read forward, which raises an error instead of bytes with half of a UTF-16 pair."""
+
+    def __init__(self, file: Any) -> None:  # noqa: ANN401 - a file, or JsonNumbers
+        self._file = file
+        self._seen = self._held = b""
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes but the last few, which the bytes after them may make half of a pair."""
+        while size:
+            data = self._file.read(size)
+            text = self._seen + self._held + (data or b" " * _AFTER)
+            start = len(self._seen)
+            if _HALF.search(text, start):
+                raise _HalfError
+            end = max(start, len(text) - _AFTER)
+            given, self._held = text[start:end], text[end:] if data else b""
+            self._seen = text[max(0, end - _BEFORE) : end]
+            if given or not data:
+                return given
+        return b""
 
 
 class JsonNumbers:

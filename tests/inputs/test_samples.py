@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,25 @@ def test_numbers_that_are_none_are_found_wherever_the_bytes_are_cut(
     assert b"".join(parts) == expected
     assert JsonNumbers(io.BytesIO(b'["cut')).read(0) == b""
     assert json.loads(b"".join(parts))[2]["\\"] is None
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_halves_of_pairs_are_read_as_in_jsonl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int) -> None:
+    """ijson's C parser joins a high half with any escape after it, and fails at a low half alone."""
+    array, lines, read = tmp_path / "data.json", tmp_path / "data.jsonl", json_array._WholePairs.read
+    monkeypatch.setattr(json_array._WholePairs, "read", lambda file, most: read(file, min(size, most)))
+    for texts in product(["\ud83d", "\udc4d", "\u4f60", "\U0001f600", "\\", "x"], repeat=2):
+        rows = [json.dumps(ROW | {"id": "".join(texts), "score": score}) for score in (1, float("nan"))]
+        array.write_text(f"[{','.join(rows)}]")
+        lines.write_text("\n".join(rows))
+        assert list(records(array)) == list(records(lines))
+
+
+def test_only_halves_of_pairs_need_the_slow_parser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(json_array, "slow_parser", None)
+    for shift in range(12):  # the borders of what ijson reads at once lie in pairs
+        (tmp_path / "data.json").write_text(json.dumps([ROW | {"id": "x" * shift + "\U0001f600" * 12_000}]))
+        assert len(list(records(tmp_path / "data.json"))) == 1
 
 
 def bad_inputs(folder: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from trainer.model.fixed_date import with_fixed_date
 from trainer.model.message_forms import ROLES, find_form
 from trainer.model.prompts import Message, by_chat_template, read_messages, render_prompt, special_tokens
 
-_VERSION = 8
+_VERSION = 9
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 FEATURES = datasets.Features(

@@ -23,7 +23,7 @@ from trainer.model.fixed_date import with_fixed_date
 from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
-VERSION = 11
+VERSION = 12
 """Increase it with each change of what a row holds, so that older caches are not found any more."""
 
 _CHUNK = 64
