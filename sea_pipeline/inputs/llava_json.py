@@ -10,6 +10,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,13 @@ from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.paths import is_url
 
 
+@dataclass(frozen=True)
+class UnheldLine:
+    """A line of a `.jsonl` that may be JSON, but holds what Python cannot."""
+
+    problem: str
+
+
 def records(
     path: Path, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
 ) -> Iterator[tuple[int, Any]]:
@@ -32,7 +40,8 @@ def records(
 
     Args:
         path: the file.
-        strict: refuse a record that is not LLaVA's; if False it is yielded as it is, see `check_record`.
+        strict: refuse a record that is not LLaVA's; if False it is yielded as it is or as an `UnheldLine`, see
+            `check_record`.
         unheld: see `records_of`.
 
     Yields:
@@ -60,11 +69,14 @@ def records_of(
         file: the file, from its beginning.
         path: its name, for the kind of file and for messages.
         strict: see `records`.
-        unheld: told of each line of a `.jsonl` that is JSON but holds what Python cannot (text that is not UTF-8, a
-            number of thousands of digits), with its number and the problem. The line is skipped. None refuses it.
+        unheld: told of each line of a `.jsonl` that Python cannot hold (text that is not UTF-8, a number of thousands
+            of digits), with its number and the problem. The line is skipped. None takes it as a record.
     """
     refuse_wide(file, path)
-    for number, row in _json_lines(file, path, unheld) if has_lines(path) else _json_array(file, path):
+    for number, row in _json_lines(file, path) if has_lines(path) else _json_array(file, path):
+        if unheld and isinstance(row, UnheldLine):
+            unheld(number, row.problem)
+            continue
         if strict:
             with naming(path, number):
                 check_record(row, path)
@@ -91,6 +103,8 @@ def check_record(row: Any, path: Path | str) -> None:  # noqa: ANN401 - whatever
     Raises:
         UserError: names what it is.
     """
+    if isinstance(row, UnheldLine):
+        raise UserError(row.problem)
     if not isinstance(row, dict) or not {"image", "images", "conversations"} & row.keys():
         keys = ", ".join(map(shown, sorted(map(str, row))[:6])) if isinstance(row, dict) else ""
         found = f"the keys [{keys}]" if isinstance(row, dict) else type(row).__name__
@@ -297,7 +311,8 @@ def _json_array(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
     if first != b"[":
         found = {b"{": "an object", b"": "an empty file"}.get(first, "something else")
         lines = first + rest.lstrip()[:1] == b"{{" and _is_json(line)
-        advice = "; one object a line is JSONL: rename it to .jsonl" if lines else ""
+        advice = "" if path.lower().endswith(".json") else "; give a .json or .jsonl file, and unpack it first"
+        advice = "; one object a line is JSONL: rename it to .jsonl" if lines else advice
         raise UserError(f"{path}: expected LLaVA's JSON, an array of records; found {found}{advice}")
     number = 0
     digits = sys.get_int_max_str_digits()
@@ -333,16 +348,18 @@ def _said(error: Exception) -> str:
     return text.partition("\n")[0]
 
 
-def _json_lines(
-    file: BinaryIO, path: str, unheld: Callable[[int, str], None] | None = None
-) -> Iterator[tuple[int, Any]]:
+def _json_lines(file: BinaryIO, path: str) -> Iterator[tuple[int, Any]]:
+    expected = "expected one JSON object a line"
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
                 yield number, json.loads(line, parse_constant=lambda _: None)  # NaN becomes None, as in .json
-            except (ValueError, RecursionError) as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 array = line.lstrip(_BEFORE_JSON).startswith(b"[")
-                said = f"expected one JSON object a line; {error}{_ONE_ARRAY if array else ''}"
-                if unheld is None or isinstance(error, json.JSONDecodeError | RecursionError):
-                    raise UserError(f"{path}: line {number}: {said}") from error
-                unheld(number, said)
+                raise UserError(f"{path}: line {number}: {expected}; {error}{_ONE_ARRAY if array else ''}") from error
+            except UnicodeDecodeError as error:
+                found = f"the byte 0x{line[error.start]:02x} at place {error.start + 1}"
+                yield number, UnheldLine(f"{expected} in UTF-8; found {found}; convert the file or mend the line")
+            except ValueError:
+                most = sys.get_int_max_str_digits()
+                yield number, UnheldLine(f"{expected}; found a number of more than {most} digits; mend the line")

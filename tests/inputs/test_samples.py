@@ -227,6 +227,9 @@ def test_a_record_is_there_before_the_file_has_been_read(tmp_path: Path, name: s
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.json: cannot be read: No such file"):
         next(records(tmp_path / "absent.json"))
+    (tmp_path / "x.json.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserError, match=r"found something else; give a \.json or \.jsonl file, and unpack it first"):
+        next(records(tmp_path / "x.json.gz"))
 
 
 @pytest.mark.parametrize("row", [{"k" * 50_000: 1}, {"conversations": [], "k" * 50_000: ["x.jpg"]}])

@@ -298,8 +298,8 @@ def test_a_line_of_json_that_python_does_not_hold_costs_its_row(tmp_path: Path) 
     assert [sample.image_id for sample in samples if not sample.problem] == ["a.png", "c.png"]
     problems = {sample.image_id: sample.problem for sample in samples if sample.problem}
     assert len(problems) == 5, "NaN is null: no image"
-    assert "'utf-8' codec can't decode" in str(problems["line 2"])
-    assert "Exceeds the limit" in str(problems["line 3"])
+    assert "in UTF-8; found the byte 0xe9 at place 12; convert the file" in str(problems["line 2"])
+    assert "found a number of more than 4300 digits; mend the line" in str(problems["line 3"])
     (tmp_path / "x.json").write_text('[{"image": "a.png", "score": NaN}, {"image": 7}, {"image": {"path": NaN}}]')
     samples = list_samples(str(tmp_path / "x.json")).samples
     assert sorted(bool(sample.problem) for sample in samples) == [False, True, True]

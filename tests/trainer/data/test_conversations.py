@@ -8,11 +8,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.llava_json import records
 from tests.support.conversations_json import ANSWERS, Pairs, Row, load, record, rows_of, samples, written
 from tests.support.refused import refused
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.data.bad_rows import missing_images
-from trainer.data.conversations import Summary, summary
+from trainer.data.conversations import Summary, read_conversations, summary
 from trainer.model.prompts import VICUNA_SYSTEM, RenderedText
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
@@ -187,6 +188,25 @@ def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str
     data = written(tmp_path, record([("What?", "A cat.")]), row, name="data.jsonl")
     with refused(start=str(data), match=expected):
         load(data, byte_level(), "own")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"id": ' + b"1" * 5000 + b"}", "found a number of more than 4300 digits; mend the line"),
+        (
+            b'{"image": "\xe9.jpg"}',
+            "a line in UTF-8; found the byte 0xe9 at place 12; convert the file",
+        ),
+    ],
+)
+def test_a_line_that_python_does_not_hold_costs_its_row(tmp_path: Path, line: bytes, expected: str) -> None:
+    data = written(tmp_path, *[record([("What?", "A cat.")])] * 2, name="data.jsonl")
+    data.write_bytes(data.read_bytes().replace(b"\n", b"\n" + line + b"\n"))
+    read = read_conversations(data, byte_level(), template="own", image_tokens=5)
+    assert (read.rows["number"][:], [(row.number, row.id) for row in read.bad]) == ([1, 3], [(2, "2")])
+    with refused(expected, start=f"{data}: line 2: expected one JSON object a line"):
+        list(records(data))
 
 
 def test_an_array_named_as_lines_is_read_when_its_name_is_mended(tmp_path: Path) -> None:
