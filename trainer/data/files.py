@@ -28,8 +28,11 @@ def check_conversations(data: str, image_root: Path | None) -> None:
 
 def check_conversations_file(path: Path) -> None:
     """Refuse a path that does not exist or does not end with .json or .jsonl."""
-    if path.suffix.lower() not in (".json", ".jsonl") or not path.is_file():
-        raise UserError(f"{path}: expected LLaVA's conversations, a .json or .jsonl file; found none there")
+    expected = f"{path}: expected LLaVA's conversations, a .json or .jsonl file"
+    if not path.is_file():
+        raise UserError(f"{expected}; found none there")
+    if path.suffix.lower() not in (".json", ".jsonl"):
+        raise UserError(f"{expected}; found {path.suffix or 'no suffix'}; unpack, convert or rename it")
 
 
 def check_image_root(image_root: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.json_files import read_json
 from trainer.data.conversations import conversation_rows
+from trainer.data.files import check_conversations_file
 from trainer.data.settings import TokensSettings as TokensSettings
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder
@@ -71,6 +72,7 @@ def row_tokens(settings: TokensSettings) -> Iterator[RowTokens]:
     Raises:
         UserError: the model, the file or the template does not fit.
     """
+    check_conversations_file(settings.data)
     with quiet():
         tokenizer, visual_tokens = _tokenizer(settings)
         rows = conversation_rows(

@@ -1,6 +1,7 @@
 """The command `tokens`: the rows that training would read, and why the others are refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from typer.testing import CliRunner
 from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
 from tests.support.conversations_json import load, record, written
+from tests.support.refused import refused
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_models import tiny_model
+from trainer.data.files import check_conversations_file
 from trainer.data.row_tokens import RowTokens, TokensSettings, row_tokens
 from trainer.model.load import open_model_folder
 from trainer.model.parts import load_tokenizer
@@ -131,3 +134,14 @@ def test_other_models_are_refused(config: dict[str, Any], said: str, tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=said):
         asked(tmp_path, written(tmp_path, *ROWS))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("x.json.gz", "found .gz; unpack"), ("x", "found no suffix"), ("no.json", "found none there")]
+)
+def test_files_of_other_kinds_are_refused_as_in_training(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json.gz").touch()
+    (tmp_path / "x").touch()
+    for read in (check_conversations_file, partial(asked, tmp_path)):
+        with refused(said, start=f"{tmp_path / name}: expected LLaVA's conversations, a .json or .jsonl file; "):
+            read(tmp_path / name)
