@@ -103,7 +103,7 @@ OTHERS: dict[str, list[str]] = {
         ("expected images that the model's processor takes; found {} of {} x {} pixels: {}; scale, cut or remove it"),
         "expected an answer to train on; found none that is not empty; write one, or remove the sample",
         (
-            "expected the chat template of {} to write the answer {}; found that it leaves text of it out; correct the "
+            "expected the chat template of {} to write each answer; found that it leaves out text of {}; correct the "
             "template, or remove the sample"
         ),
         "restore it, or make it with sea-pipeline init",

@@ -1,7 +1,5 @@
 """Finds the token that ends each answer of a rendered conversation, so that it is trained with the answer."""
 
-import re
-from itertools import chain
 from typing import TypeAlias
 
 Spans: TypeAlias = list[tuple[int, int]]
@@ -52,22 +50,6 @@ def with_ends(
             found.append((len(written) - len(added) - (stop - start), len(written)))
         done = _skip(text, stop, " ") if added else stop
     return written + text[done:], found
-
-
-def unwritten(text: str, spans: Spans, answers: list[str]) -> str | None:
-    """Return the first answer of which the trained text lacks something, or None; also if no text is trained.
-
-    White space does not count. Neither does what precedes a tag in the answer, because templates drop thoughts.
-    """
-    trained, done = "".join("".join(text[start:end].split()) for start, end in spans), 0
-    for answer in filter(None, answers if trained else ()):
-        cuts = chain([0], (tag.end() for tag in re.finditer(r"[>\]]", answer)))
-        rests = ("".join(answer[cut:].split()) for cut in cuts)
-        rest = next((each for each in rests if each and each in trained[done:]), None)
-        if rest is None:
-            return answer
-        done = trained.index(rest, done) + len(rest)
-    return None
 
 
 def _skip(text: str, start: int, which: str | None = None) -> int:

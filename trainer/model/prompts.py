@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
-from trainer.model.answer_ends import unwritten, with_ends
+from trainer.model.answer_ends import Spans, with_ends
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.lost_text import check_answers, check_questions
 from trainer.model.message_forms import Form, find_form, text_of
 from trainer.model.message_forms import Message as Message
 from trainer.model.rendering import render_chat
@@ -192,10 +193,10 @@ def by_chat_template(
         form: in which the template takes messages; None finds it for texts with images in them.
 
     Raises:
-        UserError: see `find_form`. The function raises it, see `load_template`; or if the template leaves out what
-            an answer says, apart from white space and a thought before the rest.
+        UserError: see `find_form`. The function raises it, see `load_template`; or if the template leaves out a
+            system turn, a question or what an answer says, apart from white space and a thought before the rest.
     """
-    special = special_tokens(tokenizer)
+    name, special = tokenizer.name_or_path, special_tokens(tokenizer)
     marked = GENERATION.search(source) is not None
     taken = form or find_form(source, tokenizer)
 
@@ -203,16 +204,17 @@ def by_chat_template(
         messages = taken.write(given)
         if not any(text_of(message).strip() for message in messages if message["role"] == "assistant"):
             raise UserError(NO_ANSWER)
-        found = _marked(messages, tokenizer, source) if marked else _by_prefix(messages, tokenizer, source, otherwise)
+        text, marks = _render(messages, tokenizer, source, marks=marked)
+        check_questions(messages, text, lambda other: _render(other, tokenizer, source)[0], name, otherwise)
+        if marked:
+            spans = _marked(messages, text, marks, tokenizer, source)
+        else:
+            spans = _by_prefix(messages, text, tokenizer, source, otherwise)
         answers = [text_of(message).strip() for message in messages if message["role"] == "assistant"]
         first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
         asked = _render(messages[:first], tokenizer, source)[0] if len(answers) > 1 else ""
-        rendered = RenderedText(*with_ends(*found, answers, asked, special, tokenizer.eos_token))
-        if lost := unwritten(*rendered, answers):
-            raise UserError(
-                f"expected the chat template of {tokenizer.name_or_path} to write the answer {shown(lost)}; found that "
-                "it leaves text of it out; correct the template, or remove the sample"
-            )
+        rendered = RenderedText(*with_ends(text, spans, answers, asked, special, tokenizer.eos_token))
+        check_answers(*rendered, answers, name)
         return rendered
 
     return render
@@ -275,14 +277,13 @@ def _render(
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot render this sample: {reason}") from error
 
 
-def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str) -> RenderedText:
+def _marked(messages: list[Message], text: str, marks: Spans, tokenizer: PreTrainedTokenizerBase, source: str) -> Spans:
     """Take what a template marks, from where the prompt ends.
 
     SmolLM3's marks begin before the header of the answer, LLaVA-1.5's often behind the space that precedes it. A
     tokenizer that keeps that space apart, as Llama's does before a digit, must learn it too.
     """
-    text, marks = _render(messages, tokenizer, source, marks=True)
-    spans: list[tuple[int, int]] = []
+    spans: Spans = []
     for start, end in marks:
         joined = spans.pop()[0] if spans and spans[-1][1] == start else start
         spans.append((joined, end))
@@ -302,16 +303,12 @@ def _marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase, source:
             for move, (start, end) in zip(moved, spans, strict=True)
         ]
     spans = [(start, end) for start, end in spans if end > start]
-    return RenderedText(text, _without_empty(text, spans, messages, tokenizer, source))
+    return _without_empty(text, spans, messages, tokenizer, source)
 
 
 def _without_empty(
-    text: str,
-    spans: list[tuple[int, int]],
-    messages: list[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    source: str,
-) -> list[tuple[int, int]]:
+    text: str, spans: Spans, messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str
+) -> Spans:
     """Leave out what is marked of empty answers, such as their ends, which would be trained alone."""
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     said = [bool(text_of(messages[index]).strip()) for index in answers]
@@ -328,15 +325,14 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _by_prefix(
-    messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str, otherwise: str
-) -> RenderedText:
+    messages: list[Message], text: str, tokenizer: PreTrainedTokenizerBase, source: str, otherwise: str
+) -> Spans:
     """Find each answer that is not empty between the text up to it and the text through it.
 
     A template may write an answer otherwise once another turn follows, as Qwen3's does, which puts an empty thought
     before the last one alone. Then the end of the answer is found by writing another in its place, and so is its start
     if the prompt goes on with more than the template writes before this answer, as Qwen3-VL-Thinking's open thought.
     """
-    text, _ = _render(messages, tokenizer, source)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and text_of(message).strip():
@@ -354,7 +350,7 @@ def _by_prefix(
                     f"earlier text; mark them{otherwise}"
                 )
             spans.append((start, found[1]))
-    return RenderedText(text, spans)
+    return spans
 
 
 def _begin(

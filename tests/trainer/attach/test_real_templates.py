@@ -206,8 +206,11 @@ def test_an_answer_that_the_template_leaves_out_is_refused() -> None:
     render = load_template("own", byte_level(own))
     thought = read_messages(said("What?", "<think>so</think>\n a cat "), 0)
     assert trained(render(thought)) == ["a cat<|im_end|>"]
-    with refused("to write the answer '<think>so</think>'; found", "correct the template, or remove the sample"):
+    with refused("found that it leaves out text of '<think>so</think>'; correct the template, or remove the sample"):
         render(read_messages(said("What?", "<think>so</think>"), 0))
+
+
+QUESTION = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}"
 
 
 @pytest.mark.parametrize(
@@ -217,12 +220,11 @@ def test_an_answer_that_the_template_leaves_out_is_refused() -> None:
         ("{%- set thinks = true -%}" + SMOLLM3, ["a cat<|im_end|>", "on a mat<|im_end|>"]),
         (SMOLLM3.replace('"<|im_end|>\\n"', '"\\n"'), ["a cat<|im_end|>", "on a mat<|im_end|>"]),
         (UNENDED, ["a cat<|im_end|>", "on a mat<|im_end|>"]),
-        ("{% for m in messages %}{% if m.role == 'user' %}Q{% else %}A" + MARKED + "\n##{% endif %}{% endfor %}",
+        (QUESTION + "A" + MARKED + "\n##{% endif %}{% endfor %}",
          ["a cat<|im_end|>", "on a mat<|im_end|>"]),
-        ("{% for m in messages %}{% if m.role == 'user' %}Q{% else %}" + MARKED + " <|e|>{% endif %}{% endfor %}",
+        (QUESTION + MARKED + " <|e|>{% endif %}{% endfor %}",
          ["a cat <|e|>", "on a mat <|e|>"]),
-        ("{% for m in messages %}{% if m.role == 'user' %}Q{% else %}"
-         "{% generation %}{{ m['content'] + '##' }}{% endgeneration %}{% endif %}{% endfor %}",
+        (QUESTION + "{% generation %}{{ m['content'] + '##' }}{% endgeneration %}{% endif %}{% endfor %}",
          ["a cat##", "on a mat##"]),
         ("{% for m in messages %}{{ m.role + m.content + '<|e|>' }}{% endfor %}{% if add_generation_prompt %}assistant"
          "{% else %}{{ eos_token }}{% endif %}", ["a cat<|e|>", "on a mat<|e|><|im_end|>"]),

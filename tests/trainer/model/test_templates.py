@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from sea_pipeline.core.errors import UserError
+from tests.support.refused import refused
 from tests.support.tiny_tokenizers import CHATML, CHATML_MARKED, byte_level, llama_like
 from trainer.model.chat_template import chat_template
 from trainer.model.prompts import Message, RenderedText, load_template, read_messages
@@ -182,6 +183,45 @@ def test_a_chat_template_that_cannot_be_followed(template: str, expected: str) -
     render = load_template("own", byte_level(template))
     with pytest.raises(UserError, match=expected):
         render(read_messages(turns("a", "b", "c", "d"), 0))
+
+
+NO_SYSTEM = CHATML.replace("in messages %}", "in messages if message['role'] != 'system' %}")
+LATE_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{% set rule = messages[0]['content'] %}{% endif %}"
+    "{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + (rule + ' ' if loop.last and rule else '') + m['content'] + '[/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+"""As Mistral's: the system turn comes with a last question that has no answer yet."""
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, LATE_SYSTEM], ids=["Phi-3's", "Mistral's"])
+def test_a_system_turn_that_the_template_leaves_out_is_refused(template: str) -> None:
+    render = load_template("own", byte_level(template))
+    asked = turns("What?", "A cat.", "And?", "a\n b ")
+    advice = "write it into the first question, or choose vicuna_v1"
+    with refused(match=f"to write a system turn; found that it leaves out 'Be brief.'; {advice}"):
+        render(read_messages([*turns(system=" Be brief."), *asked], 0))
+    asked[0]["value"] = "Be brief. What?"
+    assert "Be brief. What?" in render(read_messages(asked, 0)).text
+    if template == NO_SYSTEM:
+        empty = read_messages([*turns(system=" \n"), *asked], 0)
+        assert render(empty) == render(empty[1:])
+
+
+@pytest.mark.parametrize("change", ["trim", "replace('/no_think', '')", "upper", "replace(' ', '')"])
+def test_a_question_or_system_turn_may_be_changed(change: str) -> None:
+    changed = f"(message['content'] if message['role'] == 'assistant' else message['content'] | {change})"
+    tokenizer = byte_level(CHATML.replace("message['content']", changed))
+    messages = read_messages(turns(" what is it? ", "3", system="be brief. /no_think\n"), 0)
+    assert trained(load_template("own", tokenizer)(messages)) == ["3<|im_end|>"]
+
+
+def test_a_question_that_the_template_leaves_out_is_refused() -> None:
+    last = CHATML.replace("{{ '<|im_start|>'", "{% if loop.index > 2 or loop.last %}{{ '<|im_start|>'")
+    last = last.replace("<|im_end|>\n' }}", "<|im_end|>\n' }}{% endif %}")
+    with refused("to write each question; found that it leaves out 'What?'; correct the template"):
+        load_template("own", byte_level(last))(read_messages(turns("What?", "b", "c", "d"), 0))
 
 
 def test_a_tokenizer_without_what_a_template_needs() -> None:
