@@ -22,6 +22,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.json_array import array_values
 from sea_pipeline.inputs.media_keys import media_keys
+from sea_pipeline.inputs.other_formats import check_other_formats
 from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.paths import is_url
 
@@ -185,14 +186,9 @@ def turns_of(row: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever a data file
     """Return the `conversations` of a record, as the file has them.
 
     Raises:
-        UserError: the record has a `system` or `tools` beside its turns, as LLaMA-Factory's files do.
+        UserError: the record says more beside its turns or in them, see `check_other_formats`.
     """
-    if beside := [key for key in ("system", "tools") if row.get(key) not in (None, "", "[]", [], {})]:
-        raise UserError(
-            f"expected what a conversation says in its turns alone; found {' and '.join(map(repr, beside))} beside "
-            "them, which would not be read; "
-            'write it into a first turn, {"from": "system", "value": text}, or remove the key'
-        )
+    check_other_formats(row)
     return row.get("conversations")
 
 

@@ -87,7 +87,15 @@ OTHERS: dict[str, list[str]] = {
         ),
         (
             "expected what a conversation says in its turns alone; found {} beside them, which would not be read; "
-            'write it into a first turn, {"from": "system", "value": text}, or remove the key'
+            "write it into {}, or remove the key"
+        ),
+        (
+            "expected what a turn says in its 'value' alone; found {} in turn {}, which would not be read; write it "
+            "into 'value', or remove the key"
+        ),
+        (
+            "expected answers that are all trained; found {} of turn {}, which says that it is not; remove the key to "
+            "train the answer, or remove the turn and the one before it"
         ),
         "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
         "correct the template in the LLM's folder, or remove it to use vicuna_v1",

@@ -321,7 +321,7 @@ def test_an_id_that_looks_like_a_file_is_no_medium_beside_an_image(key: str) -> 
             images_of(other)
 
 
-@pytest.mark.parametrize("key", ["system", "tools"])
+@pytest.mark.parametrize("key", ["system", "tools", "system_prompt", "system_message"])
 def test_what_stands_beside_the_turns_is_refused_with_advice_that_works(key: str, tmp_path: Path) -> None:
     """LLaMA-Factory's files have them there."""
     row = record([("What?", "A cat.")])
