@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sea_pipeline.core.errors import UserError
+from trainer.losses.compilation import uncompiled
 
 FAMILIES = ("llama", "mistral", "gemma", "phi3", "qwen2", "qwen3", "olmo2", "smollm3", "granite")
 """Model types whose attention is softmax(scaling * q k), causal, through transformers' `AttentionInterface`."""
@@ -53,6 +54,7 @@ class AttentionRecording:
         assert not self._waiting, f"{len(self._waiting)} layers ran without the tap"
         return self._sum * self._columns
 
+    @uncompiled
     def add(
         self,
         layer: nn.Module,
