@@ -103,15 +103,13 @@ class SeaTerm(nn.Module):
         mean: torch.Tensor = ((vectors * there).sum(2) / there.sum(2)).mean(0)
         return mean
 
-    @torch.no_grad()
     def clamp_scale(self) -> None:
         """Bring 1 / tau back to `MAX_SCALE` if a step took it beyond.
 
         Beyond it the temperature has no gradient, and could not return.
         """
-        self.log_scale.clamp_(
-            max=math.log(equations.MAX_SCALE) - 1e-6
-        )  # float32 may round the logarithm itself upwards
+        # float32 may round the logarithm itself upwards. By `data`, because graphs of other losses hold the parameter.
+        self.log_scale.data.clamp_(max=math.log(equations.MAX_SCALE) - 1e-6)
 
     def extra_repr(self) -> str:
         """Return the size of the word list for printing."""
