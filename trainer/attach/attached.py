@@ -19,7 +19,7 @@ from trainer import losses
 from trainer.attach.families import parts_of, tokens_beyond, vocabulary_of
 from trainer.attach.idle import refuse_without_graph, warn_of_idle
 from trainer.attach.names import NameCheck, flat_names
-from trainer.attach.settings import Group, check_given, read_settings, whole_number
+from trainer.attach.settings import Group, check_given, check_one_device, read_settings, read_state, whole_number
 from trainer.attach.terms import basic_terms
 from trainer.attach.tiles import ImageTokens, Size, Tile, UnknownSizeError
 from trainer.attach.watch import ForwardResults, Watch
@@ -110,7 +110,7 @@ class Attached:
         assert self.weights.keys() <= {"sea", *self._basic}, "a term that is not computed here would be left out"
         supervision = None
         if self._basic:
-            _check_one_device(model)
+            check_one_device(model)
             supervision = Supervision(self._parts.llm, settings.basic)
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
@@ -173,6 +173,24 @@ class Attached:
         if "sea" not in self.weights or self.words is None or not self.words.log_scale.requires_grad:
             return []
         return [self.words.log_scale]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a loop of one's own saves with the model: `step` and, with SEA, `log_scale`, log(1 / tau)."""
+        term = self.words if "sea" in self.weights else None
+        scale = {} if term is None else {"log_scale": float(term.log_scale.detach())}
+        return {"step": whole_number("attached.step", self.step), **scale}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` of the same terms returned.
+
+        Raises:
+            UserError: it is the state of other terms, or of something else.
+        """
+        read = read_state(state, self.state_dict())
+        self.step = read["step"]
+        if self.words is not None and "log_scale" in read:
+            self.words.log_scale.fill_(read["log_scale"])
 
     @torch.no_grad()
     def average_gradients(self) -> None:
@@ -373,16 +391,6 @@ class Attached:
             laid = self.located(kept, ids or [""] * (count or 0))
         embed, scale = self.watch.embed, self.watch.scale
         return basic_terms(self._basic, kept, laid, self.settings, embed, self.vocabulary, scale)
-
-
-def _check_one_device(model: nn.Module) -> None:
-    """Refuse BASIC on a model whose layers lie on several devices."""
-    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
-    if len(devices) > 1:
-        raise UserError(
-            f"attach: das and sds: expected the model on one device; found device_map over {', '.join(devices)}; load "
-            'it with device_map={"": 0}, or train with FSDP'
-        )
 
 
 def _numbers(names: Iterable[str]) -> list[int]:

@@ -220,7 +220,7 @@ class _Temperature(TrainerCallback, ExportableState):
         (parameter,) = self._attached.parameters()
         moments = self._optimizer.state.get(parameter, {})
         kept = {name: float(value) for name, value in moments.items()}
-        return {"args": {}, "attributes": {"log_scale": float(parameter.detach()), **kept}}
+        return {"args": {}, "attributes": {"log_scale": self._attached.state_dict()["log_scale"], **kept}}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, model: Any = None, **__: Any) -> None:  # noqa: ANN401
         keep_embeddings_whole(model)
@@ -232,8 +232,7 @@ class _Temperature(TrainerCallback, ExportableState):
         (parameter,) = self._attached.parameters()
         assert self._attached.words is not None
         self._attached.words.to(args.device)  # before the state, which is made where the parameter is
-        with torch.no_grad():
-            parameter.fill_(values["log_scale"])
+        self._attached.load_state_dict({"step": state.global_step, "log_scale": values["log_scale"]})
         self._optimizer.state[parameter] = {
             name: torch.tensor(values[name]) if name == "step" else torch.full_like(parameter, values[name])
             for name in ("step", "exp_avg", "exp_avg_sq")

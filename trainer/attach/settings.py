@@ -1,7 +1,8 @@
 """Check what `attach` is given; groups of a recipe's `loss` by the recipe's own classes."""
 
-from collections.abc import Mapping
-from numbers import Integral
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from pydantic import ValidationError
@@ -53,6 +54,39 @@ def whole_number(name: str, value: Any) -> int:  # noqa: ANN401 - whatever a use
     if not isinstance(value, Integral) or int(value) < 0:
         raise UserError(f"{name}: expected a whole number, 0 or more; found {value!r:.80}")
     return int(value)
+
+
+def check_one_device(model: object) -> None:
+    """Refuse BASIC on a model whose layers lie on several devices.
+
+    Raises:
+        UserError: `device_map` has several.
+    """
+    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+    if len(devices) > 1:
+        raise UserError(
+            f"attach: das and sds: expected the model on one device; found device_map over {', '.join(devices)}; load "
+            'it with device_map={"": 0}, or train with FSDP'
+        )
+
+
+def read_state(state: object, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of a state of `Attached` that has these names.
+
+    Raises:
+        UserError: it has other names, or a value of another kind.
+    """
+    wanted, found = sorted(names), sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+    if not isinstance(state, Mapping) or found != wanted:
+        raise UserError(
+            f"attached.load_state_dict: expected a state of {', '.join(wanted)}; found {found!s:.80}; give what "
+            "state_dict() of the same terms returned"
+        )
+    whole_number("attached.load_state_dict: step", state["step"])
+    scale = state.get("log_scale", 0.0)
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise UserError(f"attached.load_state_dict: log_scale: expected a finite number; found {scale!r:.80}")
+    return dict(state)
 
 
 def read_settings(sea: Group | None, das: Group | None, sds: Group | None, basic: Group | None) -> Loss:

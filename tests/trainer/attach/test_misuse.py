@@ -29,6 +29,12 @@ WRONG: list[tuple[Any, str]] = [
     (lambda made, one: one.metrics(), "expected a loss since the model's last forward.*; found none; call it right"),
     (lambda made, one: one.loss(NAMES, draws=[1]), "draws: expected a number for each of 2 images; found 1"),
     (lambda made, one: one.loss(NAMES, draws=[1, -1]), "attached.loss: draws: .*found -1"),
+    (lambda made, one: one.load_state_dict(made.model.lm_head.state_dict()), r"log_scale, step; found \['weight'\]"),
+    (lambda made, one: one.load_state_dict({"step": 1}), r"found \['step'\]; give what state_dict\(\) of"),
+    (lambda made, one: one.load_state_dict(1), "expected a state of log_scale, step; found int"),  # type: ignore
+    (lambda made, one: one.load_state_dict({"step": -1, "log_scale": 0}), "load_state_dict: step: .*found -1"),
+    (lambda made, one: one.load_state_dict({"step": 1, "log_scale": float("nan")}), "log_scale: .*finite .*found nan"),
+    (lambda made, one: one.load_state_dict({"step": 1, "log_scale": "a"}), "log_scale: .*found 'a'"),
     (lambda made, one: (setattr(one, "step", 0.5), one.loss(NAMES)), r"attached.step: .*found 0\.5"),
 ]
 
