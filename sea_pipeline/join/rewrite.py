@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.join.folder import Joined, begin_folder, finish_folder
-from sea_pipeline.labels.format import WORDS, LabelRow, ShardWriter
+from sea_pipeline.labels.format import WORDS, LabelRow, ShardWriter, label_rows, packed, unpacked
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, write_plan
 from sea_pipeline.output.quarantine import read_quarantine
@@ -30,9 +29,8 @@ Chosen = tuple[Ledger, int, Sample]
 class _Shard(NamedTuple):
     """A finished shard of a source, in memory."""
 
-    rows: dict[str, int]
-    """The place in the table of each image id."""
-    table: pa.Table
+    rows: dict[str, LabelRow]
+    """By image id."""
     bad: dict[str, dict[str, Any]]
     patch_sum: npt.NDArray[np.float64]
     """(D,): the sum of the embeddings of all its patches."""
@@ -115,15 +113,11 @@ def _read_shard(ledger: Ledger, shard: int) -> _Shard:
     if commit.bad:
         with ledger.reading(commit.files[1]):
             bad = {row["image_id"]: row for row in read_quarantine(ledger.quarantine_path(shard))}
-    from sea_pipeline.labels.rows import unpacked
-
-    rows = {image_id: position for position, image_id in enumerate(table["image_id"].to_pylist())}
-    return _Shard(rows, table, bad, unpacked(footer["patch_sum"]).numpy())
+    rows = {row.image_id: row for row in label_rows(table, ledger.dataset.fields["top_n"])}
+    return _Shard(rows, bad, unpacked(footer["patch_sum"]))
 
 
 def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: _Sources) -> None:
-    from sea_pipeline.labels.rows import packed
-
     fields = ledger.dataset.fields
     patches, top_n = fields["grid"][0] * fields["grid"][1], fields["top_n"]
     bad: list[BadSample] = []
@@ -138,7 +132,7 @@ def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: 
                 if (reason := there.bad.get(sample.image_id)) is not None:
                     bad.append(_bad(sample, reason))
                     continue
-                row = _row(there, sample, patches)
+                row = there.rows[sample.image_id]
                 writer.add(row)
                 first = first or row.image_sha256.hex()
                 taken += 1
@@ -160,17 +154,6 @@ def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: 
         peak_memory_bytes=0,
         attempt=1,
     )
-
-
-def _row(shard: _Shard, sample: Sample, patches: int) -> LabelRow:
-    position = shard.rows[sample.image_id]
-    columns = {name: shard.table[name][position] for name in LabelRow._fields if name in shard.table.column_names}
-    words, scores = (
-        np.asarray(shard.table[name][position].values).reshape(patches, -1) for name in ("words", "scores")
-    )
-    found = {name: value.as_py() for name, value in columns.items() if name != "scores"}
-    found["crop_box"] = tuple(found["crop_box"])
-    return LabelRow(**found, word_ids=words, scores=scores)
 
 
 def _bad(sample: Sample, reason: dict[str, Any]) -> BadSample:

@@ -24,6 +24,8 @@ and columns) and `top_n` (n), the number of patches and the sum of their embeddi
 The means follow from these sums. `sha256` is the hash of the other keys; shards of older versions lack it.
 """
 
+import base64
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +102,17 @@ class ShardWriter(RowGroupWriter[LabelRow]):
         ]
 
 
+def label_rows(table: pa.Table, top_n: int) -> Iterator[LabelRow]:
+    """Yield the rows of a table as they are stored, which is what `ShardWriter` makes columns of."""
+    boxes, words, scores = (
+        table[name].combine_chunks().flatten().to_numpy() for name in ("crop_box", "words", "scores")
+    )
+    shape = len(table), table.schema.field("words").type.list_size // top_n, top_n
+    plain = (table[name].to_pylist() for name in LabelRow._fields[:5])
+    arrays = boxes.reshape(-1, 4).tolist(), words.reshape(shape), scores.reshape(shape)
+    return map(LabelRow._make, zip(*plain, *arrays, strict=True))
+
+
 def label_arrays(table: pa.Table, top_n: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Return the word ids and scores of a table of rows.
 
@@ -148,6 +161,19 @@ def read_mean_similarity(root: Place) -> npt.NDArray[np.float32]:
     table = open_parquet(root / MEANS).read()
     means: npt.NDArray[np.float32] = table["mean_similarity"].to_numpy()
     return means
+
+
+def packed(vector: npt.NDArray[np.float64]) -> str:
+    """Encode float64 numbers as base64 of their little-endian bytes.
+
+    This is half the size of JSON's digits.
+    """
+    return base64.b64encode(vector.astype("<f8").tobytes()).decode()
+
+
+def unpacked(text: str) -> npt.NDArray[np.float64]:
+    """Decode what `packed` has encoded."""
+    return np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64)
 
 
 def _values(array: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:

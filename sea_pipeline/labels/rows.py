@@ -3,7 +3,6 @@
 Shapes: B images of a batch, P patches, D embedding width, n labels a patch.
 """
 
-import base64
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,19 +101,6 @@ class ShardRows(InOrder[LabelRow]):
         self.patch_sum += patch_sum
         self.first_sha256 = self.first_sha256 or row.image_sha256.hex()
         self.count += 1
-
-
-def packed(vector: npt.NDArray[np.float64]) -> str:
-    """Encode float64 numbers as base64 of their little-endian bytes.
-
-    This is half the size of JSON's digits.
-    """
-    return base64.b64encode(vector.astype("<f8").tobytes()).decode()
-
-
-def unpacked(text: str) -> torch.Tensor:
-    """Decode what `packed` has encoded."""
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f8").astype(np.float64))
 
 
 def _row(item: EncoderInput) -> LabelRow:

@@ -28,8 +28,8 @@ from sea_pipeline.inputs.samples import BadSample, Sample
 from sea_pipeline.inputs.sources import Source
 from sea_pipeline.inputs.sources.order import reading_order
 from sea_pipeline.inputs.wordlists import WordList
-from sea_pipeline.labels.format import MEANS, ShardWriter, read_words, write_mean_similarity
-from sea_pipeline.labels.rows import EncoderInput, LabelledBatch, Seconds, ShardRows, packed, unpacked
+from sea_pipeline.labels.format import MEANS, ShardWriter, packed, read_words, unpacked, write_mean_similarity
+from sea_pipeline.labels.rows import EncoderInput, LabelledBatch, Seconds, ShardRows
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
 from sea_pipeline.search.exact import Backend, WordSearch
@@ -160,7 +160,7 @@ class LabelStage:
         for commit in ledger.commits():
             with ledger.reading(commit.files[0]):
                 footers.append(shard_footer(ledger.shard_path(commit.shard)))
-        patch_sum = sum(unpacked(footer["patch_sum"]) for footer in footers)
+        patch_sum = sum(torch.from_numpy(unpacked(footer["patch_sum"])) for footer in footers)
         count = max(1, sum(footer["patches"] for footer in footers))
         parts = torch.split(self._embeddings, _WORDS_PER_PART)  # in parts, to avoid a copy of all words in float64
         mean = torch.cat([part.double() @ (patch_sum / count) for part in parts]) * self._encoder.sign

@@ -30,8 +30,7 @@ from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels import run as label_run
-from sea_pipeline.labels.format import KIND, WORDS, LabelRow, ShardWriter, write_mean_similarity
-from sea_pipeline.labels.rows import packed
+from sea_pipeline.labels.format import KIND, WORDS, LabelRow, ShardWriter, packed, write_mean_similarity
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.output.begin import open_or_create
