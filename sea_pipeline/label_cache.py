@@ -22,7 +22,7 @@ from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.labels.format import from_stored
 from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, whole_record
-from sea_pipeline.output.row_store import no_such_image
+from sea_pipeline.output.row_store import NoSuchImageError
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_folder
@@ -59,7 +59,7 @@ class LabelCache:
             KeyError: there is no such image; the message counts the images and shows the nearest id.
         """
         if image_id not in self._index:
-            raise no_such_image(image_id, self._index)
+            raise NoSuchImageError(image_id, self._index)
         row = self._index[image_id]
         words, scores, crop_box = (self._arrays[name][row] for name in _ARRAYS)
         x0, y0, x1, y1 = crop_box.tolist()

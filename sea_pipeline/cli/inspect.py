@@ -68,7 +68,7 @@ def _show_image(store: "LabelStore", labels: str, image: str, save: Path | None,
     try:
         found = store[image]
     except KeyError as missing:
-        raise UserError(f"{labels}: {missing.args[0]}") from None
+        raise UserError(f"{labels}: {missing}") from None
     if save is not None:
         figure = figures.labels_figure(figures.photo_of(store, image), found, store.words)
         if lacking := figures.save_figure(figure, save):

@@ -9,7 +9,7 @@ from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.crops import MARK, image_and_crop
 from sea_pipeline.join.folder import Joined, open_sources
 from sea_pipeline.join.rewrite import Chosen, rewrite
-from sea_pipeline.output.row_store import no_such_image
+from sea_pipeline.output.row_store import NoSuchImageError
 from sea_pipeline.storage.paths import Place
 
 
@@ -49,7 +49,7 @@ def select(
                 chosen.append((ledger, shard, sample))
     if unknown := sorted(wanted - seen):
         more = f" (and {len(unknown) - 1:,} more)" if len(unknown) > 1 else ""
-        said = no_such_image(unknown[0], (sample.image_id for sample in ledger.plan)).args[0]
+        said = NoSuchImageError(unknown[0], [sample.image_id for sample in ledger.plan])
         raise UserError(f"{ledger.root}: {said}{more}")
     if not chosen:
         raise UserError(f"{ledger.root}: expected ids of images to select; found none")

@@ -1,6 +1,6 @@
 """Read the rows of a finished folder by image id, for labels and for targets."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -126,7 +126,7 @@ class RowStore:
             KeyError: there is no such image; says how many there are and shows the nearest id.
         """
         if image_id not in self._index:
-            raise no_such_image(image_id, self.ids)
+            raise NoSuchImageError(image_id, self.ids)
         return self._index[image_id]
 
     def _row(self, image_id: str) -> pa.Table:
@@ -168,13 +168,37 @@ class RowStore:
         return ids
 
 
-def no_such_image(image_id: object, ids: Iterable[str]) -> KeyError:
-    """Build the error for an id that is none of `ids`.
+class NoSuchImageError(KeyError):
+    """Says that an id is none of some images', how many they are, and which id is the nearest.
 
-    Its message counts the ids and shows the nearest one.
+    This is found when it is read, because it looks at all ids, and many callers only catch the error.
+
+    Args:
+        image_id: the id; without `ids` the message itself, which is what other processes make the error of.
+        ids: the ids that there are.
     """
-    ordered = sorted(ids)
-    return KeyError(f"{image_id!r} is none of the {len(ordered):,} images{nearest_name(str(image_id), ordered)}")
+
+    def __init__(self, image_id: object, ids: Collection[str] | None = None) -> None:
+        super().__init__(image_id)
+        self._given = image_id, ids
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+    def __str__(self) -> str:
+        return self._message
+
+    @property
+    def args(self) -> tuple[str]:  # type: ignore[override]
+        """Return the message, like a plain error."""
+        return (self._message,)
+
+    @cached_property
+    def _message(self) -> str:
+        image_id, ids = self._given
+        if ids is None:
+            return str(image_id)
+        return f"{image_id!r} is none of the {len(ids):,} images{nearest_name(str(image_id), ids)}"
 
 
 def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:

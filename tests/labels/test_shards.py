@@ -1,5 +1,7 @@
 """The contract on disk: exact columns, encodings and values, read back with pyarrow alone and through the store."""
 
+import pickle
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import open_labels
-from sea_pipeline.labels.format import LabelRow, ShardWriter
-from sea_pipeline.output.row_store import no_such_image
+from sea_pipeline.labels.format import LabelRow, ShardWriter, label_rows
+from sea_pipeline.output.row_store import NoSuchImageError
 from sea_pipeline.storage.parquet import shard_footer
 from tests.support.world import Label, draw_folder
 
@@ -32,6 +34,19 @@ def write(path: Path, count: int) -> list[LabelRow]:
             writer.add(row)
         writer.set_footer({"fingerprint": "f", "patch_sum": [0.5]})
     return written
+
+
+@pytest.mark.parametrize("count", [0, 3, 40])
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_that_are_read_are_written_again_to_the_same_bytes(tmp_path: Path, count: int, version: int) -> None:
+    given: Iterable[LabelRow] = rows(count)
+    for name in ("x", "y"):
+        with ShardWriter(tmp_path / name, 6, 3, version) as writer:
+            for row in given:
+                writer.add(row)
+        given = label_rows(pq.read_table(tmp_path / name), 3)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    assert len(list(given)) == count
 
 
 def test_the_columns_and_types_are_those_of_the_contract(tmp_path: Path) -> None:
@@ -149,5 +164,20 @@ def test_the_store_reads_what_the_frozen_interface_promises(label: Label, words:
 )
 def test_the_nearest_id_is_one_that_ends_in_the_text_or_has_it(text: str, nearest: str) -> None:
     ids = ["n02497673_Madagascar_cat.jpg", "n03127925_crate.jpg", "a/dog.jpg", "b/scatter.jpg.png"]
-    assert no_such_image(text, ids).args[0].endswith(f"{text!r} is none of the 4 images; the nearest is {nearest!r}")
-    assert no_such_image(text, []).args[0] == f"{text!r} is none of the 0 images"
+    error = NoSuchImageError(text, ids)
+    assert str(error) == f"{text!r} is none of the 4 images; the nearest is {nearest!r}"
+    assert str(NoSuchImageError(text, [])) == f"{text!r} is none of the 0 images"
+    sent = pickle.loads(pickle.dumps(error))
+    assert (type(sent), sent.args, str(sent)) == (NoSuchImageError, error.args, error.args[0])
+
+
+def test_an_id_that_is_absent_costs_no_look_at_the_others() -> None:
+    """As long as nobody reads the message: a loop over half a million ids may catch thousands."""
+
+    class Unread(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError
+
+    error = NoSuchImageError("a", Unread(["b"]))
+    with pytest.raises(AssertionError):
+        str(error)
