@@ -35,8 +35,8 @@ def status(
     from sea_pipeline.storage.paths import place
 
     ledger = Ledger.open(place(folder))
-    refuse_damage(ledger)
+    commits = refuse_damage(ledger)
     if as_json:
-        print_json(analysis.status_to_json(ledger))
+        print_json(analysis.status_to_json(ledger, commits))
     else:
-        label_tables.status_tables(ledger)
+        label_tables.status_tables(ledger, commits)

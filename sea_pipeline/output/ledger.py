@@ -16,7 +16,7 @@ without it. A second writer of the same shard writes the same rows, so the last 
 
 import datetime
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -179,8 +179,12 @@ class Ledger:
 
         The folder is finished, every shard's commit is valid, and the other files are as written.
         """
+        return self.is_complete(self.commits())
+
+    def is_complete(self, commits: Iterable[Commit]) -> bool:
+        """Tell the same by the valid commits, which are not read again."""
         manifest = self._finished()
-        if manifest is None or self.missing():
+        if manifest is None or sum(1 for _ in commits) < self.dataset.shards:
             return False
         return not any(map_over_store(self.root, lambda file: check_file(self.root, file), manifest.other_files))
 
@@ -202,12 +206,12 @@ class Ledger:
         with publish(path, self.root) as scratch:
             write_quarantine(scratch, bad)
 
-    def quarantined(self) -> Iterator[dict[str, Any]]:
-        """Yield the bad images of the finished shards.
+    def quarantined(self, commits: Iterable[Commit] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the bad images of the finished shards, or of those of some commits.
 
         Each has image_id, uri, stage, error, message and image_sha256.
         """
-        for commit in self.commits():
+        for commit in self.commits() if commits is None else commits:
             if commit.bad:
                 with self.reading(commit.files[1]):
                     rows = read_quarantine(self.quarantine_path(commit.shard))

@@ -37,6 +37,8 @@ class CheckResult(NamedTuple):
     """The shards that are not finished."""
     finished: bool
     """See `Ledger.finished`."""
+    commits: Sequence[Commit] = ()
+    """The valid ones."""
 
 
 def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bool = True) -> CheckResult:
@@ -76,13 +78,19 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
         problems += [*blamed.values(), *filter(None, prefetched_map(pool, differs, files))]
     missing = sorted(set(range(dataset.shards)) - {commit.shard for commit in commits})
     lines += [advised(problem) for problem in dict.fromkeys(problems)]
-    return CheckResult(files, lines, missing, finished)
+    return CheckResult(files, lines, missing, finished, commits)
 
 
-def refuse_damage(ledger: Ledger) -> None:
-    """Raise a UserError with the first problem that `check_files` finds without reading shards."""
-    if problems := check_files(ledger, shards=False).problems:
-        raise UserError(problems[0])
+def refuse_damage(ledger: Ledger) -> Sequence[Commit]:
+    """Return the commits of a folder in which `check_files` finds no problem without reading shards.
+
+    Raises:
+        UserError: it finds one.
+    """
+    checked = check_files(ledger, shards=False)
+    if checked.problems:
+        raise UserError(checked.problems[0])
+    return checked.commits
 
 
 def misplaced(ledger: Ledger) -> str | None:

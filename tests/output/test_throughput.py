@@ -55,6 +55,18 @@ def test_one_shard_has_no_rate(tmp_path: Path) -> None:
     assert throughput(ledger, NOON)[:2] == (None, None)
 
 
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_status_reads_each_commit_once(
+    ledger: Ledger, command: Any, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    run(ledger, PlantedStage(ledger.root.parent / "none"), max_bad=1)
+    read: list[int] = []
+    plain = Ledger.recorded
+    monkeypatch.setattr(Ledger, "recorded", lambda self, shard: read.append(shard) or plain(self, shard))
+    assert command("status", ledger.root, *options)[0] == 0
+    assert sorted(read) == list(range(10))
+
+
 def test_what_has_failed_and_is_not_done_since_is_told_by_its_last_log(ledger: Ledger, command: Any) -> None:
     for attempt in (1, 2):
         log_attempt(ledger, 9, attempt, f"Traceback\n  …\nRuntimeError: number {attempt}\n")

@@ -11,6 +11,8 @@ from rich.text import Text
 from sea_pipeline.cli import terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from sea_pipeline.execution.dispatch import StageRun
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from sea_pipeline.labels.statistics import Statistics
     from sea_pipeline.labels.store import Labels
     from sea_pipeline.output.ledger import Ledger
+    from sea_pipeline.output.records import Commit
 
 _MOST_BAD = 20
 
@@ -59,16 +62,16 @@ def stage_table(run: "StageRun", kind: str, done_to: str) -> None:
     terminal.print_table(rows)
 
 
-def status_tables(ledger: "Ledger") -> None:
-    """Print the tables of `status`."""
-    from sea_pipeline.output.folder import QUARANTINE
+def status_tables(ledger: "Ledger", commits: "Sequence[Commit]") -> None:
+    """Print the tables of `status`, given the valid commits."""
+    from sea_pipeline.output.folder import QUARANTINE, FolderProgress
 
-    done, planned = ledger.done(), ledger.dataset
+    done, planned, complete = FolderProgress.of(commits), ledger.dataset, ledger.is_complete(commits)
     crops = planned.fields.get("crops", {}).get("per_image")
     terminal.print_table(
         {
             "folder": str(ledger.root),
-            "holds": f"{planned.kind}, " + ("finished" if ledger.complete else f"not finished; {ledger.finishing}"),
+            "holds": f"{planned.kind}, " + ("finished" if complete else f"not finished; {ledger.finishing}"),
             "input": planned.source,
             "shards": f"{done.shards:,} of {planned.shards:,} done"
             + (f", the last at {done.last}" if done.last else ""),
@@ -76,23 +79,23 @@ def status_tables(ledger: "Ledger") -> None:
             + (f" (photos, and up to {terminal.counted(crops, 'crop')} of each)" if crops else ""),
             "on disk": decimal(done.bytes),
         }
-        | _pace_rows(ledger)
+        | _pace_rows(ledger, commits, complete=complete)
     )
     if done.bad:
         terminal.output.print()
         table = terminal.plain_table("bad image", "stage", "reason")
-        for bad in islice(ledger.quarantined(), _MOST_BAD):
+        for bad in islice(ledger.quarantined(commits), _MOST_BAD):
             table.add_row(bad["image_id"], bad["stage"], bad["message"])
         terminal.output.print(table)
         if done.bad > _MOST_BAD:
             terminal.output.print(f"… and {done.bad - _MOST_BAD:,} more in {ledger.root / QUARANTINE}")
 
 
-def _pace_rows(ledger: "Ledger") -> dict[str, str]:
+def _pace_rows(ledger: "Ledger", commits: "Sequence[Commit]", *, complete: bool) -> dict[str, str]:
     from sea_pipeline.output.status import failing_shards, throughput
 
-    speed, rows = throughput(ledger, datetime.datetime.now(datetime.UTC)), {}
-    if speed.images_per_second and not ledger.complete:
+    speed, rows = throughput(ledger, datetime.datetime.now(datetime.UTC), commits), {}
+    if speed.images_per_second and not complete:
         left = None if speed.seconds_left is None else datetime.timedelta(seconds=round(speed.seconds_left))
         quiet = datetime.timedelta(seconds=round(speed.seconds_since or 0))
         state = f"about {left} left" if left is not None else f"nothing finished for {quiet}: does it still run?"
