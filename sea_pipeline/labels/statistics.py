@@ -86,7 +86,7 @@ def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statisti
     uses = np.zeros(len(store.words), np.int64)
     best_uses = np.zeros(len(store.words), np.int64)
     bins = np.zeros(round(1 / BIN_WIDTH), np.int64)
-    for table in store.tables():
+    for table in store.tables(("words", "scores")):
         word_ids, scores = label_arrays(table, store.top_n)
         there = word_ids >= 0
         best = word_ids[..., 0]  # labels are sorted by score

@@ -164,12 +164,19 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_wi
     if begun_with is not None:
         stores = sorted(stores, key=lambda store: store.fingerprint != begun_with)
     for store in stores:
-        held = set(store.ids) | {bad["image_id"] for bad in store.quarantine()}
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
-        if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and wanted <= held:
+        if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and _holds(store, wanted):
             return open_labels(store.path)
     return None
+
+
+def _holds(store: LabelStore, wanted: set[str]) -> bool:
+    """Tell whether each image has a row or is known to be bad, which takes reading the ids."""
+    if len(store) + store.manifest["bad"] < len(wanted):
+        return False
+    lacking = wanted.difference(store.ids)
+    return not lacking or lacking <= {bad["image_id"] for bad in store.quarantine()}
 
 
 def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) -> bool:

@@ -14,7 +14,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import label_images
-from sea_pipeline.labels.store import open_labels
+from sea_pipeline.labels.store import LabelStore, open_labels
 from tests.support.heard import Heard
 from tests.support.tiny_runs import (
     FinishedRuns,
@@ -266,7 +266,11 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
         assert store is not None
         return store.path.name
 
+    read: list[str] = []
+    plain = LabelStore._ids
+    monkeypatch.setattr(LabelStore, "_ids", lambda self, shard: read.append(self.path.name) or plain(self, shard))
     assert found(recipe) == "new"
+    assert set(read) == {"new"}  # what does not fit by its manifest is not read
     assert found(short_recipe(tiny, labels={"path": None, "transfer": True})) == "other grid"
     monkeypatch.setattr(SquareEncoder, "grid", folder.grid)
     label_images(label_settings(images, tiny.words, folders["old"].parent / "fewer", top_n=2))
