@@ -6,7 +6,6 @@ written last.
 """
 
 import json
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -98,10 +97,10 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
     with without_autocast():  # the recipe alone decides the precision
-        return _train(recipe, out, resume, reporter)
+        return _train(recipe, out, resume, reporter, {"": recipe})
 
 
-def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, stages: Sequence[str] = ()) -> TrainRun:
+def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, stages: dict[str, Recipe]) -> TrainRun:
     finished = out is not None and (out / SUMMARY).is_file()
     args = training_arguments(recipe, Path(), finished=finished)  # a check before any work is done
     check_recipe(recipe)
@@ -117,14 +116,14 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         check_inputs(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
-        begin_run(out, fields, recipe, resume, stages, image_hashes)
+        begin_run(out, fields, recipe, resume, [*filter(None, stages)], image_hashes)
     reporter = reporter if args.process_index == 0 else SILENT
     if run_folder.is_finished(out):
         return _finished(out, reporter)
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     say_template(inputs.folder.processor.tokenizer, recipe.data.template, reporter)
     say_what_is_shared(inputs.conversations, recipe.data, reporter)
-    say_unused_keys(recipe.labels, reporter)
+    say_unused_keys(recipe, stages.values(), reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
@@ -358,7 +357,7 @@ def train_stages(
         if runs:
             recipe = _from_model(recipe, next(reversed(runs.values())).model, existing)
         with without_autocast():
-            runs[name] = _train(recipe, out and out / name, resume and not runs, reporter, [*filter(None, recipes)])
+            runs[name] = _train(recipe, out and out / name, resume and not runs, reporter, recipes)
     return runs
 
 
