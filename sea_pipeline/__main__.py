@@ -5,6 +5,7 @@ from sea_pipeline.core.own_trainer import leave_working_folder
 if __name__ == "__main__":
     leave_working_folder()  # before anything else is imported: a user's datasets.py would be, too
 
+import atexit
 import os
 import signal
 from contextlib import suppress
@@ -22,7 +23,17 @@ def main() -> None:
 
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.main()
+        # It is the last to run. After it Python puts a handler of ours back to the system's, which ends by the signal.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    try:
+        cli.main()
+    finally:
+        if heeded:  # what is imported has work at its exit, which Ctrl-C must not break into with a traceback
+            signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> None:
+    os._exit(130)
 
 
 def _stop(*_: object) -> None:

@@ -14,6 +14,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("start", [MODULE, SCRIPT
 
 TYPED = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n"
 """A library during whose import Ctrl-C is typed."""
+AGAIN = """
+import atexit, os, signal
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), what=signal.SIGINT):
+        kill(me, what)
+{late}
+os.kill(os.getpid(), signal.SIGINT)
+"""
+"""A library during whose import Ctrl-C is typed, and once more as Python ends."""
 EXECUTED = "os.execv(sys.argv[1], sys.argv[1:])"
 
 
@@ -41,6 +50,14 @@ def test_ctrl_c_during_an_import_is_one_line(tmp_path: Path, start: list[str], l
     before = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
     code, stderr = begun(before, [*start, "train", "small"], ROOT, [tmp_path, ROOT])
     assert (code, stderr.strip()) == (130, f"error: stopped; {said}")
+
+
+@pytest.mark.parametrize("late", ["atexit.register(Late().__del__)", "os.late = Late()"], ids=["exit", "teardown"])
+def test_ctrl_c_while_the_program_ends_is_no_more_than_the_first(tmp_path: Path, start: list[str], late: str) -> None:
+    (tmp_path / "yaml.py").write_text(AGAIN.format(late=late))
+    before = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    code, stderr = begun(before, [*start, "train", "small"], ROOT, [tmp_path, ROOT])
+    assert (code, stderr.count("\n")) == (130, 1)
 
 
 def test_ctrl_c_that_is_ignored_stays_so(tmp_path: Path, start: list[str]) -> None:
