@@ -19,6 +19,7 @@ from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.store import open_labels
 from sea_pipeline.report.run import ReportSettings, find_inputs, write_report
 from sea_pipeline.report.runs import kept_views
+from tests.support.paths import ROOT
 from tests.support.report_world import opened_runs, planted_views, run_folder
 from tests.support.world import COLOURS, ColourEncoder, draw
 
@@ -370,3 +371,14 @@ def test_each_panel_is_on_its_runs_own_picture(browser: Browser, tmp_path: Path)
         assert panels.locator("img").get_attribute("src") not in (first, second)
         page.get_by_role("link", name="Texts").click()
         expect(page.locator("#stories h2")).to_contain_text(["How often", "one.png", "one.png (2)"])
+
+
+def test_zero_is_a_tick_of_an_axis_across_it(opened: Page) -> None:
+    charts = (ROOT / "sea_pipeline" / "report" / "assets" / "charts.js").read_text()
+    lacking = opened.evaluate(f"""() => {{
+        {charts}
+        const sizes = Array.from({{length: 60}}, (_, place) => (1 + place) / 100);
+        const spans = sizes.flatMap((low) => sizes.map((high) => [-low, high]));
+        return spans.filter(([low, high]) => [4, 6].some((wanted) => !ticks(low, high, wanted).includes(0)));
+    }}""")
+    assert lacking == []
