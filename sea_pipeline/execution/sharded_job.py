@@ -204,6 +204,7 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
     ledger = open_or_create(
         out, job.kind, fields, listing, settings.shard_size, job.companions(),
         encoder=job.spec(), extend=settings.extend, growing=job.growing(), advice=job.advice(out),
+        limited=settings.limit is not None,
     )  # fmt: skip
     job.announce(ledger, reporter)
     _reopen_shards(settings, ledger, reporter)

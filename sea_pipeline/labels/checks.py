@@ -38,7 +38,9 @@ def check_out(settings: LabelSettings, out: Place | None) -> None:
         UserError: the folder is a file or is inside the input; or it is to be extended by a part of the images.
     """
     if settings.extend and settings.limit:
-        raise UserError(f"--limit {settings.limit}: not with --extend, which adds every image that is new")
+        raise UserError(
+            f"--limit {settings.limit}: not with --extend, which adds every image that is new; leave one out"
+        )
     if out is None:
         return
     if settings.images is not None and _lies_inside(out, settings.images):

@@ -42,12 +42,13 @@ def open_or_create(
     extend: bool = False,
     growing: Growing | None = None,
     advice: Mapping[str, str] | None = None,
+    limited: bool = False,
 ) -> Ledger:
     """Begin an output folder, or continue one that has the same fields and the same images.
 
     `companions` are small files, by name, that are written next to the shards. `encoder` is a spec, see `DatasetFile`.
     With `extend`, new images become shards of their own after the planned ones. `advice` says by the name of a field
-    what to do if it differs.
+    what to do if it differs. `limited` says that `listing` is cut short by --limit, which --extend refuses.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
@@ -69,7 +70,7 @@ def open_or_create(
         files=[],
     )
     grows: Growing = growing or {}
-    asked = _Asked(wanted, samples, companions, grows, listing.ids, advice or {})
+    asked = _Asked(wanted, samples, companions, grows, listing.ids, advice or {}, limited)
     make_folder(root)
     with locked(root) as has_lock:
         lost = is_lost(root / DATASET) and not rebuild_dataset(root, wanted, samples, companions, grows)
@@ -179,6 +180,7 @@ class _Asked(NamedTuple):
     """What the ids of the samples are; see `Listing`."""
     advice: Mapping[str, str]
     """By the name of a field that differs."""
+    limited: bool
 
 
 def _continue_or_refuse(root: Place, asked: _Asked, extend: bool, has_lock: bool) -> Ledger:
@@ -198,7 +200,8 @@ def _continue_or_refuse(root: Place, asked: _Asked, extend: bool, has_lock: bool
         difference = _compare(ledger, asked._replace(samples=samples), grown, others)
         may_grow = not (difference.others or difference.gone)
         if may_grow and difference.new and not extend:
-            raise UserError(f"{root}: was begun with less: {difference}; add it with --extend, or choose another --out")
+            new = "all that is new with --extend and no --limit" if asked.limited else "it with --extend"
+            raise UserError(f"{root}: was begun with less: {difference}; add {new}, or choose another --out")
         if not may_grow:
             begun = "cannot be extended" if extend else "holds another run"
             known = ledger.dataset.fields

@@ -76,7 +76,7 @@ FOLLOWED: dict[str, list[str]] = {
         ),
     ],
     "tests/output/test_extend.py::test_without_extend_it_is_refused_and_with_it_done": [
-        "{}: was begun with less: {}; add it with --extend, or choose another --out",
+        "{}: was begun with less: {}; add {}, or choose another --out",
     ],
     "tests/output/test_advice_followed.py::test_shards_that_another_run_took_back_are_done_again": [
         "{}: another run takes shards back at the same time; run the command again",
