@@ -196,7 +196,8 @@ def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Prob
     check_probe(settings)
     words = load_wordlist(settings.wordlist)
     if settings.top_n > len(words):
-        raise UserError(f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}")
+        asked = f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}"
+        raise UserError(f"{asked}; give --top-n {len(words)} or less")
     device = resolve_device(settings.device)
     specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
     listing = list_samples(str(settings.data), settings.image_root)

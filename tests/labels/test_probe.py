@@ -298,7 +298,7 @@ def test_the_command_prints_tables_and_json(
         ({}, "[]", "expected images, found none"),
         ({"data": "nowhere.json"}, None, "expected LLaVA's .json or .jsonl"),
         ({}, '[{"image": "00.png"}]', "expected two images with captions at least"),
-        ({"top_n": 9}, "[]", "expected at most 8, the length of"),
+        ({"top_n": 9}, "[]", "; give --top-n 8 or less"),
         ({"image_root": "."}, None, "expected two captioned images at least that open_clip:colours/here#final can"),
         ({"wordlist": "other"}, None, "expected captions that name words of"),
     ],

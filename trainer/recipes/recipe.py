@@ -314,7 +314,7 @@ class Recipe(Filled):
         terms = self.loss.terms()
         basic = self.loss.basic_terms()
         if not (self.loss.lm or terms):
-            problems.append("loss: every weight is 0; nothing would train")
+            problems.append("loss: every weight is 0; give one of the terms a weight")
         problems += [
             f"loss.{name}.weight: auto holds a ratio to L_lm, whose weight is 0; give a number"
             for name, term in terms.items()
@@ -323,7 +323,7 @@ class Recipe(Filled):
         if basic and not self.loss.lm and self.teacher is None:
             problems.append(f"loss.{basic[0]}: without L_lm the LLM's layers do not run; set teacher to cached targets")
         if basic and self.teacher is not None and (self.labels.crops or self.data.random_crop):
-            problems.append("teacher: its targets are of whole images; set labels.crops: 0 and no data.random_crop")
+            problems.append("teacher: its targets are of whole images; set labels.crops: 0 and data.random_crop: null")
         if basic and self.teacher is not None and self.loss.basic.lens != "none":
             problems.append(
                 "loss.basic.lens: is for supervision that the run computes, and a teacher's targets have none; set it "
@@ -332,19 +332,15 @@ class Recipe(Filled):
         if not self.loss.lm and (self.learning_rates.llm or self.learning_rates.vision):
             problems.append("learning_rates: with loss.lm = 0 only the projector trains; set llm and vision to null")
         if self.lora is not None and not (self.learning_rates.llm and self.loss.lm):
-            problems.append("lora: its adapters train with the LLM; set learning_rates.llm (LLaVA: 2e-4) and loss.lm")
-        if self.data.random_crop and self.loss.sea.weight and not self.labels.transfer:
-            problems.append("data.random_crop: labels must follow the crop; set labels.transfer: true")
-        if self.data.image_aspect_ratio == "pad":
-            problems += self._problems_of_bars()
+            problems.append(
+                "lora: its adapters train with the LLM; set learning_rates.llm (LLaVA: 2e-4) and loss.lm, or lora to "
+                "null, as in a stage without the LLM"
+            )
+        problems += self._problems_of_data()
         if isinstance(self.model, ExistingModel):
             of_attach = problems_of_attach(self)
             keys = {problem.partition(":")[0] for problem in of_attach}
             problems = of_attach + [problem for problem in problems if problem.partition(":")[0] not in keys]
-        if self.data.keep_features and (self.data.random_crop or self.learning_rates.vision):
-            problems.append("data.keep_features: the tower's output changes with random_crop or a tower that trains")
-        if self.data.random_crop and self.labels.crops:
-            problems.append("data.random_crop: crops are random or the labelled ones, not both; set labels.crops: 0")
         if self.learning_rates.projector is None and terms:
             problems.append(
                 f"learning_rates.projector: loss.{next(iter(terms))} trains the projector; give it a rate, or the term "
@@ -353,6 +349,21 @@ class Recipe(Filled):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _problems_of_data(self) -> list[str]:
+        found = []
+        if self.data.random_crop and self.loss.sea.weight and not self.labels.transfer:
+            found.append("data.random_crop: labels must follow the crop; set labels.transfer: true")
+        if self.data.image_aspect_ratio == "pad":
+            found += self._problems_of_bars()
+        if self.data.keep_features and (self.data.random_crop or self.learning_rates.vision):
+            found.append(
+                "data.keep_features: the tower's output changes with random_crop or a tower that trains; set it to "
+                "false"
+            )
+        if self.data.random_crop and self.labels.crops:
+            found.append("data.random_crop: crops are random or the labelled ones, not both; set labels.crops: 0")
+        return found
 
     def _problems_of_bars(self) -> list[str]:
         found = []

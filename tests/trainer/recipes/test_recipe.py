@@ -12,7 +12,7 @@ from sea_pipeline.core.errors import UserError
 from tests.support.paths import ROOT
 from trainer.recipes.files import read_recipes
 from trainer.recipes.names import builtin_recipes
-from trainer.recipes.recipe import Parts, Recipe
+from trainer.recipes.recipe import Lora, Parts, Recipe
 
 TRAINS = "loss: {sea: {weight: 1}}\n"
 
@@ -247,12 +247,12 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
 
 RULES = {
-    "loss: {lm: 0}": "loss: every weight is 0",
+    "loss: {lm: 0}": "loss: every weight is 0; give one of the terms a weight",
     "loss: {lm: 0, sea: {weight: auto}}": "loss.sea.weight: auto holds a ratio to L_lm",
     TRAINS.replace("{sea", "{lm: 0, sea") + "learning_rates: {llm: 1}": "only the projector trains",
     TRAINS.replace("{sea", "{lm: 0, sea") + "learning_rates: {vision: 1}": "only the projector trains",
     TRAINS + "data: {random_crop: 0.5}": "labels must follow the crop; set labels.transfer: true",
-    "data: {random_crop: 0.5, keep_features: true}": "the tower's output changes",
+    "data: {random_crop: 0.5, keep_features: true}": "or a tower that trains; set it to false",
     "data: {keep_features: true}\nlearning_rates: {vision: 1}": "the tower's output changes",
     TRAINS + "learning_rates: {projector: null, llm: 1}": "learning_rates.projector: loss.sea trains the projector",
 }
@@ -270,8 +270,17 @@ def test_several_rules_at_once_and_none(tmp_path: Path) -> None:
     assert problem(tmp_path, both).count("; ") >= 3
     one(tmp_path, TRAINS + "data: {random_crop: 0.5}\nlabels: {transfer: true}")
     one(tmp_path, "data: {random_crop: 0.5}")
+    one(tmp_path, "data: {random_crop: 0.5, keep_features: false}")
     one(tmp_path, "loss: {lm: 0, sea: {weight: 1}}")
     one(tmp_path, "learning_rates: {projector: null, llm: 1}")
+
+
+def test_adapters_at_the_top_are_for_the_stages_that_train_the_llm(tmp_path: Path) -> None:
+    text = "lora: {}\nstages:\n  align: {loss: {lm: 0, sea: {weight: 1}}}\n  language: {learning_rates: {llm: 1}}\n"
+    assert "stages.align: lora: its adapters train with the LLM; " in problem(tmp_path, text)
+    assert "or lora to null" in problem(tmp_path, text)
+    align, language = read_recipes(written(tmp_path, text), ["stages.align.lora=null"]).values()
+    assert (align.lora, language.lora) == (None, Lora())
 
 
 def test_the_papers_preset_holds_where_nothing_is_set(tmp_path: Path) -> None:
