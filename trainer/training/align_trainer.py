@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
@@ -274,8 +275,8 @@ class AlignTrainer(ResumingTrainer):
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, cast("Any", model))
         if not isinstance(kind, type) or options.keys() & {"params", "model", "optimizer_dict"}:
             raise UserError(
-                f"training_arguments.optim: {self.args.optim} forms groups of its own, which know nothing of "
-                "learning_rates; choose another, such as adamw_torch"
+                f"training_arguments.optim: {OptimizerNames(self.args.optim).value} forms groups of its own, which "
+                "know nothing of learning_rates; choose another, such as adamw_torch"
             )
         each = [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
         optimizer: torch.optim.Optimizer = kind(each, **options)
@@ -285,7 +286,8 @@ class AlignTrainer(ResumingTrainer):
         """Create the Trainer's schedule after a check that it never rises above a peak rate."""
         if self.lr_scheduler is None:
             assert self.optimizer is not None
-            peaks = [group["lr"] for group in self.optimizer.param_groups]
+            # Copies, because some optimizers keep a rate as a tensor, which a schedule changes in place.
+            peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
             check_schedule(self.args, peaks, num_training_steps)
             self.args.lr_scheduler_kwargs = schedule_options(self.args, peaks)
         return super().create_scheduler(num_training_steps, optimizer)

@@ -59,14 +59,32 @@ def recipe_of(world: World, scheduler: str, settings: dict[str, Any], rates: dic
     return tiny_recipe(world, learning_rates=rates, training_arguments=arguments | kept, **evaluated)
 
 
+class TensorRates(torch.optim.AdamW):
+    """Keeps each rate as a tensor, as torchao's optimizers do."""
+
+    def __init__(self, groups: Any, **options: Any) -> None:
+        super().__init__(groups, **options)
+        for group in self.param_groups:
+            group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+
+
 def rates_of(
-    world: World, out: Path, scheduler: str, settings: dict[str, Any], rates: dict[str, float], *, trained: bool = False
+    world: World,
+    out: Path,
+    scheduler: str,
+    settings: dict[str, Any],
+    rates: dict[str, float],
+    *,
+    trained: bool = False,
+    optimizer: type[torch.optim.Optimizer] | None = None,
 ) -> Any:
     """By peak rate, the rates of ten steps; only what follows a metric needs training for them, or who asks for it."""
     trainer = tiny_trainer(recipe_of(world, scheduler, settings, rates), out)
+    if optimizer is not None:
+        trainer.get_optimizer_cls_and_kwargs = lambda *_: (optimizer, {})  # type: ignore[method-assign]
     spy = Rates()
     trainer.add_callback(spy)
-    peaks = [group["lr"] for group in trainer.create_optimizer().param_groups]
+    peaks = [float(group["lr"]) for group in trainer.create_optimizer().param_groups]
     if trained or "evaluate_every" in settings:
         trainer.train()
     else:
@@ -92,7 +110,7 @@ def test_every_scheduler_is_tried() -> None:
 @pytest.mark.slow
 def test_training_has_the_rates_of_its_schedule(tiny: World, tmp_path: Path) -> None:
     asked = (tiny, tmp_path, "cosine", {}, TWO)
-    assert rates_of(*asked, trained=True) == rates_of(*asked)
+    assert rates_of(*asked, trained=True) == rates_of(*asked) == rates_of(*asked, optimizer=TensorRates)
 
 
 @pytest.mark.slow
@@ -170,7 +188,7 @@ def test_steps_are_counted_before_the_first_one(tiny: World, tmp_path: Path) -> 
 def test_what_a_scheduler_follows(scheduler: str, tiny: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{scheduler} follows a metric of held-out samples; set `evaluate_every`"):
         training_arguments(recipe_of(tiny, scheduler, {}, ONE), tmp_path)
-    followed = recipe_of(tiny, scheduler, EVALUATED | {"metric_for_best_model": "accuracy"}, ONE)
+    followed = recipe_of(tiny, scheduler, EVALUATED | {"metric_for_best_model": "accuracy", "warmup_steps": 0}, ONE)
     with pytest.raises(UserError, match="metric_for_best_model: found 'accuracy'; expected one of lm_loss, tacs, "):
         train(followed, tmp_path / "out")
     alone = followed.model_copy(update={"data": followed.data.model_copy(update={"evaluate": None})})
