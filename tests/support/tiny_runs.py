@@ -100,7 +100,10 @@ def colours(patch: pytest.MonkeyPatch | None = None) -> Iterator[None]:
 
 
 def tiny_recipe(world: World, **changes: Any) -> Recipe:
-    """Batches of 4, 3 steps an epoch, with L_a and without an evaluation; `changes` go into the groups."""
+    """Batches of 4, 3 steps an epoch, with L_a and without an evaluation; `changes` go into the groups.
+
+    A single step is no warm-up, which would train nothing.
+    """
     base = {
         "model": str(world.model),
         "data": {"train": str(world.data), "image_root": str(world.data.parent / "images")},
@@ -114,7 +117,10 @@ def tiny_recipe(world: World, **changes: Any) -> Recipe:
             "save_total_limit": 9,
         },
     }
-    return Recipe.model_validate(_merge(base, changes))
+    merged = _merge(base, changes)
+    if merged["training_arguments"]["max_steps"] == 1:
+        merged["training_arguments"].setdefault("warmup_steps", 0)
+    return Recipe.model_validate(merged)
 
 
 def short_recipe(world: World, **changes: Any) -> Recipe:

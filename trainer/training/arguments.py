@@ -67,7 +67,7 @@ _INSTEAD = (
 def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> TrainingArguments:
     """Combine the recipe's arguments with `DEFAULTS`.
 
-    A run that is finished needs no processes and no GPU.
+    A run that is finished needs no processes and no GPU, and its schedule is not checked.
 
     Raises:
         UserError: transformers does not know an argument or refuses its value; an argument is of another type; FSDP has
@@ -103,7 +103,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     if not finished:
         _check_devices(args)
         _check_fsdp(args, recipe)
-    if peaks:  # a first check; the data has yet to say how many steps there are
+    if peaks and not finished:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
         check_schedule(args, peaks, steps)
     return args

@@ -83,7 +83,7 @@ def refuse_untrained(lines: list[dict[str, Any]], out: Path) -> None:
         out: the run's folder.
 
     Raises:
-        UserError: L_a alone is on and never had two pairs, or fp16 skipped all steps.
+        UserError: L_a alone is on and never had two pairs, or fp16 skipped all steps, or all had a learning rate of 0.
     """
     steps = [line for line in lines if "loss" in line]
     if steps and all(line["loss"] == 0 for line in steps):
@@ -92,6 +92,11 @@ def refuse_untrained(lines: list[dict[str, Any]], out: Path) -> None:
             "pairs of patch and word; look at the labels with sea-pipeline inspect, and begin anew with others"
         )
     every = [line["step"] for line in steps] == [*range(1, len(steps) + 1)]  # a line has the norm of its last step
+    if steps and every and all(line.get("learning_rate") == 0 for line in steps):
+        raise UserError(
+            f"{out}: trained nothing: the learning rate is 0 in all {len(steps):,} logged steps; begin anew with more "
+            "steps, fewer training_arguments.warmup_steps, or another optim"
+        )
     if steps and every and all("grad_norm" in line and line["grad_norm"] is None for line in steps):
         raise UserError(
             f"{out}: trained nothing: fp16 skipped all {len(steps):,} logged steps, whose gradients are not finite; "

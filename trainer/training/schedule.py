@@ -62,7 +62,8 @@ def check_schedule(args: TrainingArguments, peaks: Sequence[float], steps: int) 
     """Run a schedule over a run's steps with an optimizer of one number, before anything trains.
 
     Raises:
-        UserError: the options do not fit, see also `schedule_options`; or a rate leaves the range from 0 to its peak.
+        UserError: the options do not fit, see also `schedule_options`; or a rate leaves the range from 0 to its peak;
+            or all are 0.
     """
     kind, warmup = SchedulerType(args.lr_scheduler_type), args.get_warmup_steps(steps)
     options = schedule_options(args, peaks)
@@ -77,7 +78,13 @@ def check_schedule(args: TrainingArguments, peaks: Sequence[float], steps: int) 
             f"{_WHERE}: {kind.value} over {steps} steps, {warmup} of them warm-up, is not possible: {said}; give other "
             "options, or fewer warmup_steps"
         ) from error
-    for step, share in enumerate(shares[:-1]):  # the last value is never used
+    shares = shares[:steps]  # the last value is never used
+    if not any(shares):
+        raise UserError(
+            f"training_arguments.warmup_steps: nothing would train, because the learning rate is 0 at the start of the "
+            f"warm-up and the run has no other steps ({steps}); set warmup_steps: 0, or train more steps"
+        )
+    for step, share in enumerate(shares):
         if not -1e-9 <= share <= 1 + 1e-9:
             raise UserError(
                 f"{_WHERE}: at step {step + 1} of {steps} {kind.value} would have {share:.3g} times the learning rate; "

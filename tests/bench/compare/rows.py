@@ -72,6 +72,7 @@ def recipes_of(row: Row, common: Sequence[str], steps: int | None, folder: Path)
     for stage, recipe in stages.items():
         if recipe.loss.lm:
             arguments = recipe.training_arguments | ({"max_steps": steps} if steps else {})
+            arguments |= {"warmup_steps": 0} if steps == 1 else {}  # a warm-up would be all of it
             name = row.name if stage == last else (row.after or recipe.name)
             stages[stage] = recipe.model_copy(update={"name": name, "training_arguments": arguments})
     written = {"stages": {stage: recipe.model_dump(mode="json") for stage, recipe in stages.items()}}

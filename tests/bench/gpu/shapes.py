@@ -80,7 +80,7 @@ def trainer_of(setup: Setup, shape: Shape) -> AlignTrainer:
     recipe = Recipe.model_validate(
         {
             "loss": EVERY,
-            "training_arguments": {"bf16": half, "max_steps": 1},
+            "training_arguments": {"bf16": half, "max_steps": 1, "warmup_steps": 0},
         }
     )
     model = llava(shape, setup.device, torch.bfloat16 if half else torch.float32)

@@ -48,6 +48,8 @@ class ExistingWorld(NamedTuple):
         }
         for group, values in changes.items():
             base[group] = base[group] | values if isinstance(base.get(group), dict) else values
+        if base["training_arguments"]["max_steps"] == 1:  # a warm-up would be all of it
+            base["training_arguments"].setdefault("warmup_steps", 0)
         return Recipe.model_validate(base)
 
     def open(self, name: str) -> ExistingFolder:

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +97,24 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(
         assert path.read_text() == text.splitlines(keepends=True)[0]
     refuse_untrained([*lines, {"step": 3, "loss": 1.0, "grad_norm": 0.5}], tmp_path)
     refuse_untrained([{"step": 10, "loss": 1.0, "grad_norm": None}], tmp_path)  # of nine steps it says nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"max_steps": 1}, {"max_steps": -1, "per_device_train_batch_size": 50}])
+def test_a_run_that_is_all_at_the_start_of_its_warm_up_is_refused(
+    given: dict[str, Any], tiny: World, tmp_path: Path
+) -> None:
+    """Its only step would have a learning rate of 0."""
+    given |= {"warmup_steps": 0.03}
+    with refused("nothing would train", "set warmup_steps: 0", start="training_arguments.warmup_steps: "):
+        train(tiny_recipe(tiny, training_arguments=given), tmp_path / "out")
+    recipe = tiny_recipe(tiny, training_arguments=given | {"warmup_steps": 0})
+    assert train(recipe, tmp_path / "out").summary["steps"] == 1
+
+
+def test_logged_rates_of_0_do_not_end_as_finished(tmp_path: Path) -> None:
+    lines = [{"step": step, "loss": 1.0, "grad_norm": 0.5, "learning_rate": 0.0} for step in (1, 2)]
+    with refused("trained nothing: the learning rate is 0 in all 2 logged steps"):
+        refuse_untrained(lines, tmp_path)
+    refuse_untrained([*lines, lines[0] | {"step": 3, "learning_rate": 1e-9}], tmp_path)
+    refuse_untrained([lines[0] | {"step": 10}], tmp_path)  # of nine steps it says nothing
