@@ -4,6 +4,8 @@
 new one comes.
 """
 
+from trainer.training.schedule import BY_EVALUATION
+
 _OWN_METRICS = "metrics are computed by code of ours, which does not read it"
 _HUB = "a run's checkpoints are no model that others can load; upload the finished run's model folder"
 
@@ -29,6 +31,10 @@ REFUSED: dict[str, tuple[object, str]] = {
         "on from the newest whole checkpoint",
     ),
     "ignore_data_skip": (False, "a resumed run would repeat rows of its epoch, and draw other dropout"),
+    "dataloader_in_order": (
+        True,
+        "a step would have the rows that are read first, so a resumed run would repeat some and leave out others",
+    ),
     "resume_from_checkpoint": (None, "the same command goes on from the newest whole checkpoint"),
     "eval_strategy": (None, "set `evaluate_every`"),
     "eval_steps": (None, "set `evaluate_every`"),
@@ -73,14 +79,20 @@ _LATER = frozenset(
         "debug", "do_train", "local_rank",
     }
 )  # fmt: skip
+_OF_METRICS = frozenset({"metric_for_best_model", "greater_is_better", "eval_delay"})
+"""Arguments that change the weights only by a schedule that follows a metric."""
 
 
-def changes_weights(name: str) -> bool:
+def changes_weights(name: str, schedule: object) -> bool:
     """Tell whether an argument is part of a run's identity, because it may change the weights.
+
+    `schedule` is the run's `lr_scheduler_type`, or None for the default one.
 
     The others change what a run writes, how fast it is, what memory it takes or how it is watched. What is refused
     has no effect, so a run that was begun with it goes on without it; but batches that were halved are other steps.
     """
     if name == "auto_find_batch_size":
         return True
+    if name in _OF_METRICS:
+        return schedule in BY_EVALUATION
     return name not in EARLIER | _LATER | REFUSED.keys()

@@ -69,7 +69,8 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     if recipe.data.image_aspect_ratio is None:  # so that runs from before this key keep their fields
         del settings["data"]["image_aspect_ratio"]
     arguments = settings["training_arguments"]
-    settings["training_arguments"] = {key: value for key, value in arguments.items() if changes_weights(key)}
+    schedule = arguments.get("lr_scheduler_type")
+    settings["training_arguments"] = {key: value for key, value in arguments.items() if changes_weights(key, schedule)}
     if processes > 1:
         settings["training_arguments"][ACCUMULATION] = processes * arguments.get(ACCUMULATION, 1)
     labels = store if store is not None and recipe.loss.sea.weight else None
@@ -304,8 +305,9 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes
     accumulation = f"{_ARGUMENTS}{ACCUMULATION}"
     pair = [_with_defaults(found.fields, fields), _with_defaults(fields, found.fields)]
     for each in pair:  # an earlier version may have written more arguments
+        schedule = each.get(f"{_ARGUMENTS}lr_scheduler_type")
         for key in [key for key in each if key.startswith(_ARGUMENTS)]:
-            if not changes_weights(key.removeprefix(_ARGUMENTS).partition(".")[0]):
+            if not changes_weights(key.removeprefix(_ARGUMENTS).partition(".")[0], schedule):
                 del each[key]
     if (out / SUMMARY).is_file():
         arguments = found.recipe.get("training_arguments", {})

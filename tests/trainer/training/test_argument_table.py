@@ -27,12 +27,13 @@ IDENTITY = {
     "gradient_accumulation_steps", "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing",
     "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache",
-    "neftune_noise_alpha", "eval_delay", "metric_for_best_model", "greater_is_better",
-    "full_determinism", "use_cpu", "accelerator_config", "parallelism_config", "dataloader_drop_last",
-    "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "neftune_noise_alpha", "full_determinism", "use_cpu", "accelerator_config", "parallelism_config",
+    "dataloader_drop_last", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
     "ddp_static_graph", "ddp_backend", "fsdp", "fsdp_config", "deepspeed",
 }  # fmt: skip
 """May change the weights, or how they are rounded."""
+OF_METRICS = {"eval_delay", "metric_for_best_model", "greater_is_better"}
+"""The same, only with a schedule that follows a metric."""
 ASIDE = {
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
     "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
@@ -47,9 +48,12 @@ ASIDE = {
 
 def test_every_argument_is_sorted() -> None:
     every = {field.name for field in dataclasses.fields(TrainingArguments)}
-    assert every == FIXED | IDENTITY | ASIDE | REFUSED.keys()
-    assert len(FIXED) + len(IDENTITY) + len(ASIDE) + len(REFUSED) == len(every), "each is in one of them"
-    assert {name for name in every - FIXED if changes_weights(name)} == IDENTITY | {"auto_find_batch_size"}
+    sorts = (FIXED, IDENTITY, OF_METRICS, ASIDE, REFUSED.keys())
+    assert every == set().union(*sorts)
+    assert sum(map(len, sorts)) == len(every), "each is in one of them"
+    for schedule, more in ((None, set()), ("cosine", set()), ("greedy", OF_METRICS)):
+        found = {name for name in every - FIXED if changes_weights(name, schedule)}
+        assert found == IDENTITY | more | {"auto_find_batch_size"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -147,9 +151,10 @@ def test_a_run_of_an_earlier_version_is_found(tiny: World, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     arguments = {"ddp_timeout": 7200}
     with monkeypatch.context() as earlier:
-        earlier.setattr("trainer.training.run_folder.changes_weights", lambda name: not name.startswith("save_"))
+        earlier.setattr("trainer.training.run_folder.changes_weights", lambda name, _: not name.startswith("save_"))
         earlier.setitem(REFUSED, "do_predict", (True, ""))
-        begun = train(short(tiny, **arguments, do_predict=True), tmp_path / "named").out
+        more = {"do_predict": True, "metric_for_best_model": "tacs"}
+        begun = train(short(tiny, **arguments, **more), tmp_path / "named").out
         unnamed = train(short(tiny, **arguments)).out
     assert json.loads((begun / "run.json").read_text())["fields"]["recipe"]["training_arguments"]["do_predict"]
     assert train(short(tiny, ddp_timeout=3600), begun).out == begun
