@@ -52,7 +52,8 @@ from trainer.model.trained_template import say_template
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 from trainer.training import run_folder
 from trainer.training.align_trainer import TrainedModel
-from trainer.training.arguments import training_arguments, without_traces
+from trainer.training.argument_checks import arguments_of
+from trainer.training.arguments import without_traces
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen
 from trainer.training.checks import check_recipe, check_recipes, of_stage, unfinished
@@ -101,8 +102,7 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
 
 
 def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, stages: dict[str, Recipe]) -> TrainRun:
-    finished = out is not None and (out / SUMMARY).is_file()
-    args = training_arguments(recipe, Path(), finished=finished)  # a check before any work is done
+    args = arguments_of(recipe, out)
     check_recipe(recipe)
     if resume:
         check_begun(recipe, out)
@@ -351,7 +351,7 @@ def train_stages(
     existing = isinstance(recipes[first].model, ExistingModel)
     for name, recipe in recipes.items():
         with of_stage(name):
-            args = training_arguments(recipe, Path(), finished=name not in todo)
+            args = arguments_of(recipe, out and out / name)
         if name and args.process_index == 0:
             reporter.message(f"stage {name}")
         if runs:
@@ -374,7 +374,7 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
     arguments = {}
     for name, recipe in todo.items():
         with of_stage(name), without_traces():
-            arguments[name] = training_arguments(recipe, Path())
+            arguments[name] = arguments_of(recipe, out and out / name)
     beginning = list(recipes)[: list(recipes).index(next(iter(todo)))]
     first = next(iter(recipes.values()))
     existing = isinstance(first.model, ExistingModel)

@@ -234,7 +234,7 @@ def test_a_service_that_is_not_installed_is_named_before_anything_is_read(tiny: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optim_args": "nonesense"}, "training_arguments.optim: "),
+        ({"optim": "sgd", "optim_args": "momentum=x"}, "training_arguments.optim: "),
         ({"adam_beta1": 2.0}, "training_arguments.optim: Invalid beta parameter"),
         (
             {"use_liger_kernel": True},
