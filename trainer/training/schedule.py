@@ -81,8 +81,8 @@ def check_schedule(args: TrainingArguments, peaks: Sequence[float], steps: int) 
     shares = shares[:steps]  # the last value is never used
     if not any(shares):
         raise UserError(
-            f"training_arguments.warmup_steps: nothing would train, because the learning rate is 0 at the start of the "
-            f"warm-up and the run has no other steps ({steps}); set warmup_steps: 0, or train more steps"
+            f"training_arguments.warmup_steps: nothing would train, because {warmup} of {steps} steps is warm-up and "
+            "starts at a learning rate of 0; set warmup_steps: 0, or train more steps"
         )
     for step, share in enumerate(shares):
         if not -1e-9 <= share <= 1 + 1e-9:

@@ -82,7 +82,7 @@ def written_out(trainer: AlignTrainer, start: int, micro: int, count: int) -> Gr
 def test_gradients_under_accumulation(accumulation: int, micro: int, norm: str, tiny: World, tmp_path: Path) -> None:
     """The last step of an epoch holds fewer micro-batches: 12 samples are 8 + 4, and 1 x 8 ends with a batch of 4."""
     arguments = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": micro}
-    arguments |= {"max_steps": -1, "num_train_epochs": 1}
+    arguments |= {"max_steps": -1, "num_train_epochs": 1, "warmup_steps": 0}
     loss = {"lm": 0.7, "norm": norm, "sea": {"weight": 3.0}}
     trainer, found = stepped(tiny, tmp_path, loss=loss, learning_rates=STILL, training_arguments=arguments)
     step = accumulation * micro

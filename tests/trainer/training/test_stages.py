@@ -150,14 +150,14 @@ def test_the_check_leaves_nothing_to_the_first_stage(
         seen.append((getattr(torch.backends, "fp32_precision", None), os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")))
         return made(*given)
 
-    def arguments(recipe: Recipe, *given: Any, real: Any = train_run.training_arguments, **named: Any) -> Any:
+    def arguments(recipe: Recipe, *given: Any, real: Any = train_run.arguments_of, **named: Any) -> Any:
         if recipe.seed == 5:
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
             torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
         return real(recipe, *given, **named)
 
     monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
-    monkeypatch.setattr(train_run, "training_arguments", arguments)
+    monkeypatch.setattr(train_run, "arguments_of", arguments)
     monkeypatch.setattr(train_run, "_Training", training)
     before = getattr(torch.backends, "fp32_precision", None)
     try:
