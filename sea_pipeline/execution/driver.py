@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -49,30 +49,42 @@ def distribute(
     """
     cluster = crew.cluster_for(device)
     with (
-        _terminated_as_interrupted(),
+        _interrupted() as heed,
         stage_plugin(job, ledger) as plugin,
         connected(cluster, dashboard=crew.dashboard, reporter=reporter) as client,
     ):
         pool = WorkerPool(client, plugin, workers.ready, start_timeout=cluster.start_timeout, reporter=reporter)
         with pool.open():
-            driver = Driver(pool, ledger, max_bad=max_bad, shard_timeout=crew.shard_timeout, advance=advance)
+            driver = Driver(pool, ledger, max_bad=max_bad, shard_timeout=crew.shard_timeout, advance=advance, heed=heed)
             return driver.run(crew.shards(ledger.dataset.shards)), pool.about.get("stage", {})
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _interrupted() -> Iterator[Callable[[], None]]:
+    """End the block by KeyboardInterrupt at SIGTERM and at Ctrl-C.
+
+    Yields a function that raises it if it was lost before: Python drops whatever is raised while an object is deleted,
+    and dask's futures have work then.
+    """
+    came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def heed() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+    if numbers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody ignores it or has it
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield heed
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -109,6 +121,7 @@ class Driver:
         max_bad: see `local.run`.
         shard_timeout: seconds after which a shard is stuck and its worker is started again; None for never.
         advance: called with the number of images of each shard that is done.
+        heed: called again and again; ends the run by what it raises.
     """
 
     def __init__(
@@ -119,12 +132,14 @@ class Driver:
         max_bad: float,
         shard_timeout: float | None = None,
         advance: Advance = lambda _: None,
+        heed: Callable[[], None] = lambda: None,
     ) -> None:
         self._pool = pool
         self._ledger = ledger
         self._totals = RunTotals(ledger, max_bad)
         self._shard_timeout = shard_timeout
         self._advance = advance
+        self._heed = heed
         self._waiting: list[tuple[int, int]] = []
         """(shard, attempt)."""
         self._tasks: dict[str, _Task] = {}
@@ -141,11 +156,15 @@ class Driver:
             self._waiting = [(shard, 1) for shard in todo]
             self._hand_out()
             while self._waiting or self._tasks:
-                for worker, outcome in self._pool.news():
+                for worker, outcome in self._news():
                     self._take(self._tasks.pop(worker), outcome)
                 self._end_stuck()
                 self._hand_out()
         return self._totals.closed()
+
+    def _news(self) -> list[tuple[str, Outcome]]:
+        self._heed()
+        return self._pool.news()
 
     def _hand_out(self) -> None:
         while self._waiting and self._pool.idle:
@@ -196,9 +215,9 @@ class Driver:
     def _finish(self) -> None:
         for _ in range(DEATHS):
             while not self._pool.idle:
-                self._pool.news()
+                self._news()
             self._pool.give("finish", workers.finish)
-            while not (news := self._pool.news()):
+            while not (news := self._news()):
                 pass
             _, outcome = news[0]
             if "done" in outcome:

@@ -138,7 +138,7 @@ def save_figure(figure: Any, path: Path) -> str:  # noqa: ANN401 - matplotlib's 
         warnings.simplefilter("always")
         figure.savefig(whole, format=kind, dpi=200, metadata=dated.get(kind))
     with publish_result(path) as scratch:
-        scratch.write_bytes(whole.getbuffer())
+        scratch.write_bytes(whole.getvalue())
     codes = (re.match(r"Glyph (\d+) ", str(warning.message)) for warning in heard)
     return "".join(sorted({chr(int(code[1])) for code in codes if code}))
 

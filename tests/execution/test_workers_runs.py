@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dask
 import distributed
@@ -16,11 +17,12 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.cluster_settings import WorkerSettings
+from sea_pipeline.execution.driver import Driver, _interrupted
 from sea_pipeline.output.ledger import Ledger
 from tests.support.contents import content
 from tests.support.kills import descendants
 from tests.support.programs import Begin, labelling
-from tests.support.worker_world import FAULTS, plant_fault
+from tests.support.worker_world import FAULTS, plant_fault, planted_ledger
 from tests.support.world import Label, draw_folder
 
 PRELOAD = "tests.support.worker_world"
@@ -86,6 +88,35 @@ def test_three_workers_label_the_same(label: Label, photos: Path, tmp_path: Path
     assert content(tmp_path / "labels") == whole
     assert (done.report.images, done.report.bad, done.device) == (17, 1, "cpu")
     assert 1 <= done.report.workers <= 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_python_drops_ends_the_run_all_the_same(tmp_path: Path, number: signal.Signals) -> None:
+    """What it raises is lost if an object is being deleted, such as one of dask's."""
+    before = signal.getsignal(number)
+
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    class Pool:
+        idle = ("a worker",)
+        calls = 0
+
+        def give(self, *_: object) -> str:
+            self.idle = ()
+            return "a worker"
+
+        def news(self) -> list[Any]:
+            self.calls += 1
+            assert self.calls == 1, "it goes on and on"
+            Dropped()
+            return []
+
+    with pytest.raises(KeyboardInterrupt), _interrupted() as heed:
+        Driver(Pool(), planted_ledger(tmp_path / "out"), max_bad=1, heed=heed).run()  # type: ignore[arg-type]
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
