@@ -3,17 +3,20 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.settings import Count
 from sea_pipeline.output.records import Record, first_problem
+from sea_pipeline.storage.hashing import fingerprint_of, leaves
 from sea_pipeline.storage.json_files import Seconds, Sha256, Text, json_object, read_json
 
 MEASURED_ON = "measured_on"
 """The key of a logged evaluation that says of which held-out rows and labels it is; early versions lack it."""
+_COMPUTED = ("training_arguments.gradient_accumulation_steps", "loss.basic.lens")
+"""The beginnings of keys whose values in a run's fields are not those of its recipe."""
 
 
 class RunFile(Record):
@@ -29,6 +32,16 @@ class RunFile(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     stages: list[Text] = Field(default_factory=list)
     """The names of the recipe's stages, in order."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.fingerprint and fingerprint_of(self.fields) != self.fingerprint:
+            raise ValueError("its fingerprint is not that of its fields")
+        counted, recipe = self.fields.get("recipe"), leaves(self.recipe)
+        for key, value in leaves(counted).items() if recipe and isinstance(counted, dict) else ():
+            if not key.startswith(_COMPUTED) and recipe.get(key) != value:
+                raise ValueError(f"recipe.{key} is not that of its fields")
+        return self
 
 
 class SummaryFile(Record):

@@ -241,6 +241,12 @@ RUN_DAMAGE: dict[str, tuple[str, Harm]] = {
 }
 RUN_DAMAGE |= {
     "a recipe that is a list": ("run.json", lambda path: changed(path, "recipe", value=[])),
+    "another digit in the recipe": (
+        "run.json",
+        lambda path: changed(path, "recipe", "loss", "sea", "weight", value=1.0),
+    ),
+    "another digit in the fields": ("run.json", lambda path: changed(path, "fields", "model", "weights", value="v")),
+    "another fingerprint": ("run.json", lambda path: changed(path, "fingerprint", value="e" * 64)),
     "fields that are text": ("run.json", lambda path: changed(path, "fields", value="x")),
     "a version that is a number": ("run.json", lambda path: changed(path, "versions", value={"torch": 2})),
     "a negative count": ("summary.json", lambda path: changed(path, "steps", value=-1)),
@@ -297,7 +303,10 @@ def test_a_damaged_line_of_the_log_is_named_and_its_advice_ends_in_a_report(comm
 @pytest.mark.parametrize("record", [RunFile, SummaryFile])
 def test_what_is_read_is_what_is_there(tmp_path: Path, record: Callable[..., Any]) -> None:
     path = tmp_path / "file.json"
-    for good in ({}, {"steps": 3}, {"later": [1, None]}, {"fields": {}, "start": {"loss": 1}, "seconds": 2}):
+    counted = {"loss": {"basic": {"lens": {"kind": "ridge"}}}, "training_arguments": {"gradient_accumulation_steps": 8}}
+    run = {"recipe": {"loss": {"basic": {"lens": "ridge"}}, "training_arguments": {}}, "fields": {"recipe": counted}}
+    summary = {"fields": {}, "start": {"loss": 1}, "seconds": 2}
+    for good in ({}, {"steps": 3}, {"later": [1, None]}, summary, run):
         path.write_text(json.dumps(good))
         assert read_run_file(path, record) == good  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"absent: cannot be read: .*; restore it"):

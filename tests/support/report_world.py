@@ -8,6 +8,7 @@ from typing import Any
 
 from sea_pipeline.report.run import find_inputs
 from sea_pipeline.report.runs import RunInput, kept_views
+from sea_pipeline.storage.hashing import fingerprint_of
 
 ROWS, COLUMNS, LAYERS = 2, 3, 2
 
@@ -24,7 +25,9 @@ def run_folder(
     """A finished run without a model; `half` is a line that a kill cut, `age` seconds since it began."""
     path.mkdir(parents=True)
     whole = {"name": path.name, "model": "start", "data": {"train": "samples"}, "loss": {"sea": {"weight": 0.0}}}
-    record = {"recipe": whole | recipe, "fields": {"model": {"weights": "w"}, "labels": None}, "fingerprint": "f" * 64}
+    record = {"recipe": whole | recipe, "fields": {"model": {"weights": "w"}, "labels": None}}
+    record["fields"]["recipe"] = {"loss": record["recipe"]["loss"]}
+    record["fingerprint"] = fingerprint_of(record["fields"])
     (path / "run.json").write_text(json.dumps(record))
     summary = {
         "name": path.name,

@@ -1,5 +1,6 @@
 """What runs have left, as values that can be compared."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from sea_pipeline.storage.hashing import fingerprint_of
 from tests.support import tiny_runs
 from tests.support.programs import Begin
 from tests.support.tiny_runs import World, logged, tiny_recipe
@@ -27,6 +29,11 @@ def weights(out: Path) -> dict[str, bytes]:
 def values(out: Path) -> list[dict[str, Any]]:
     """What every logged step says, but for the time it took."""
     return [{name: value for name, value in line.items() if name != "seconds"} for line in logged(out)]
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Writes a run's `run.json` as if the run had been begun with these fields."""
+    (run / "run.json").write_text(json.dumps(record | {"fingerprint": fingerprint_of(record["fields"])}))
 
 
 def killed(program: Begin, recipe: Recipe, out: Path, event: str, step: int) -> None:

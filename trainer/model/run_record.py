@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
+from trainer.recipes.files import problems
 from trainer.recipes.recipe import Recipe
 
 
@@ -62,7 +65,7 @@ def read_run(run: Path, *, finished: bool = True) -> RunRecord:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        reason = one_line(error)
+        reason = problems(error, "recipe", {}) if isinstance(error, ValidationError) else one_line(error)
         raise UserError(
             f"{run / 'run.json'}: expected a run of this version; {reason}; restore it, or train anew"
         ) from error

@@ -19,12 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.paths import data_folder
 from tests.support.refused import refused, refuses
+from tests.support.run_values import write_record
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_models import tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.evaluation.harness_tasks import Column, Step, Suite, SuiteSettings, eval_steps, suite_columns, suite_pins
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
+from trainer.model.run_record import read_run
 from trainer.towers import S2TowerConfig
 
 HARNESSES = Path(sys.prefix) / "harness"
@@ -184,9 +186,8 @@ def test_the_llm_of_a_model_that_a_run_attached_to_is_left_out(command: Any, exp
 def as_run(tiny: World, folder: Path, kept: tuple[int, ...]) -> Path:
     """What a run has written that the commands are made of."""
     recipe = tiny_recipe(tiny, name="sea-figure3-sea").model_dump(mode="json")
-    record = {"recipe": recipe, "fields": {"model": {"weights": "0"}}, "fingerprint": "f1"}
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(record))
+    write_record(folder, {"recipe": recipe, "fields": {"model": {"weights": "0"}}})
     for step in kept:
         (folder / "kept" / f"checkpoint-{step}").mkdir(parents=True)
     return folder
@@ -215,7 +216,7 @@ def test_the_commands_along_a_run(tiny: World, command: Any, tmp_path: Path) -> 
 def test_what_is_refused_along_a_run(tiny: World, tmp_path: Path) -> None:
     run = as_run(tiny, tmp_path / "run", (100,))
     llm = with_config(tmp_path / "out" / "sea-figure3-sea" / "step-100-llm", "{}")
-    (llm / "README.md").write_text("| settings and inputs together | `f1` |")
+    (llm / "README.md").write_text(f"| settings and inputs together | `{read_run(run, finished=False).fingerprint}` |")
     there = eval_steps(SuiteSettings.of(folder=run, suite="smoke", out=tmp_path / "out"))
     assert [step.column for step in there] == ["", "questions", "questions"], "this LLM is exported already"
     (llm / "README.md").write_text("| settings and inputs together | `f2` |")
