@@ -160,6 +160,12 @@ FOLLOWED: dict[str, list[str]] = {
             "the run anew"
         ),
     ],
+    "tests/trainer/model/test_checkpoints.py::test_what_is_in_the_place_of_checkpoints_is_named": [
+        (
+            "{}: expected a folder; found a file, or a link that leads to none; mend or remove it, and run the "
+            "same command again"
+        ),
+    ],
     "tests/trainer/training/test_run_advice.py::test_a_mended_image_lets_a_run_go_on": [
         "mend it and go on with --resume, or remove the sample from the data and begin anew with another --out",
     ],
@@ -194,6 +200,7 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/trainer/training/test_run_advice.py::test_another_out_is_chosen_or_resume_left_out": [
         "expected a run to go on with; found none; leave out --resume to begin one",
         "{}: holds another run: {}; choose another --out",
+        ("{}: expected the record of the run whose files are in {}; found none; put it back, or choose another --out"),
         "{}: expected a new folder or one of a run; found other files; choose another --out",
     ],
     "tests/trainer/training/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again": [

@@ -107,8 +107,9 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     steps = _steps(run)
     if step not in steps:
         there = ", ".join(map(str, sorted({*steps, *([] if last is None else [last])})))
+        later = "this run is not finished, and may save the step later; " if last is None and step > max(steps) else ""
         raise UserError(
-            f"--checkpoint {step}: {run} has no checkpoint of this step; expected one of {there}; "
+            f"--checkpoint {step}: {run} has no checkpoint of this step; expected one of {there}; {later}"
             "keep_checkpoints in a recipe keeps others"
         )
     record = read_run(run, finished=False)
@@ -129,11 +130,21 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     notes = [f"These are the weights of step {step}, before the run's end."]
     if not recipe.loss.lm and recipe.loss.sea.match_norm and not recipe.loss.sds.weight:
         notes.append("Its visual tokens are not scaled to the length of the LLM's embeddings, as at the run's end.")
-    if problem := checkpoints.find_damage(checkpoint, checkpoints.TRAINED):
+    if problem := checkpoints.find_damage(checkpoint, run, checkpoints.TRAINED):
         raise UserError(f"{problem}; {_ADVICE}")
     trained = read_file(checkpoint / checkpoints.TRAINED, _ADVICE)
+    _check_rank(trained, recipe.lora, checkpoint)
     dtype = (folder.config.dtype or torch.float32) if recipe.loss.lm else None
     return RunModel(folder, _with_trained(weights, trained, recipe.lora, dtype, folder), step, tuple(notes))
+
+
+def _check_rank(trained: list[Entry], lora: Lora | None, checkpoint: Path) -> None:
+    """Refuse a checkpoint whose adapters are not those of the recipe."""
+    expected = None if lora is None else lora.rank
+    found = next((entry.read().shape[0] for entry in trained if f"{_ADAPTER}A." in entry.name), None)
+    if found != expected:
+        said = ["no adapters" if rank is None else f"adapters of rank {rank}" for rank in (expected, found)]
+        raise UserError(f"{checkpoint}: expected {said[0]}, as in the run's recipe; found {said[1]}; {_ADVICE}")
 
 
 def _with_trained(

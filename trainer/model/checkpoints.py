@@ -4,8 +4,8 @@ A checkpoint of stage 1 is the projector, not the LLM, because the frozen parts 
 from.
 
 A checkpoint is written in a separate folder. When all of it is on disk, `files.json` is written into it, with the size
-and the hash of each file, and the folder gets its name. Checkpoints of versions without such a record count if each of
-their files can be read from beginning to end.
+and the hash of each file and the fingerprint of the run, and the folder gets its name. Checkpoints of versions without
+such a record count if each of their files can be read from beginning to end.
 """
 
 import json
@@ -23,8 +23,9 @@ from torch import nn
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
-from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record
-from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder
+from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record, whole_record
+from sea_pipeline.output.run_files import RunFile
+from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder, writing
 from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 from trainer.model.fsdp import load_state, trained
 from trainer.model.tensor_files import save_tensors
@@ -59,6 +60,26 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     load_state(model, {name: value.view(parameters[name].shape) for name, value in found.items()})
 
 
+def make_folder(folder: Path) -> None:
+    """Create the folder of a run's checkpoints, if it does not exist.
+
+    A link that leads nowhere is not followed, because a disk with checkpoints may be missing there.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except UserError as error:
+        if not folder.is_symlink() and not folder.exists():
+            raise
+        raise UserError(
+            f"{folder}: expected a folder; found a file, or a link that leads to none; mend or remove it, and run the "
+            "same command again"
+        ) from error
+
+
 def unfinished(folder: Path) -> Path:
     """Return the folder in which a run's checkpoints are written.
 
@@ -77,12 +98,12 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
 
     Args:
         written: a folder below `unfinished`, with the name that the checkpoint gets.
-        folder: the folder of the run's checkpoints.
+        folder: the folder of the run's checkpoints, in the run's folder.
         limit: the number to keep, this one included; None or 0 keeps all.
         best: the step of a checkpoint to keep in any case.
     """
     sync_folder(written)
-    write_record(written)
+    write_record(written, folder.parent)
     sync(written / FILES)
     sync(written)
     path = folder / written.name
@@ -98,11 +119,12 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
     clear(folder)
 
 
-def write_record(checkpoint: Path) -> None:
-    """Write `files.json` into a checkpoint, with the size and the hash of each of its files."""
+def write_record(checkpoint: Path, run: Path) -> None:
+    """Write `files.json` into a checkpoint of a run, with the size and the hash of each of its files."""
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPool() as pool:  # large files are hashed in parallel
-        record = FilesRecord(files=list(prefetched_map(pool, partial(file_record, checkpoint), paths)))
+        files = list(prefetched_map(pool, partial(file_record, checkpoint), paths))
+    record = FilesRecord(files=files, run=_fingerprint(run))
     (checkpoint / FILES).write_bytes(record.to_bytes())
 
 
@@ -127,7 +149,7 @@ def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
     """
     problems: list[str] = []
     for checkpoint in reversed(_numbered(folder)):
-        problem = find_damage(checkpoint)
+        problem = find_damage(checkpoint, folder.parent)
         if problem is None:
             for line in problems:
                 reporter.message(f"{line}; this checkpoint is left out")
@@ -160,21 +182,31 @@ def _numbered(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def find_damage(checkpoint: Path, only: str | None = None) -> str | None:
-    """Say in one line what of a checkpoint is not as it was written, or return None.
+def _fingerprint(run: Path) -> str | None:
+    """Return the fingerprint that a run was begun with, or None if its record is absent or damaged."""
+    record = whole_record(run / "run.json", RunFile)
+    return record.fingerprint or None if record else None
+
+
+def find_damage(checkpoint: Path, run: Path, only: str | None = None) -> str | None:
+    """Say in one line what of a checkpoint is not as its run has written it, or return None.
 
     Args:
         checkpoint: its folder.
+        run: the folder of its run.
         only: name of the one file to hash. Without a record, which older versions lack, it is taken as it is.
     """
     if not has_record(checkpoint):
         return None if only else _unrecorded_problem(checkpoint)
     try:
-        files = load_record(checkpoint / FILES, FilesRecord).files
+        record = load_record(checkpoint / FILES, FilesRecord)
     except StoreError:
         raise
     except UserError as error:
         return str(error)
+    files, own = record.files, _fingerprint(run)
+    if own and record.run and record.run != own:
+        return f"{checkpoint}: expected a checkpoint of the run {own[:12]}…; found one of the run {record.run[:12]}…"
     if only and not (files := [file for file in files if file.path == only]):
         return f"{checkpoint / FILES}: damaged: expected {only} in it; found none"
     with ThreadPool() as pool:

@@ -44,6 +44,7 @@ from trainer.training.existing import ExistingInputs
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+_CHECKPOINTS = ("checkpoints/checkpoint-*", "kept/checkpoint-*")
 ACCUMULATION = "gradient_accumulation_steps"
 _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 _ARGUMENTS = "recipe.training_arguments."
@@ -179,6 +180,8 @@ def check_begun(recipe: Recipe, out: Path | None) -> None:
         return
     begun = start_folder(recipe) if out is None else out / "run.json"
     if not begun.exists():
+        if out is not None:
+            _refuse_lost_record(out)
         raise UserError(f"{out or begun}: {NO_RUN}")
 
 
@@ -208,6 +211,7 @@ def begin_run(
     described = out / "run.json"
     held = {path.name for path in entries(out)}
     if described.name not in held:
+        _refuse_lost_record(out)
         if resume:
             raise UserError(f"{out}: {NO_RUN}")
         if held - {TEMPORARY}:
@@ -281,10 +285,22 @@ def _described(fields: dict[str, Any], recipe: Recipe, stages: Sequence[str], im
     return (json.dumps(record, indent=2) + "\n").encode()
 
 
+def _refuse_lost_record(out: Path) -> None:
+    """Refuse the folder of a run that has lost its record.
+
+    Raises:
+        UserError: the folder has what only a run leaves.
+    """
+    if any(any(out.glob(pattern)) for pattern in (METRICS, *_CHECKPOINTS)):
+        raise UserError(
+            f"{out / 'run.json'}: expected the record of the run whose files are in {out}; found none; put it back, or "
+            "choose another --out"
+        )
+
+
 def _has_saved(out: Path) -> bool:
     """Tell whether a run has saved anything that was trained."""
-    saved = (SUMMARY, "model", "checkpoints/checkpoint-*", "kept/checkpoint-*")
-    return any(any(out.glob(pattern)) for pattern in saved)
+    return any(any(out.glob(pattern)) for pattern in (SUMMARY, "model", *_CHECKPOINTS))
 
 
 def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: Mapping[str, str]) -> list[str]:

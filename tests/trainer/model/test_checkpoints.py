@@ -2,17 +2,20 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support import tiny_runs
+from tests.support.damage import without
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
-from tests.support.run_values import HARMS, PARTS, copied, values, weights
+from tests.support.run_values import HARMS, PARTS, copied, values, weights, write_record
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
@@ -141,6 +144,36 @@ def test_a_damaged_one_goes_before_whole_ones(stopped: Path) -> None:
     shutil.copytree(of(stopped, 2), written, ignore=shutil.ignore_patterns("files.json"))
     checkpoints.publish(written, stopped / "checkpoints", limit=2)
     assert steps_of(stopped) == [2, 3]
+
+
+def test_one_of_another_run_is_left_out(tmp_path: Path) -> None:
+    """Those of earlier versions do not say whose they are."""
+    own, other = (tmp_path / name for name in ("own", "other"))
+    for seed, run in enumerate((own, other)):
+        checkpoints.make_folder(run / "checkpoints")
+        write_record(run, {"fields": {"seed": seed}})
+        written = checkpoints.unfinished(run / "checkpoints") / "checkpoint-1"
+        checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
+        checkpoints.publish(written, run / "checkpoints")
+        assert checkpoints.latest(run / "checkpoints") == of(run, 1)
+    (of(own, 2)).symlink_to(of(other, 1))
+    said: list[str] = []
+    assert checkpoints.latest(own / "checkpoints", Heard(said)) == of(own, 1)
+    assert re.search(r"checkpoint-2: expected a checkpoint of the run \w{12}…; found one of the run \w{12}…; ", said[0])
+    without(of(other, 1) / "files.json", "run")
+    assert checkpoints.latest(own / "checkpoints") == of(own, 2)
+    assert checkpoints.find_damage(of(own, 1), tmp_path) is None, "its run has lost its record"
+
+
+@pytest.mark.parametrize("harm", ["file", "link"])
+def test_what_is_in_the_place_of_checkpoints_is_named(harm: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints"
+    path.touch() if harm == "file" else path.symlink_to(tmp_path / "nowhere")
+    with refused(f"{path}: expected a folder; found a file, or a link that leads to none; mend or remove it"):
+        checkpoints.make_folder(path)
+    path.unlink()
+    for _ in range(2):
+        checkpoints.make_folder(path)
 
 
 def test_the_best_one_is_kept(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.storage import publish
+from tests.support.damage import changed, without
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.refused import refused
-from tests.support.run_values import copied, weights
+from tests.support.run_values import copied, weights, write_record
 from tests.support.tiny_models import LAID_OUT, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.export.run import ExportSettings, export_model
@@ -87,6 +88,13 @@ def test_a_kept_step_is_exported_as_a_run_that_ends_there(name: str, tiny: World
             tmp_path / "model" if kind == "model" else exported(short, tmp_path / kind, kind=kind, compat=4)
         )
         assert ours == theirs
+    if name == "lora":  # of another run, by an earlier version
+        without(of(run, 3).parent / "files.json", "run")
+        record = json.loads((run / "run.json").read_text())
+        record["recipe"]["lora"]["rank"] = record["fields"]["recipe"]["lora"]["rank"] = 7
+        write_record(run, record)
+        with refused(match=r"expected adapters of rank 7, as in the run's recipe; found adapters of rank \d; name"):
+            exported(run, tmp_path / "x", checkpoint=3)
 
 
 @pytest.fixture
@@ -160,11 +168,18 @@ def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, 
 def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped: Path, tmp_path: Path) -> None:
     for step in (0, 2, 3):
         exported(stopped, tmp_path / f"{step}", checkpoint=step)
+    changed(of(stopped, 3).parent / "files.json", "run", value="0" * 64)
+    with refused("found one of the run 000000000000…; name another step, or train it again"):
+        exported(stopped, tmp_path / "x", checkpoint=3)
     shutil.rmtree(of(stopped, 3).parent)
     with refused(match=r"is not finished; run .* or name one of the steps 0, 1, 2 with --checkpoint"):
         exported(stopped, tmp_path / "x")
-    with refused(match=r"--checkpoint 3: .* has no checkpoint of this step; expected one of 0, 1, 2; keep_checkpoints"):
+    with refused(match=r"--checkpoint 3: .* has no checkpoint of this step; expected one of 0, 1, 2; this run is "
+                 "not finished, and may save the step later; keep_checkpoints"):  # fmt: skip
         exported(stopped, tmp_path / "x", checkpoint=3)
+    shutil.rmtree(of(stopped, 1).parent)
+    with refused(match=r"--checkpoint 1: .* has no checkpoint of this step; expected one of 0, 2; keep_checkpoints"):
+        exported(stopped, tmp_path / "x", checkpoint=1)
     with refused("expected the folder of a run; found no run.json"):
         exported(tiny.model, tmp_path / "x", checkpoint=1)
     assert not (tmp_path / "x").exists()
