@@ -13,7 +13,7 @@ from trainer.data.conversations import summary
 from trainer.data.inputs import Inputs
 from trainer.training.callbacks import evaluated, is_evaluation
 from trainer.training.existing import ExistingInputs
-from trainer.training.run_folder import SUMMARY
+from trainer.training.run_folder import METRICS, SUMMARY
 
 
 def measured_on(inputs: Inputs | ExistingInputs) -> str:
@@ -60,7 +60,8 @@ def start_and_end(
     if not every:
         return {}, {}
     start, end = every[0], every[-1]
-    if start["step"] > 0:  # its line was removed because it was damaged
+    if start["step"] > 0:
+        reporter.warning(f"{out / METRICS}: has no metrics at the start; {SUMMARY} leaves them out")
         start = {}
     elif start not in comparable(every):
         reporter.warning(
