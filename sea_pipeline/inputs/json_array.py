@@ -19,7 +19,7 @@ _HALF = re.compile(
 )
 """The escape of a high half that no low one follows, or of a low half that no high one precedes.
 
-After a backslash that is escaped itself, it also finds what is none.
+It also finds what looks like one behind a backslash that is escaped itself, see `_has_half`.
 """
 _BEFORE, _AFTER = 7, 9
 """Bytes that it looks at before a low half, and after the first byte of a high one."""
@@ -70,7 +70,7 @@ class _WholePairs:
             data = self._file.read(size)
             text = self._seen + self._held + (data or b" " * _AFTER)
             start = len(self._seen)
-            if _HALF.search(text, start):
+            if _has_half(text, start):
                 raise _HalfError
             end = max(start, len(text) - _AFTER)
             given, self._held = text[start:end], text[end:] if data else b""
@@ -78,6 +78,17 @@ class _WholePairs:
             if given or not data:
                 return given
         return b""
+
+
+def _has_half(text: bytes, start: int) -> bool:
+    found = _HALF.search(text, start)
+    while found:
+        before = text[: found.start()]
+        backslashes = len(before) - len(before.rstrip(b"\\"))
+        if backslashes % 2 == 0 or backslashes == len(before):  # else it is escaped itself, and begins no escape
+            return True
+        found = _HALF.search(text, found.start() + 1)
+    return False
 
 
 class JsonNumbers:

@@ -17,12 +17,13 @@ from sea_pipeline.labels.format import KIND, MEANS, WORDS, read_mean_similarity,
 from sea_pipeline.output.begin import write_first
 from sea_pipeline.output.folder import COMMITS, DATASET
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.mend import reopen_damaged_shards, restored
+from sea_pipeline.output.mend import recorded_commits, reopen_damaged_shards, restored
 from sea_pipeline.output.records import DatasetFile, Manifest, file_record, load_record
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, refuse_in_place, sweep
+from sea_pipeline.storage.retry import looking
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,14 @@ def begin_folder(
     refuse_in_place(out)
     root = place(out)
     refuse_without_locks(root)
-    if root.exists() and not root.is_dir():
-        raise UserError(f"--out {root}: expected a folder; found a file")
+    with looking(root):
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--out {root}: expected a folder; found a file")
     make_folder(root)
     with locked(root) as has_lock:
-        if (root / DATASET).exists():
+        with looking(root):
+            has_begun = (root / DATASET).exists()
+        if has_begun:
             found = Ledger.open(root).dataset
         else:
             found = _create(root, dataset, {**plans, WORDS: partial(bring, words)}, has_lock)
@@ -113,7 +117,8 @@ def _create(root: Place, dataset: DatasetFile, writers: Mapping[str, Any], has_l
     if DATASET in there:
         return load_record(root / DATASET, DatasetFile)
     strangers = sorted(there - {TEMPORARY, *writers})
-    if strangers and not any(Ledger(root, dataset).commits()):  # else this very folder has lost its dataset.json
+    # With commits of this very dataset it is the folder itself, which has lost its dataset.json.
+    if strangers and not any(recorded_commits(Ledger(root, dataset), range(dataset.shards))):
         raise UserError(f"{root}: expected an empty folder; found {strangers[0]!r} in it; choose another --out")
     sweep(root)
     for name, write in writers.items():

@@ -234,13 +234,13 @@ def _committed(
         }
         ledger = Ledger(root, wanted.model_copy(update=found))
         last = ledger.plan.files[-1]
-        if commit := next(_recorded(ledger, range(last.first, last.end)), None):
+        if commit := next(recorded_commits(ledger, range(last.first, last.end)), None):
             return ledger.dataset.model_copy(update={"schema_version": commit.schema_version})
         plans.pop()  # an extension without a commit
     return None
 
 
-def _recorded(ledger: Ledger, shards: range) -> Iterator[Commit]:
+def recorded_commits(ledger: Ledger, shards: range) -> Iterator[Commit]:
     """Yield this run's commits, also those whose files are gone.
 
     Such a shard is done again.

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.retry import error_statuses
 from sea_pipeline.storage.turns import innermost
 
 MOST_WHOLE = 1 << 26
@@ -97,18 +98,25 @@ async def _fetched(fs: Any, url: str, start: int, length: int) -> bytes | None: 
     """
     data = bytearray()
     while True:
-        piece, total = await _piece(fs, url, start + len(data), length - len(data))
+        try:
+            piece, total = await _piece(fs, url, start + len(data), length - len(data))
+        except Exception as error:
+            if data and 416 in error_statuses(error):  # the file ended; the server has not said where
+                return bytes(data)
+            raise
         if piece is None:
             return None
         data += piece
-        if len(data) == length or start + len(data) >= total:
+        if len(data) == length or (total is not None and start + len(data) >= total):
             return bytes(data)
         if not piece:
+            if total is None:
+                return bytes(data)
             raise ConnectionError(f"the server sent {len(data):,} bytes of {min(length, total - start):,}")
 
 
-async def _piece(fs: Any, url: str, start: int, length: int) -> tuple[bytes | None, int]:  # noqa: ANN401
-    """Fetch a part of a file and how long the file is, or 0 if the server does not say it.
+async def _piece(fs: Any, url: str, start: int, length: int) -> tuple[bytes | None, int | None]:  # noqa: ANN401
+    """Fetch a part of a file and where the file ends, or None if the server says that it does not know.
 
     The part is None if the server sends another one.
     """
@@ -127,9 +135,11 @@ async def _piece(fs: Any, url: str, start: int, length: int) -> tuple[bytes | No
         answer.raise_for_status()
         found = answer.headers.get("Content-Range", f"bytes {start}-") if answer.status == 206 else "bytes 0-"
         if not found.startswith(f"bytes {start}-"):
-            return None, 0
+            return None, None
         data = bytearray()
         while len(data) < length and (chunk := await answer.content.read(length - len(data))):
             data += chunk
         total = found.rpartition("/")[2]
+        if total == "*":
+            return bytes(data), None
         return bytes(data), int(total) if total.isdecimal() else 0

@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
         self.says_length = True
         self.most = 1 << 60
         """The most bytes of a part that it sends at once."""
+        self.says_total = True
         self.raw: list[str] = []
 
     def fault(self, path: str) -> int | str | None:
@@ -86,7 +87,7 @@ class _Handler(SimpleHTTPRequestHandler):
                 return
             end = min(total - 1, int(last) if last else total - 1, int(first) + self.server.most - 1)
             data, status = data[int(first) : end + 1], 206
-            headers["Content-Range"] = f"bytes {first}-{end}/{total}"
+            headers["Content-Range"] = f"bytes {first}-{end}/{total if self.server.says_total else '*'}"
         self._answer(status, data, broken=what == "cut", **headers)
 
     def _answer(self, status: int, data: bytes, broken: bool = False, **headers: str) -> None:

@@ -305,6 +305,10 @@ def test_the_same_call_makes_again_what_is_damaged(parts: list[Path], tmp_path: 
         assert stored(str(out)) == whole, name
     again = sum(name.startswith(("labels/", "quarantine/")) for name in whole)
     assert sum(line.endswith("is done again") for line in heard.lines) == again > 2
+    (out / "dataset.json").unlink()
+    shutil.rmtree(out / "labels")
+    calls[joins]()
+    assert stored(str(out)) == whole
     (out / "dataset.json").write_bytes(b"{")
     with refused(match=r"dataset\.json: damaged: .*; restore it, or delete it and run the command that made"):
         calls[joins]()

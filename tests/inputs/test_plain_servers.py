@@ -67,11 +67,14 @@ def test_tars_that_are_read_in_turn_are_fetched_once(server: Server, photos: Pho
     assert sum(server.asked.values()) <= 3  # one that asks for a part
 
 
-def test_a_server_that_sends_less_of_a_part_is_asked_for_the_rest(photos: Photos, pages: Path) -> None:
+@pytest.mark.parametrize("says_total", [True, False])
+def test_a_server_that_sends_less_of_a_part_is_asked_for_the_rest(
+    photos: Photos, pages: Path, says_total: bool
+) -> None:
     write_folder(pages, photos)
     write_tar(pages / "x.tar", list(photos.items()))
     with served(pages, {}) as server:
-        server.most = 30_000
+        server.most, server.says_total = 30_000, says_total
         assert read_all(list_samples(server.url + "/x.tar")) == photos
         write_list(pages / "list.csv", [{"path": name} for name in photos])
         assert read_all(list_samples(f"{server.url}/list.csv")) == photos

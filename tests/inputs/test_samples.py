@@ -273,7 +273,7 @@ def test_halves_of_pairs_are_read_as_in_jsonl(monkeypatch: pytest.MonkeyPatch, t
     """ijson's C parser joins a high half with any escape after it, and fails at a low half alone."""
     array, lines, read = tmp_path / "data.json", tmp_path / "data.jsonl", json_array._WholePairs.read
     monkeypatch.setattr(json_array._WholePairs, "read", lambda file, most: read(file, min(size, most)))
-    for texts in product(["\ud83d", "\udc4d", "\u4f60", "\U0001f600", "\\", "x"], repeat=2):
+    for texts in product(["\ud83d", "\udc4d", "\u4f60", "\U0001f600", "\\", "\\ud8", "x"], repeat=2):
         rows = [json.dumps(ROW | {"id": "".join(texts), "score": score}) for score in (1, float("nan"))]
         array.write_text(f"[{','.join(rows)}]")
         lines.write_text("\n".join(rows))
@@ -282,8 +282,9 @@ def test_halves_of_pairs_are_read_as_in_jsonl(monkeypatch: pytest.MonkeyPatch, t
 
 def test_only_halves_of_pairs_need_the_slow_parser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(json_array, "slow_parser", None)
-    for shift in range(12):  # the borders of what ijson reads at once lie in pairs
-        (tmp_path / "data.json").write_text(json.dumps([ROW | {"id": "x" * shift + "\U0001f600" * 12_000}]))
+    # The borders of what ijson reads at once lie in pairs, or in what a program writes of them.
+    for shift, text in product(range(12), ("\U0001f600", "\\ud83d\\ude00")):
+        (tmp_path / "data.json").write_text(json.dumps([ROW | {"id": "x" * shift + text * 12_000}]))
         assert len(list(records(tmp_path / "data.json"))) == 1
 
 
