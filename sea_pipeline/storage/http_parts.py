@@ -6,8 +6,8 @@ from collections import OrderedDict
 from typing import Any
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.storage.clients import innermost
 from sea_pipeline.storage.retry import error_statuses
-from sea_pipeline.storage.turns import innermost
 
 MOST_WHOLE = 1 << 26
 """The most bytes of a file that is fetched whole for its parts."""

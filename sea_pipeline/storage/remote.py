@@ -5,7 +5,7 @@ import ftplib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
@@ -14,6 +14,7 @@ from upath.extensions import ProxyUPath
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import install_line
+from sea_pipeline.storage.clients import cat_part, quote_names, refuse_lost_listing
 from sea_pipeline.storage.http_parts import http_parts, is_http
 from sea_pipeline.storage.hub import is_dataset, pinned
 from sea_pipeline.storage.ranged import ranged_file
@@ -26,7 +27,7 @@ from sea_pipeline.storage.retry import (
     lasting_code,
     reason_of,
 )
-from sea_pipeline.storage.turns import cat_part, patiently_in_turn
+from sea_pipeline.storage.turns import patiently_in_turn
 
 _Result = TypeVar("_Result")
 
@@ -72,7 +73,9 @@ class RemotePath(ProxyUPath):
         """
         found = self.__wrapped__.fs
         own = getattr(found, "_pid", os.getpid()) == os.getpid()
-        return found if own else type(found)(**self.storage_options)
+        client = found if own else type(found)(**self.storage_options)
+        quote_names(client)
+        return client
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:  # noqa: D102
         return self._kind() is not None
@@ -92,7 +95,7 @@ class RemotePath(ProxyUPath):
         An absent one has none, because stores have no folders.
         """
         if self.is_dir():
-            yield from self._asked(lambda: list(super(RemotePath, self).iterdir()))
+            yield from self._asked(self._entries)
 
     def read_bytes(self) -> bytes:  # noqa: D102
         data: bytes = self._asked(lambda: self.fs.cat_file(self.path))
@@ -171,6 +174,14 @@ class RemotePath(ProxyUPath):
         if same:
             self._asked(lambda: self.fs.cp_file(other.path, self.path), "written")
         return same
+
+    def _entries(self) -> list[Self]:
+        found: list[Self] = []
+        with suppress(NotADirectoryError):  # universal_pathlib asks again, and takes a fault for this answer
+            found = list(super().iterdir())
+        if not found:
+            refuse_lost_listing(self.fs, self.path)
+        return found
 
     def _kind(self) -> str | None:
         try:

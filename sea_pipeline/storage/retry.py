@@ -20,9 +20,9 @@ WAITS = (0.2, 1.0, 4.0)
 RIGHTS = "give this user the right to read it"
 _OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What is wrong with a file itself, such as that it is a folder; other errors say nothing about it."""
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _LASTING_CODES = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
-"""What the types above say. Packages have classes of their own for it, such as smbprotocol."""
+_LASTING = tuple({type(OSError(code, "")) for code in _LASTING_CODES})
+"""Python's types of errors with these codes. Packages have classes of their own for them, such as smbprotocol."""
 _NETWORK = {
     "aiohttp", "aiobotocore", "asyncssh", "azure", "botocore", "ftplib", "gcsfs", "http", "httpcore", "httpcore2",
     "httpx", "httpx2", "paramiko", "requests", "smbprotocol", "ssl", "urllib3",

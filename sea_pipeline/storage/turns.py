@@ -4,12 +4,12 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 
+from sea_pipeline.storage.clients import innermost, refuse_lost_file
 from sea_pipeline.storage.retry import may_pass, patiently
 
 _Result = TypeVar("_Result")
@@ -33,14 +33,7 @@ if hasattr(os, "register_at_fork"):  # a thread that the child has not may have 
     os.register_at_fork(after_in_child=_make_locks)
 
 
-def innermost(fs: Any) -> Any:  # noqa: ANN401 - fsspec has no types
-    """Return the client of the store that caches read from, or `fs` itself if it is no cache."""
-    while isinstance(inner := getattr(fs, "fs", None), AbstractFileSystem):
-        fs = inner
-    return fs
-
-
-def reads_at_once(fs: Any) -> bool:  # noqa: ANN401
+def reads_at_once(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types
     """Tell whether threads may read different files of a store at once.
 
     An archive has one position in its file, and FTP, SFTP and SMB have one connection. Every cache but simplecache
@@ -61,14 +54,6 @@ def turn(fs: Any, path: str) -> AbstractContextManager[object]:  # noqa: ANN401
     return nullcontext() if innermost(fs) is fs else _LOCKS[1 + hash(path) % (len(_LOCKS) - 1)]
 
 
-def cat_part(fs: Any, path: str, start: int, end: int, **options: object) -> bytes:  # noqa: ANN401
-    """Return the bytes of a file from `start` to before `end`, or fewer if it ends before."""
-    # sshfs gives the whole file for any part, except through `open`.
-    cat = partial(AbstractFileSystem.cat_file, fs) if type(fs).__module__.startswith("sshfs.") else fs.cat_file
-    data: bytes = cat(path, start=start, end=end, **options)
-    return data
-
-
 def patiently_in_turn(fs: Any, path: str, action: Callable[[], _Result], shown: str) -> _Result:  # noqa: ANN401
     """Call `patiently`, each time in this thread's turn, and after a fault with a new connection.
 
@@ -86,12 +71,20 @@ def patiently_in_turn(fs: Any, path: str, action: Callable[[], _Result], shown: 
                 _connect_anew(innermost(fs), failed[0])
             connection = vars(innermost(fs)).get(_NEWEST)
             try:
-                return action()
+                return _found(fs, path, action)
             except Exception as error:
                 failed[:] = [connection] if may_pass(error) else []
                 raise
 
     return patiently(in_turn, shown)
+
+
+def _found(fs: Any, path: str, action: Callable[[], _Result]) -> _Result:  # noqa: ANN401
+    try:
+        return action()
+    except FileNotFoundError:
+        refuse_lost_file(fs, path)
+        raise
 
 
 def _connect_anew(client: Any, failed: object) -> None:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Images and labels on servers that a client connects to once: FTP, SFTP, SMB, WebDAV."""
 
 import ftplib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -47,6 +48,27 @@ def test_a_file_that_ftp_could_not_list_just_now_is_no_absent_one(server: ftp.Se
     assert source.read("b/c.png") == PHOTOS["b/c.png"]
     with pytest.raises(BadImageError, match="no such file in ftp://host/photos"):
         source.read("b/gone.png")
+
+
+@pytest.mark.parametrize("before", range(5))
+def test_labels_that_ftp_could_not_list_just_now_are_no_absent_ones(server: ftp.Server, before: int) -> None:
+    folder = place("ftp://host/photos")
+    file = folder / "b" / "c.png"
+
+    def whole() -> bytes:
+        with file.open() as opened:
+            return opened.read()
+
+    asked: list[tuple[Callable[[], object], object]] = [
+        (file.is_file, True),
+        (lambda: file.stat().st_size, 300_000),
+        (whole, PHOTOS["b/c.png"]),
+        (lambda: sorted(path.name for path in folder.iterdir()), ["a.png", "b"]),
+        ((folder / "gone").exists, False),
+    ]
+    for ask, answer in asked:
+        server.faults["MLSD"] = [*[None] * before, BUSY]
+        assert ask() == answer
 
 
 def test_a_folder_that_ftp_goes_on_not_listing_is_one_line(server: ftp.Server) -> None:
@@ -144,8 +166,8 @@ class Webdav(fsspec.AbstractFileSystem):
         def join_url(self, path: str, add_trailing_slash: bool = False) -> str:
             return path + "/" * add_trailing_slash
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.client = self.Client()
 
     def cat_file(self, path: str, **_: Any) -> bytes:
@@ -153,9 +175,11 @@ class Webdav(fsspec.AbstractFileSystem):
 
 
 @pytest.mark.parametrize("name", ["a #1.png", "x%20y.png", "q?.png"])
-def test_names_are_quoted_for_webdav(registered: Any, name: str) -> None:
+def test_names_are_quoted_for_webdav(registered: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registered("webdav", Webdav)
     for _ in range(2):  # of which the second gets the first one's client
         asked = open_source("webdav://photos").read(name).decode()
         assert unquote(asked) == f"photos/{name}"
         assert not set(" #?") & set(asked)
+    monkeypatch.setitem(fsspec.config.conf, "webdav", {"base_url": "https://host"})
+    assert unquote((place("webdav://labels") / name).read_bytes().decode()) == f"labels/{name}"

@@ -4,7 +4,6 @@ Credentials are left to fsspec: the environment, and the configuration files of 
 """
 
 import errno
-import ftplib
 import glob
 import html
 import os
@@ -25,6 +24,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.pixels import MAX_FILE_BYTES, BadImageError
 from sea_pipeline.inputs.sources.base import shown_file, unlisted
 from sea_pipeline.inputs.sources.versions import Versions, keep_version, store_version
+from sea_pipeline.storage.clients import cat_part, innermost, listed, quote_names
 from sea_pipeline.storage.http_parts import MOST_WHOLE, http_parts, is_http
 from sea_pipeline.storage.ranged import ranged_file
 from sea_pipeline.storage.remote import opening
@@ -37,7 +37,7 @@ from sea_pipeline.storage.retry import (
     lasting_code,
     reason_of,
 )
-from sea_pipeline.storage.turns import cat_part, innermost, patiently_in_turn, reads_at_once
+from sea_pipeline.storage.turns import patiently_in_turn, reads_at_once
 
 _Answer = TypeVar("_Answer")
 _QUOTED = "!#$%&'()*+,/:;=?@[]~"
@@ -62,7 +62,7 @@ class RemoteFiles:
         self.readers = _READERS if reads_at_once(self._fs) else 1
         self._is_web = is_http(url)
         self._inner = innermost(self._fs)
-        _quote_names(self._inner)
+        quote_names(self._inner)
         self._parts = http_parts(self._fs, url)
         self.versions: Versions = {}
         # Pages list their own folder as a server writes it, so that spaces and other letters must be quoted here, too.
@@ -126,16 +126,9 @@ class RemoteFiles:
             return cat_part(self._fs, path, start, end)
         except FileNotFoundError:
             if not self._is_web:
-                self._refuse_lost_listing(path)
                 raise
             self._inner.info(path)  # raises with the status; a cache takes each of a server's faults for a missing file
             return cat_part(self._fs, path, start, end)
-
-    def _refuse_lost_listing(self, path: str) -> None:
-        """Raise what may pass if FTP lists a file that fsspec takes for absent, because it could not list it before."""
-        folder = path.rpartition("/")[0]
-        if _ftp(self._fs) and any(entry["name"] == path for entry in _listed(self._fs, folder)):
-            raise ConnectionError("the server did not list the folder")
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
@@ -205,7 +198,7 @@ class RemoteFiles:
 
     def _entries(self, folder: str, left_out: Counter[str] | None, *, is_top: bool) -> list[dict[str, Any]]:
         try:
-            return self._patiently(folder, lambda: _listed(self._fs, folder), folder)
+            return self._patiently(folder, lambda: listed(self._fs, folder), folder)
         except Exception as error:
             if is_top or not is_refusal(error) or (left_out is None and not isinstance(error, FileNotFoundError)):
                 raise
@@ -283,28 +276,6 @@ def _has_pages(fs: Any) -> bool:  # noqa: ANN401 - fsspec has no types
     return getattr(kind, "_find", None) in (None, AsyncFileSystem._find) and kind.find is fsspec.AbstractFileSystem.find
 
 
-def _listed(fs: Any, folder: str) -> list[dict[str, Any]]:  # noqa: ANN401
-    """List a folder. fsspec takes one that FTP cannot list now for an empty one."""
-    found: list[dict[str, Any]] = fs.ls(folder, detail=True)
-    if not found and (ftp := _ftp(fs)):
-        with suppress(ftplib.error_perm):  # raises what may pass; a server may lack this command
-            if any(about["type"] in ("file", "dir") for _, about in ftp.mlsd(folder)):
-                raise ConnectionError("the server did not list the folder")
-    return found
-
-
-def _ftp(fs: Any) -> ftplib.FTP | None:  # noqa: ANN401
-    found = getattr(innermost(fs), "ftp", None)
-    return found if isinstance(found, ftplib.FTP) else None
-
-
 def _is_dotted(fs: Any) -> bool:  # noqa: ANN401
     """Tell whether a service is a tar whose names all begin with `./`, as `tar -czf x.tar.gz .` writes them."""
     return type(fs).protocol == "tar" and bool(fs.ls("", detail=False) == ["."])
-
-
-def _quote_names(fs: Any) -> None:  # noqa: ANN401
-    """Let WebDAV's client quote names. webdav4 leaves `#`, `?` and `%20` as they are."""
-    if type(fs).__module__.startswith("webdav4.") and "join_url" not in vars(fs.client):
-        plain = fs.client.join_url
-        fs.client.join_url = lambda path, **more: plain(quote(path), **more)
