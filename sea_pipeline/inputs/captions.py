@@ -21,6 +21,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from sea_pipeline.inputs.other_formats import ANSWERERS
+
 LONGEST_PHRASE = 3
 """The most words of a phrase."""
 
@@ -125,7 +127,7 @@ def gpt_turns(row: Mapping[str, Any]) -> list[str]:
     return [
         turn["value"]
         for turn in (turns if isinstance(turns, list) else [])
-        if isinstance(turn, dict) and turn.get("from") in ("gpt", "assistant") and isinstance(turn.get("value"), str)
+        if isinstance(turn, dict) and turn.get("from") in ANSWERERS and isinstance(turn.get("value"), str)
     ]
 
 

@@ -65,7 +65,7 @@ class _WholePairs:
         self._seen = self._held = b""
 
     def read(self, size: int) -> bytes:
-        """Read the next bytes but the last few, which the bytes after them may make half of a pair."""
+        """Read the next bytes, and keep back the last ones, which may be the beginning of a pair."""
         while size:
             data = self._file.read(size)
             text = self._seen + self._held + (data or b" " * _AFTER)

@@ -8,7 +8,7 @@ import os
 import posixpath
 import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,46 +22,43 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.encodings import refuse_wide
 from sea_pipeline.inputs.json_array import array_values
 from sea_pipeline.inputs.media_keys import media_keys
-from sea_pipeline.inputs.other_formats import check_other_formats
+from sea_pipeline.inputs.other_formats import PLACE, check_other_formats
 from sea_pipeline.storage.http_parts import is_http
 from sea_pipeline.storage.paths import is_url
 
 
 @dataclass(frozen=True)
 class UnheldLine:
-    """A line of a `.jsonl` that may be JSON, but holds what Python cannot."""
+    """A line of a `.jsonl` that may be JSON, but holds what Python cannot.
+
+    That is text that is not UTF-8, or a number of thousands of digits.
+    """
 
     problem: str
 
 
-def records(
-    path: Path, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
-) -> Iterator[tuple[int, Any]]:
+def records(path: Path, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
     """Read the records of a `.json` (an array) or `.jsonl` (one object a line) file in their order.
 
     Args:
         path: the file.
-        strict: refuse a record that is not LLaVA's; if False it is yielded as it is or as an `UnheldLine`, see
-            `check_record`.
-        unheld: see `records_of`.
+        strict: refuse a record that is not LLaVA's, see `check_record`; if False it is yielded as it is.
 
     Yields:
-        The number of the entry or, in a `.jsonl`, of the line, from 1; and the record. A record has `image` or
-        `conversations`; nothing else of it has been checked.
+        The number of the entry or, in a `.jsonl`, of the line, from 1; and the record or an `UnheldLine`. A record has
+        `image` or `conversations`; nothing else of it has been checked.
 
     Raises:
         UserError: the file cannot be read, is not JSON in UTF-8, or holds something else than such records.
     """
     try:
         with path.open("rb") as file:
-            yield from records_of(file, str(path), strict=strict, unheld=unheld)
+            yield from records_of(file, str(path), strict=strict)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def records_of(
-    file: BinaryIO, path: str, *, strict: bool = True, unheld: Callable[[int, str], None] | None = None
-) -> Iterator[tuple[int, Any]]:
+def records_of(file: BinaryIO, path: str, *, strict: bool = True) -> Iterator[tuple[int, Any]]:
     """Read the records of an open file that is called `path`.
 
     See `records`.
@@ -70,15 +67,10 @@ def records_of(
         file: the file, from its beginning.
         path: its name, for the kind of file and for messages.
         strict: see `records`.
-        unheld: told of each line of a `.jsonl` that Python cannot hold (text that is not UTF-8, a number of thousands
-            of digits), with its number and the problem. The line is skipped. None takes it as a record.
     """
     refuse_wide(file, path)
     for number, row in _json_lines(file, path) if has_lines(path) else _json_array(file, path):
-        if unheld and isinstance(row, UnheldLine):
-            unheld(number, row.problem)
-            continue
-        if strict:
+        if strict and not isinstance(row, UnheldLine):
             with naming(path, number):
                 check_record(row, path)
         yield number, row
@@ -90,7 +82,7 @@ def readable_records(path: Path) -> Iterator[tuple[list[Any], dict[str, Any]]]:
     Raises:
         UserError: see `records`.
     """
-    for _, row in records(path, unheld=lambda _number, _problem: None):
+    for _, row in records(path):
         try:
             images = images_of(row)
         except UserError:
@@ -152,7 +144,7 @@ def grew_from(path: Path, sha256: str) -> bool:
     return False
 
 
-def images_of(row: dict[str, Any]) -> list[Any]:
+def images_of(row: dict[str, Any] | UnheldLine) -> list[Any]:
     """Return the images of a record as the file has them, or none if it has text only.
 
     They are read from `image`, a path or a list of paths, or from `images` in its place. An empty path is
@@ -160,8 +152,10 @@ def images_of(row: dict[str, Any]) -> list[Any]:
 
     Raises:
         UserError: a key names media that are not read, such as `video` or `image_path`; `image` and `images` differ;
-            or the turns mark the place of an image, and there is none.
+            the turns mark the place of an image, and there is none; or Python does not hold the line.
     """
+    if isinstance(row, UnheldLine):
+        raise UserError(row.problem)
     turns = row.get("conversations")
     empty: tuple[object, ...] = (None, [], "") if isinstance(turns, list) and turns else (None, [])
     keys = [key for key in ("image", "images") if row.get(key) not in empty]
@@ -176,8 +170,8 @@ def images_of(row: dict[str, Any]) -> list[Any]:
         )
     if not images and _shows_image(turns):
         raise UserError(
-            f"expected an image, because the turns have {_PLACE}; found none, and the record names no image; name it "
-            f"in 'image', or take {_PLACE} out of the turns"
+            f"expected an image, because the turns have {PLACE}; found none, and the record names no image; name it "
+            f"in 'image', or take {PLACE} out of the turns"
         )
     return images
 
@@ -194,10 +188,9 @@ def turns_of(row: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever a data file
 
 def _shows_image(turns: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
     """Tell whether any of the turns marks the place of an image."""
-    return isinstance(turns, list) and any(_PLACE in str(turn.get("value")) for turn in turns if isinstance(turn, dict))
+    return isinstance(turns, list) and any(PLACE in str(turn.get("value")) for turn in turns if isinstance(turn, dict))
 
 
-_PLACE = "<image>"
 LONGEST_PATH = 1 << 15
 """Characters; no system has longer paths, and no server longer URLs."""
 

@@ -14,7 +14,10 @@ _ANSWER = ("tool_calls", "function_call", "reasoning_content")
 """Keys in a turn that hold a part of what it says."""
 _TRAINED = ("weight", "loss", "train")
 """Keys in an answer that say whether it is trained: axolotl's and MS-Swift's."""
-_PLACE = "<image>"
+PLACE = "<image>"
+"""Where an image goes in a turn."""
+ANSWERERS = ("gpt", "assistant")
+"""The values of `from` in a turn that is an answer."""
 _MARK = re.compile(
     r"^(?:Picture \d+: *)?<img>[^<>\n]+\.(?:jpe?g|png|gif|webp|bmp)</img>"
     r"|<\|vision_start\|>|<\|(?:image|video)_pad\|>|<\|image(?:_\d+)?\|>|<(?:start_of_image|image_soft_token)>"
@@ -36,15 +39,15 @@ def check_other_formats(row: dict[str, Any]) -> None:
     turns = given if isinstance(given, list) else []
     inner = [(number, turn) for number, turn in enumerate(turns, start=1) if isinstance(turn, dict)]
     said = {_bare(turn["value"]) for _, turn in inner if isinstance(turn.get("value"), str)}
-    lists = {key: row[key] for key in _TURNS if isinstance(row.get(key), list)}
-    for values, keys, advice in (
-        (row, _SYSTEM, 'a first turn, {"from": "system", "value": text}'),
-        (lists, _TURNS, "further turns"),
-    ):
-        if beside := [key for key in keys if _lost(values.get(key), said)]:
+    beside = {
+        'a first turn, {"from": "system", "value": text}': [key for key in _SYSTEM if _lost(row.get(key), said)],
+        "further turns": [key for key in _TURNS if isinstance(row.get(key), list) and _lost(row[key], said)],
+    }
+    for place, keys in beside.items():
+        if keys:
             raise UserError(
-                f"expected what a conversation says in its turns alone; found {' and '.join(map(repr, beside))} beside "
-                f"them, which would not be read; write it into {advice}, or remove the key"
+                f"expected what a conversation says in its turns alone; found {' and '.join(map(repr, keys))} beside "
+                f"them, which would not be read; write it into {place}, or remove the key"
             )
     for number, turn in inner:
         _check_turn(number, turn)
@@ -56,16 +59,16 @@ def _check_turn(number: int, turn: dict[str, Any]) -> None:
             f"expected what a turn says in its 'value' alone; found {unread!r} in turn {number}, which would not be "
             "read; write it into 'value', or remove the key"
         )
-    if turn.get("from") in ("gpt", "assistant"):
+    if turn.get("from") in ANSWERERS:
         if untrained := next((key for key in _TRAINED if turn.get(key) == 0), None):
             raise UserError(
-                f"expected answers that are all trained; found {untrained!r} of turn {number}, which says that it is "
-                "not; remove the key to train the answer, or remove the turn and the one before it"
+                f"expected answers that are all trained; found {untrained!r} in turn {number}, so that this answer is "
+                "not to be trained; remove the key to train the answer, or remove the turn and the one before it"
             )
     elif isinstance(turn.get("value"), str) and (mark := _MARK.search(turn["value"])):
         raise UserError(
-            f"expected {_PLACE} where an image goes; found {mark[0]!r} in turn {number}, which would be read as text; "
-            f"write {_PLACE} in its place, and name the image in 'image'"
+            f"expected {PLACE} where an image goes; found {mark[0]!r} in turn {number}, which would be read as text; "
+            f"write {PLACE} in its place, and name the image in 'image'"
         )
 
 
@@ -86,4 +89,4 @@ def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever a data file 
 
 
 def _bare(text: str) -> str:
-    return text.replace(_PLACE, "").strip()
+    return text.replace(PLACE, "").strip()

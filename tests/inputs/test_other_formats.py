@@ -38,8 +38,8 @@ def row(question: dict[str, Any], answer: dict[str, Any], **more: Any) -> dict[s
         ({}, {}, {"texts": [{"user": "What?", "assistant": "A dog.", "source": "x"}]}, "found 'texts' beside"),
         ({}, {"tool_calls": [{"function": {"name": "look"}}]}, {}, "found 'tool_calls' in turn 2, which would not be"),
         ({}, {"reasoning_content": "It has ears."}, {}, "found 'reasoning_content' in turn 2"),
-        ({}, {"weight": 0}, {}, "found 'weight' of turn 2, which says that it is not; remove the key"),
-        ({}, {"weight": 1, "loss": False}, {}, "found 'loss' of turn 2"),
+        ({}, {"weight": 0}, {}, "found 'weight' in turn 2, so that this answer is not to be trained; remove the key"),
+        ({}, {"weight": 1, "loss": False}, {}, "found 'loss' in turn 2"),
         (
             {"value": "Picture 1: <img>a.jpg</img>\nWhat?"},
             {},

@@ -94,8 +94,8 @@ OTHERS: dict[str, list[str]] = {
             "into 'value', or remove the key"
         ),
         (
-            "expected answers that are all trained; found {} of turn {}, which says that it is not; remove the key to "
-            "train the answer, or remove the turn and the one before it"
+            "expected answers that are all trained; found {} in turn {}, so that this answer is not to be trained; "
+            "remove the key to train the answer, or remove the turn and the one before it"
         ),
         "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
         "correct the template in the LLM's folder, or remove it to use vicuna_v1",

@@ -83,16 +83,12 @@ def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str])
     A record that cannot be read, or that has other media, becomes a sample with a problem.
     """
     bad: list[Sample] = []
-
-    def unread(number: int, problem: object) -> None:
-        name = llava_json.record_name(shown, number)
-        bad.append(Sample(name, name, str(problem)))
-
-    for number, row in llava_json.records_of(file, shown, unheld=unread):
+    for number, row in llava_json.records_of(file, shown):
         try:
             images = llava_json.images_of(row)
         except UserError as problem:
-            unread(number, problem)
+            record = llava_json.record_name(shown, number)
+            bad.append(Sample(record, record, str(problem)))
             continue
         if not images:
             left_out["text-only entries"] += 1
