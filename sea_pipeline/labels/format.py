@@ -108,8 +108,8 @@ def label_rows(table: pa.Table, top_n: int) -> Iterator[LabelRow]:
         table[name].combine_chunks().flatten().to_numpy() for name in ("crop_box", "words", "scores")
     )
     shape = len(table), table.schema.field("words").type.list_size // top_n, top_n
-    plain = (table[name].to_pylist() for name in LabelRow._fields[:5])
-    arrays = boxes.reshape(-1, 4).tolist(), words.reshape(shape), scores.reshape(shape)
+    plain = (table[name].to_pylist() for name in ("image_id", "uri", "image_sha256", "height", "width"))
+    arrays = map(tuple, boxes.reshape(-1, 4).tolist()), words.reshape(shape), scores.reshape(shape)
     return map(LabelRow._make, zip(*plain, *arrays, strict=True))
 
 

@@ -182,7 +182,7 @@ class Ledger:
         return self.is_complete(self.commits())
 
     def is_complete(self, commits: Iterable[Commit]) -> bool:
-        """Tell the same by the valid commits, which are not read again."""
+        """Tell whether the folder is finished and whole, given its valid commits."""
         manifest = self._finished()
         if manifest is None or sum(1 for _ in commits) < self.dataset.shards:
             return False

@@ -169,36 +169,28 @@ class RowStore:
 
 
 class NoSuchImageError(KeyError):
-    """Says that an id is none of some images', how many they are, and which id is the nearest.
+    """An id that no image has.
 
-    This is found when it is read, because it looks at all ids, and many callers only catch the error.
+    Its message names the nearest id. It is made when it is read, because that looks at all ids, and many callers only
+    catch the error. Other processes get the message in place of the id.
 
     Args:
-        image_id: the id; without `ids` the message itself, which is what other processes make the error of.
-        ids: the ids that there are.
+        image_id: the id.
+        ids: the ids that there are; None if `image_id` is the message.
     """
 
     def __init__(self, image_id: object, ids: Collection[str] | None = None) -> None:
         super().__init__(image_id)
-        self._given = image_id, ids
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args
+        self._ids = ids
 
     def __str__(self) -> str:
-        return self._message
+        wanted = self.args[0]
+        if self._ids is None:
+            return str(wanted)
+        return f"{wanted!r} is none of the {len(self._ids):,} images{nearest_name(str(wanted), self._ids)}"
 
-    @property
-    def args(self) -> tuple[str]:  # type: ignore[override]
-        """Return the message, like a plain error."""
-        return (self._message,)
-
-    @cached_property
-    def _message(self) -> str:
-        image_id, ids = self._given
-        if ids is None:
-            return str(image_id)
-        return f"{image_id!r} is none of the {len(ids):,} images{nearest_name(str(image_id), ids)}"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),)
 
 
 def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:

@@ -27,9 +27,9 @@ class Throughput(NamedTuple):
     """The time since the latest shard was finished."""
 
 
-def throughput(ledger: Ledger, now: datetime.datetime, commits: Iterable[Commit] | None = None) -> Throughput:
-    """Measure the pace of a folder at a time, which must have a time zone; its commits are read unless given."""
-    commits = sorted(ledger.commits() if commits is None else commits, key=_finished)
+def throughput(ledger: Ledger, now: datetime.datetime, commits: Iterable[Commit]) -> Throughput:
+    """Measure the pace of a folder with these valid commits at a time, which must have a time zone."""
+    commits = sorted(commits, key=_finished)
     if not commits:
         return Throughput(None, None, None)
     since = max(0.0, (now - _finished(commits[-1])).total_seconds())

@@ -1,6 +1,7 @@
 """Collect a run's labels as the data of the report's pages on photos and words."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,12 @@ from sea_pipeline.report.packing import packed, thumbnail
 NONE = 65_535
 """The value that means no label, among positions in the report's words."""
 MOST_BAD = 200
-_OTHER = "OtherFile"
 _MEAN_BIN = 0.02
 _FREQUENT = 30
+
+
+class OtherPhotoError(BadImageError):
+    """Says that a file is not the one that was labelled."""
 
 
 class _Photo(NamedTuple):
@@ -40,8 +44,8 @@ def labels_data(
 
     `photos` are objects with `id` and `src`, a data URI or null if the photo is gone. `word_ids` (photos, patches, k)
     are positions in `words`, which holds the words that occur here, with 65,535 for none. `scores` are hundredths + 1,
-    with 0 for no word. `best` has the words of each photo with the highest score sums, as positions. `total` counts the
-    photos without their crops. The numbers under `statistics` cover all images and crops, whatever is shown.
+    with 0 for no word. `best` has the words of each photo with the highest score sums, as positions. `total` counts
+    the photos without their crops. The numbers under `statistics` cover all images and crops, whatever is shown.
 
     Args:
         store: finished labels.
@@ -126,18 +130,15 @@ def _with_pictures(store: LabelStore, photos: list[_Photo], longest: int, report
     if source is None:
         return [{"id": photo.image_id, "src": None} for photo in photos]
 
-    def picture(photo: _Photo) -> str | None:
-        def read() -> Image.Image:
-            try:
-                return labelled_photo(source, photo.uri, photo.sha256)
-            except UserError as gone:
-                raise OSError(str(gone)) from gone
-            except BadImageError as error:
-                if error.error == _OTHER:
-                    others.add(photo.image_id)
-                raise
+    def read(photo: _Photo) -> Image.Image:
+        try:
+            return labelled_photo(source, photo.uri, photo.sha256)
+        except OtherPhotoError:
+            others.add(photo.image_id)
+            raise
 
-        return thumbnail(read, photo.box, longest)
+    def picture(photo: _Photo) -> str | None:
+        return thumbnail(partial(read, photo), photo.box, longest)
 
     with ThreadPool(max_workers=4) as pool, reporter.progress("photos", len(photos)) as advance:
         found = [
@@ -156,12 +157,13 @@ def labelled_photo(source: Source, uri: str, sha256: bytes) -> Image.Image:
     """Read an upright photo, if its file is the one that was labelled.
 
     Raises:
-        BadImageError: it is another file, or cannot be read.
+        OtherPhotoError: it is another file.
+        BadImageError: it cannot be read.
         UserError: it cannot be read.
     """
     image, found = decode_image(source.read(uri))
     if found != sha256:
-        raise BadImageError("read", _OTHER, "it is another file than the labelled one; put that one back", found)
+        raise OtherPhotoError("read", "OtherFile", "it is another file than the labelled one; put that one back", found)
     return image
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.pixels import BadImageError
 
@@ -46,14 +47,14 @@ def thumbnail(read: Callable[[], Image.Image], box: CropBox, longest: int) -> st
     None means that the photo is gone or damaged.
 
     Args:
-        read: returns the upright image, or raises `BadImageError` or `OSError`.
+        read: returns the upright image, or raises `BadImageError`, `OSError` or `UserError`.
         box: x0, y0, x1, y1 as shares of the image; what is beyond its edges is black.
         longest: the largest length of the longer side, in pixels. It is shorter if the photo is smaller or takes more
             than `BUDGET` bytes.
     """
     try:
         image = read().convert("RGB")
-    except (BadImageError, OSError):
+    except (BadImageError, OSError, UserError):
         return None
     sides = (image.width, image.height) * 2
     left, top, right, bottom = (round(edge * side) for edge, side in zip(box, sides, strict=True))

@@ -168,7 +168,7 @@ def test_the_nearest_id_is_one_that_ends_in_the_text_or_has_it(text: str, neares
     assert str(error) == f"{text!r} is none of the 4 images; the nearest is {nearest!r}"
     assert str(NoSuchImageError(text, [])) == f"{text!r} is none of the 0 images"
     sent = pickle.loads(pickle.dumps(error))
-    assert (type(sent), sent.args, str(sent)) == (NoSuchImageError, error.args, error.args[0])
+    assert (type(sent), str(sent), error.args) == (NoSuchImageError, str(error), (text,))
 
 
 def test_an_id_that_is_absent_costs_no_look_at_the_others() -> None:

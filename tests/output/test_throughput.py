@@ -35,7 +35,7 @@ def finished_at(ledger: Ledger, *seconds: float) -> None:
 def test_the_rate_is_that_of_the_latest_shards_without_the_night(ledger: Ledger) -> None:
     """Three shards, a night, then five at 4 s each, out of order: 10 images in 4 s, 20 images to go."""
     finished_at(ledger, 0, 10, 20, 40_008, 40_004, 40_000, 40_012, 40_016)
-    found = throughput(ledger, NOON + datetime.timedelta(seconds=40_017))
+    found = throughput(ledger, NOON + datetime.timedelta(seconds=40_017), ledger.commits())
     assert found.images_per_second == pytest.approx(2.5)
     assert found.seconds_left == pytest.approx(20 / 2.5)
     assert found.seconds_since == pytest.approx(1.0)
@@ -43,16 +43,16 @@ def test_the_rate_is_that_of_the_latest_shards_without_the_night(ledger: Ledger)
 
 def test_nothing_is_left_to_wait_for_where_nobody_works(ledger: Ledger) -> None:
     finished_at(ledger, *range(0, 32, 4))
-    found = throughput(ledger, NOON + datetime.timedelta(hours=2))
+    found = throughput(ledger, NOON + datetime.timedelta(hours=2), ledger.commits())
     assert found.seconds_left is None
     assert found.images_per_second == pytest.approx(2.5)
 
 
 def test_one_shard_has_no_rate(tmp_path: Path) -> None:
     ledger = planted_ledger(tmp_path / "out")
-    assert throughput(ledger, NOON) == (None, None, None)
+    assert throughput(ledger, NOON, ledger.commits()) == (None, None, None)
     run(ledger, PlantedStage(tmp_path / "none"), max_bad=1, shards=range(1))
-    assert throughput(ledger, NOON)[:2] == (None, None)
+    assert throughput(ledger, NOON, ledger.commits())[:2] == (None, None)
 
 
 @pytest.mark.parametrize("options", [["--json"], []])
