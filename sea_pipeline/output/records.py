@@ -139,12 +139,6 @@ class FilesRecord(Record):
     """`files.json`, which names the files of a folder that is written once and read whole, such as a checkpoint."""
 
     files: list[File]
-    run: Sha256 | None = None
-    """The fingerprint of the run that a checkpoint is of. Absent from other folders and those of earlier versions."""
-
-    def to_bytes(self) -> bytes:
-        """Encode the record as `Record` does, without `run` if there is none."""
-        return (self.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
 class Manifest(Record):

@@ -38,7 +38,9 @@ class RunFile(Record):
         if self.fingerprint and fingerprint_of(self.fields) != self.fingerprint:
             raise ValueError("its fingerprint is not that of its fields")
         counted, recipe = self.fields.get("recipe"), leaves(self.recipe)
-        for key, value in leaves(counted).items() if recipe and isinstance(counted, dict) else ():
+        if not recipe or not isinstance(counted, dict):
+            return self
+        for key, value in leaves(counted).items():
             if not key.startswith(_COMPUTED) and recipe.get(key) != value:
                 raise ValueError(f"recipe.{key} is not that of its fields")
         return self

@@ -31,7 +31,7 @@ def values(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in logged(out)]
 
 
-def write_record(run: Path, record: dict[str, Any]) -> None:
+def write_run(run: Path, record: dict[str, Any]) -> None:
     """Writes a run's `run.json` as if the run had been begun with these fields."""
     (run / "run.json").write_text(json.dumps(record | {"fingerprint": fingerprint_of(record["fields"])}))
 

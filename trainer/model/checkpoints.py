@@ -9,6 +9,7 @@ such a record count if each of their files can be read from beginning to end.
 """
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -25,6 +26,7 @@ from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record, whole_record
 from sea_pipeline.output.run_files import RunFile
+from sea_pipeline.storage.json_files import Sha256
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder, writing
 from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 from trainer.model.fsdp import load_state, trained
@@ -34,6 +36,17 @@ TRAINED = "trained.safetensors"
 _BALANCE = "balance."
 _PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 """The files that a run needs to go on as if it had not been stopped."""
+
+
+class CheckpointRecord(FilesRecord):
+    """`files.json` of a checkpoint."""
+
+    run: Sha256 | None = None
+    """The fingerprint of its run. Those of earlier versions lack it."""
+
+    def to_bytes(self) -> bytes:
+        """Encode the record as `Record` does, without `run` if there is none."""
+        return (self.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
 def save_trained(state: dict[str, torch.Tensor], balances: nn.Module, folder: Path) -> None:
@@ -60,7 +73,7 @@ def load_trained(model: nn.Module, balances: nn.Module, folder: Path) -> None:
     load_state(model, {name: value.view(parameters[name].shape) for name, value in found.items()})
 
 
-def make_folder(folder: Path) -> None:
+def make_checkpoints_folder(folder: Path) -> None:
     """Create the folder of a run's checkpoints, if it does not exist.
 
     A link that leads nowhere is not followed, because a disk with checkpoints may be missing there.
@@ -68,16 +81,13 @@ def make_folder(folder: Path) -> None:
     Raises:
         UserError: it cannot be created.
     """
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    except UserError as error:
-        if not folder.is_symlink() and not folder.exists():
-            raise
+    if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(
             f"{folder}: expected a folder; found a file, or a link that leads to none; mend or remove it, and run the "
             "same command again"
-        ) from error
+        )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def unfinished(folder: Path) -> Path:
@@ -124,7 +134,7 @@ def write_record(checkpoint: Path, run: Path) -> None:
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPool() as pool:  # large files are hashed in parallel
         files = list(prefetched_map(pool, partial(file_record, checkpoint), paths))
-    record = FilesRecord(files=files, run=_fingerprint(run))
+    record = CheckpointRecord(files=files, run=_fingerprint(run))
     (checkpoint / FILES).write_bytes(record.to_bytes())
 
 
@@ -185,7 +195,7 @@ def _numbered(folder: Path) -> list[Path]:
 def _fingerprint(run: Path) -> str | None:
     """Return the fingerprint that a run was begun with, or None if its record is absent or damaged."""
     record = whole_record(run / "run.json", RunFile)
-    return record.fingerprint or None if record else None
+    return (record and record.fingerprint) or None
 
 
 def find_damage(checkpoint: Path, run: Path, only: str | None = None) -> str | None:
@@ -199,7 +209,7 @@ def find_damage(checkpoint: Path, run: Path, only: str | None = None) -> str | N
     if not has_record(checkpoint):
         return None if only else _unrecorded_problem(checkpoint)
     try:
-        record = load_record(checkpoint / FILES, FilesRecord)
+        record = load_record(checkpoint / FILES, CheckpointRecord)
     except StoreError:
         raise
     except UserError as error:
@@ -244,7 +254,7 @@ def _has_all(checkpoint: Path) -> bool:
     if not has_record(checkpoint):
         return all(any(checkpoint.glob(pattern)) for pattern in _PARTS)
     try:
-        files = load_record(checkpoint / FILES, FilesRecord).files
+        files = load_record(checkpoint / FILES, CheckpointRecord).files
         return all((checkpoint / file.path).stat().st_size == file.bytes for file in files)
     except (OSError, UserError):
         return False

@@ -68,7 +68,8 @@ class AlignTrainer(ResumingTrainer):
         callbacks: list[Any] | None = None,
     ) -> None:
         pad = data.processor.tokenizer.pad_token_id
-        checkpoints.make_folder(Path(str(args.output_dir)))  # an error of the Trainer's would blame its arguments
+        # An error of the Trainer's would blame its arguments.
+        checkpoints.make_checkpoints_folder(Path(str(args.output_dir)))
         super().__init__(
             model=model,
             args=args,

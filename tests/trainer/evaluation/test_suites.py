@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.paths import data_folder
 from tests.support.refused import refused, refuses
-from tests.support.run_values import write_record
+from tests.support.run_values import write_run
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_models import tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
@@ -187,7 +187,7 @@ def as_run(tiny: World, folder: Path, kept: tuple[int, ...]) -> Path:
     """What a run has written that the commands are made of."""
     recipe = tiny_recipe(tiny, name="sea-figure3-sea").model_dump(mode="json")
     folder.mkdir(parents=True)
-    write_record(folder, {"recipe": recipe, "fields": {"model": {"weights": "0"}}})
+    write_run(folder, {"recipe": recipe, "fields": {"model": {"weights": "0"}}})
     for step in kept:
         (folder / "kept" / f"checkpoint-{step}").mkdir(parents=True)
     return folder

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.pipelines import SUPPORTED_TASKS
 
 from tests.support.initialised import edit
-from tests.support.run_values import write_record, written
+from tests.support.run_values import write_run, written
 from tests.support.tiny_models import tiny_llm, tiny_model, tiny_vision
 from trainer.export.model_card import model_card
 from trainer.model import hub
@@ -77,7 +77,7 @@ def changed(run: TrainRun, out: Path, **recipe: Any) -> Path:
         shutil.copy(run.out / name, out)
     record = json.loads((out / "run.json").read_text())
     changes = {"recipe": record["recipe"] | recipe, "fields": record["fields"] | {"recipe": {}}}
-    write_record(out, record | changes)
+    write_run(out, record | changes)
     return out
 
 

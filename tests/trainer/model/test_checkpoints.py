@@ -15,7 +15,7 @@ from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
-from tests.support.run_values import HARMS, PARTS, copied, values, weights, write_record
+from tests.support.run_values import HARMS, PARTS, copied, values, weights, write_run
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
@@ -150,8 +150,8 @@ def test_one_of_another_run_is_left_out(tmp_path: Path) -> None:
     """Those of earlier versions do not say whose they are."""
     own, other = (tmp_path / name for name in ("own", "other"))
     for seed, run in enumerate((own, other)):
-        checkpoints.make_folder(run / "checkpoints")
-        write_record(run, {"fields": {"seed": seed}})
+        checkpoints.make_checkpoints_folder(run / "checkpoints")
+        write_run(run, {"fields": {"seed": seed}})
         written = checkpoints.unfinished(run / "checkpoints") / "checkpoint-1"
         checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
         checkpoints.publish(written, run / "checkpoints")
@@ -170,10 +170,10 @@ def test_what_is_in_the_place_of_checkpoints_is_named(harm: str, tmp_path: Path)
     path = tmp_path / "checkpoints"
     path.touch() if harm == "file" else path.symlink_to(tmp_path / "nowhere")
     with refused(f"{path}: expected a folder; found a file, or a link that leads to none; mend or remove it"):
-        checkpoints.make_folder(path)
+        checkpoints.make_checkpoints_folder(path)
     path.unlink()
     for _ in range(2):
-        checkpoints.make_folder(path)
+        checkpoints.make_checkpoints_folder(path)
 
 
 def test_the_best_one_is_kept(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.support.damage import changed, without
 from tests.support.heard import Heard
 from tests.support.kills import killed_around
 from tests.support.refused import refused
-from tests.support.run_values import copied, weights, write_record
+from tests.support.run_values import copied, weights, write_run
 from tests.support.tiny_models import LAID_OUT, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.export.run import ExportSettings, export_model
@@ -92,7 +92,7 @@ def test_a_kept_step_is_exported_as_a_run_that_ends_there(name: str, tiny: World
         without(of(run, 3).parent / "files.json", "run")
         record = json.loads((run / "run.json").read_text())
         record["recipe"]["lora"]["rank"] = record["fields"]["recipe"]["lora"]["rank"] = 7
-        write_record(run, record)
+        write_run(run, record)
         with refused(match=r"expected adapters of rank 7, as in the run's recipe; found adapters of rank \d; name"):
             exported(run, tmp_path / "x", checkpoint=3)
 

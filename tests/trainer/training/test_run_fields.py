@@ -18,7 +18,7 @@ from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run
-from tests.support.run_values import write_record
+from tests.support.run_values import write_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
 from tests.support.world import draw
@@ -106,7 +106,7 @@ def test_a_finished_run_may_have_had_other_processes(
     sharded = {"max_steps": 2, "fsdp": True, "fsdp_config": {"version": 2}}
     record["recipe"]["training_arguments"] |= sharded
     record["fields"]["recipe"]["training_arguments"] |= sharded | {"gradient_accumulation_steps": 8}
-    write_record(out, record)
+    write_run(out, record)
     recipe = short_recipe(tiny, training_arguments=sharded)
     assert train(recipe, out).summary == summary
     monkeypatch.setattr(train_run, "_Training", lambda *given: given)

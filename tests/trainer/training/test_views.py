@@ -14,7 +14,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import label_images
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import nearest_twin
-from tests.support.run_values import write_record
+from tests.support.run_values import write_run
 from tests.support.tiny_runs import FinishedRuns, World, colours, label_settings, tiny_recipe
 from trainer.evaluation.evaluator import evaluating
 from trainer.model.load import load_model, open_model_folder
@@ -115,7 +115,7 @@ def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | No
     record = json.loads((run / "run.json").read_text())
     for recipe in (record["recipe"], record["fields"]["recipe"]):
         recipe["loss"]["basic"]["layers"] = layers
-    write_record(run, record)
+    write_run(run, record)
     found = run_views(run, SETTINGS)
     made = report_views._Views(run, SETTINGS)
     model = load_model(open_model_folder(run / "model"), Recipe(model=run / "model")).double().eval()
@@ -173,7 +173,7 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(run: Path, tmp_path: Path, m
     record = json.loads((run / "run.json").read_text())
     record["fields"]["model"]["weights"] = "another"
     record["recipe"]["labels"]["path"] = str(tmp_path / "gone")
-    write_record(run, record)
+    write_run(run, record)
     found = run_views(run, SETTINGS)
     assert "began with is not at" in found["notes"]["before"]
     assert found["labelled"] is False
