@@ -53,7 +53,8 @@ def train(
     recipes = named_recipes(recipe or "demo", overrides or [])
     check_recipes(recipes, out)
     from sea_pipeline.cli.tables import training as training_tables  # late, to report mistakes in a recipe at once
-    from trainer.training.run import is_first_process, train_stages
+    from trainer.model.fsdp import is_first_process
+    from trainer.training.run import train_stages
 
     runs = train_stages(recipes, out, resume=resume, reporter=training_tables.train_reporter())
     if not is_first_process():

@@ -1,6 +1,6 @@
 """Open a run's inputs, which are labels that fit its conversations and a teacher's targets."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +114,17 @@ def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSet
     return open_labels(made.ledger.root)
 
 
-def say_unused_keys(recipe: Recipe, stages: Iterable[Recipe], reporter: Reporter) -> None:
-    """Say which keys change nothing: `teacher` if no stage has BASIC, and those of `labels` if a folder is named."""
-    if recipe.teacher is not None and not any(stage.loss.basic_terms() for stage in stages):
+def say_unread_teacher(stages: Collection[Recipe], reporter: Reporter) -> None:
+    """Warn of a teacher that no stage reads, because none has a term of BASIC."""
+    if any(stage.teacher for stage in stages) and not any(stage.loss.basic_terms() for stage in stages):
         reporter.warning(
             "teacher: is not read, because loss.das.weight and loss.sds.weight are 0; give one of them a weight, or "
             "set teacher to null"
         )
-    labels = recipe.labels
+
+
+def say_unused_keys(labels: LabelSource, reporter: Reporter) -> None:
+    """Say which keys of `labels` change nothing, because a folder is named."""
     unused = labels.model_dump(include={"wordlist", "encoder", "top_n"}, exclude_defaults=True)
     if labels.path is not None and unused:
         keys = " and ".join(f"labels.{key}" for key in unused)

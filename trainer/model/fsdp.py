@@ -196,3 +196,8 @@ def agreed() -> Iterator[list[str]]:
         problems.append(str(error))
     if failed := gather_object(problems):
         raise UserError(failed[0])
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process that speaks, once `train` has been called."""
+    return bool(PartialState().is_main_process)

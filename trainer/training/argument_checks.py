@@ -19,12 +19,12 @@ _WITHOUT_WARMUP = (SchedulerType.CONSTANT, *BY_EVALUATION)
 _OF_GROUPS = {"lr": "learning_rates", "weight_decay": "training_arguments.weight_decay"}
 """Options of an optimizer that each group has of its own, with the keys that set them."""
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
-_CUTTING = ("ddp_static_graph", "ddp_find_unused_parameters")
+_HIDING = ("ddp_static_graph", "ddp_find_unused_parameters")
 """Arguments with which DDP copies the model's outputs, apart from each other."""
 
 
-def arguments_of(recipe: Recipe, out: Path | None) -> TrainingArguments:
-    """Convert a recipe's arguments before any work is done.
+def effective_arguments(recipe: Recipe, out: Path | None) -> TrainingArguments:
+    """Convert a recipe's arguments, each of which takes effect, before any work is done.
 
     A run that has begun in the folder `out` goes on with what a new one is refused.
 
@@ -40,20 +40,20 @@ def arguments_of(recipe: Recipe, out: Path | None) -> TrainingArguments:
         )
     args = training_arguments(recipe, Path(), finished=out is not None and (out / "summary.json").is_file())
     if not begun:
-        _refuse_cutting(args, recipe)
+        _refuse_hiding(args, recipe)
         _refuse_warmup(args, given)
         _refuse_unread(args, given)
     return args
 
 
-def _refuse_cutting(args: TrainingArguments, recipe: Recipe) -> None:
+def _refuse_hiding(args: TrainingArguments, recipe: Recipe) -> None:
     """Refuse what would hide the gradient of each term from its measurement."""
     measured = recipe.loss.lm and recipe.loss.terms() and not isinstance(recipe.model, ExistingModel)
-    for name in _CUTTING:
+    for name in _HIDING:
         if args.world_size > 1 and measured and getattr(args, name):
             raise UserError(
                 f"training_arguments.{name}: DDP would hide the gradient of each term, which is measured; leave it "
-                "out, as all that trains gets a gradient at each step"
+                "out, because all that trains gets a gradient at each step"
             )
 
 

@@ -6,6 +6,7 @@ written last.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
@@ -34,6 +34,7 @@ from trainer.data.inputs import (
     Inputs,
     open_label_source,
     open_teacher,
+    say_unread_teacher,
     say_unused_keys,
     say_what_labels_lack,
     without_untaught,
@@ -45,14 +46,14 @@ from trainer.model.aspect_ratio import pads
 from trainer.model.assemble import init_model
 from trainer.model.borders import border
 from trainer.model.digests import MODELS, start_folder
-from trainer.model.fsdp import agreed
+from trainer.model.fsdp import agreed, is_first_process
 from trainer.model.load import open_model_folder
 from trainer.model.save import save_model
 from trainer.model.trained_template import say_template
 from trainer.recipes.recipe import ExistingModel, Parts, Recipe
 from trainer.training import run_folder
 from trainer.training.align_trainer import TrainedModel
-from trainer.training.argument_checks import arguments_of
+from trainer.training.argument_checks import effective_arguments
 from trainer.training.arguments import without_traces
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen
@@ -98,11 +99,11 @@ def train(recipe: Recipe, out: Path | None = None, *, resume: bool = False, repo
         UserError: an input does not fit; the folder holds another run; a loss is not finite.
     """
     with without_autocast():  # the recipe alone decides the precision
-        return _train(recipe, out, resume, reporter, {"": recipe})
+        return _train(recipe, out, resume, reporter)
 
 
-def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, stages: dict[str, Recipe]) -> TrainRun:
-    args = arguments_of(recipe, out)
+def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, stages: Sequence[str] = ()) -> TrainRun:
+    args = effective_arguments(recipe, out)
     check_recipe(recipe)
     if resume:
         check_begun(recipe, out)
@@ -116,14 +117,16 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         check_inputs(inputs, args)
     make_folder(out.parent)
     with locked(out.parent):  # all processes of a run come here at once; the first one begins it
-        begin_run(out, fields, recipe, resume, [*filter(None, stages)], image_hashes)
+        begin_run(out, fields, recipe, resume, stages, image_hashes)
     reporter = reporter if args.process_index == 0 else SILENT
     if run_folder.is_finished(out):
         return _finished(out, reporter)
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     say_template(inputs.folder.processor.tokenizer, recipe.data.template, reporter)
     say_what_is_shared(inputs.conversations, recipe.data, reporter)
-    say_unused_keys(recipe, stages.values(), reporter)
+    if not stages:
+        say_unread_teacher([recipe], reporter)
+    say_unused_keys(recipe.labels, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
@@ -351,13 +354,15 @@ def train_stages(
     existing = isinstance(recipes[first].model, ExistingModel)
     for name, recipe in recipes.items():
         with of_stage(name):
-            args = arguments_of(recipe, out and out / name)
+            args = effective_arguments(recipe, out and out / name)
         if name and args.process_index == 0:
+            if todo and not runs:
+                say_unread_teacher(recipes.values(), reporter)
             reporter.message(f"stage {name}")
         if runs:
             recipe = _from_model(recipe, next(reversed(runs.values())).model, existing)
         with without_autocast():
-            runs[name] = _train(recipe, out and out / name, resume and not runs, reporter, recipes)
+            runs[name] = _train(recipe, out and out / name, resume and not runs, reporter, [*filter(None, recipes)])
     return runs
 
 
@@ -374,7 +379,7 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
     arguments = {}
     for name, recipe in todo.items():
         with of_stage(name), without_traces():
-            arguments[name] = arguments_of(recipe, out and out / name)
+            arguments[name] = effective_arguments(recipe, out and out / name)
     beginning = list(recipes)[: list(recipes).index(next(iter(todo)))]
     first = next(iter(recipes.values()))
     existing = isinstance(first.model, ExistingModel)
@@ -392,8 +397,3 @@ def _check_ahead(recipes: dict[str, Recipe], todo: dict[str, Recipe], out: Path 
             begun_with = run_folder.begun_with_labels(out and out / name)
             inputs = _inputs(stage, reporter, first=is_first_process(), labels=False, begun_with=begun_with)
             check_inputs(inputs, arguments[name])
-
-
-def is_first_process() -> bool:
-    """Tell whether this is the process that speaks, once `train` has been called."""
-    return bool(PartialState().is_main_process)

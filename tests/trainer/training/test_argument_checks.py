@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from sea_pipeline.core.errors import UserError
 from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe
-from trainer.training.argument_checks import arguments_of
+from trainer.training.argument_checks import effective_arguments
 from trainer.training.run import train
 
 FOLLOWING: dict[str, Any] = {"lr_scheduler_type": "greedy"}
@@ -38,7 +38,7 @@ def test_what_would_do_nothing_is_refused(given: dict[str, Any], said: str, tiny
     assert not (tmp_path / "out").exists()
     (tmp_path / "run.json").touch()
     try:
-        arguments_of(recipe, tmp_path)
+        effective_arguments(recipe, tmp_path)
     except UserError as error:  # the package is not there
         assert "schedulefree" in str(error)  # noqa: PT017
 
@@ -57,7 +57,7 @@ def test_what_would_do_nothing_is_refused(given: dict[str, Any], said: str, tiny
     ],
 )
 def test_what_does_what_it_says_is_not(given: dict[str, Any], tiny: World) -> None:
-    arguments_of(tiny_recipe(tiny, training_arguments=given, evaluate_every=1), None)
+    effective_arguments(tiny_recipe(tiny, training_arguments=given, evaluate_every=1), None)
 
 
 @pytest.mark.parametrize("name", ["ddp_static_graph", "ddp_find_unused_parameters"])
@@ -65,9 +65,9 @@ def test_what_hides_gradients_from_their_measurement_is_refused(
     name: str, tiny: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {"training_arguments": {name: True}}
-    arguments_of(tiny_recipe(tiny, **arguments), None)
+    effective_arguments(tiny_recipe(tiny, **arguments), None)
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
     with refused("DDP would hide the gradient of each term", start=f"training_arguments.{name}: "):
-        arguments_of(tiny_recipe(tiny, **arguments), None)
+        effective_arguments(tiny_recipe(tiny, **arguments), None)
     for loss in ({"sea": {"weight": 0}}, {"lm": 0}):  # nothing is measured
-        arguments_of(tiny_recipe(tiny, **arguments, loss=loss), None)
+        effective_arguments(tiny_recipe(tiny, **arguments, loss=loss), None)

@@ -150,19 +150,22 @@ def test_the_check_leaves_nothing_to_the_first_stage(
         seen.append((getattr(torch.backends, "fp32_precision", None), os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")))
         return made(*given)
 
-    def arguments(recipe: Recipe, *given: Any, real: Any = train_run.arguments_of, **named: Any) -> Any:
+    def arguments(recipe: Recipe, *given: Any, real: Any = train_run.effective_arguments, **named: Any) -> Any:
         if recipe.seed == 5:
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
             torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
         return real(recipe, *given, **named)
 
     monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
-    monkeypatch.setattr(train_run, "arguments_of", arguments)
+    monkeypatch.setattr(train_run, "effective_arguments", arguments)
     monkeypatch.setattr(train_run, "_Training", training)
     before = getattr(torch.backends, "fp32_precision", None)
+    heard = Heard()
     try:
-        train_stages(stages(tiny, seed=5), tmp_path, reporter=Heard())
+        recipes = {name: each.model_copy(update={"teacher": Path("t")}) for name, each in stages(tiny, seed=5).items()}
+        train_stages(recipes, tmp_path, reporter=heard)
     finally:
         os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
         torch.backends.fp32_precision = before  # type: ignore[attr-defined]
     assert seen[0] == (before, None)
+    assert sum(said.startswith("teacher: is not read") for said in heard.warnings) == 1, "not for each stage"

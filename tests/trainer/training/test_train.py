@@ -27,7 +27,7 @@ from tests.support.tiny_runs import (
     tiny_recipe,
     tiny_trainer,
 )
-from trainer.data.inputs import open_label_source, say_unused_keys, say_what_labels_lack
+from trainer.data.inputs import open_label_source, say_unread_teacher, say_unused_keys, say_what_labels_lack
 from trainer.data.run_rows import open_conversations
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import LabelSource, Loss, Recipe, Sds
@@ -289,7 +289,7 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
     assert found(short_recipe(tiny, labels={"path": None, "wordlist": str(other)})) == "of another list"
     said: list[str] = []
     for keys in (named | {"top_n": 3}, {"top_n": 10, "encoder": "packaged"}):
-        say_unused_keys(Recipe(labels=LabelSource(**{**keys, "path": "labels"})), [], Heard(said))
+        say_unused_keys(LabelSource(**{**keys, "path": "labels"}), Heard(said))
     assert said == ["labels.path: names the folder of labels, so that labels.wordlist and labels.top_n are not used"]
     os.utime(folders["old"] / "manifest.json", (2e10, 2e10))
     assert found(recipe) == "old"
@@ -303,8 +303,8 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
 def test_a_teacher_that_no_stage_reads_is_said() -> None:
     plain, basic = Recipe(teacher="targets"), Recipe(teacher="targets", loss=Loss(sds=Sds(weight=0.01)))
     heard = Heard()
-    for recipe, stages in ((plain, [plain, plain]), (plain, [plain, basic]), (Recipe(), [Recipe()])):
-        say_unused_keys(recipe, stages, heard)
+    for stages in ([plain, plain], [plain, basic], [Recipe()]):
+        say_unread_teacher(stages, heard)
     (said,) = heard.warnings
     assert said.startswith("teacher: is not read, because loss.das.weight and loss.sds.weight are 0; give one of them")
 

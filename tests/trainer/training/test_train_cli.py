@@ -9,7 +9,7 @@ import yaml
 
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
-from trainer.training import run
+from trainer.model import fsdp
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_train_runs_the_stages_and_goes_on(
             for name, summary in (("align", align), ("language", language))
         ]
     }
-    monkeypatch.setattr(run, "is_first_process", lambda: False)  # as it is for the others of several processes
+    monkeypatch.setattr(fsdp, "is_first_process", lambda: False)  # as it is for the others of several processes
     assert command("train", recipe, "--out", out, "--json")[:2] == (0, "")
 
 
