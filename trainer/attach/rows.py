@@ -16,6 +16,7 @@ from trainer.data.bad_rows import bad_rows, without
 from trainer.data.conversations import ConversationRows
 from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import kept_rows
+from trainer.model.answer_ends import Spans
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.message_forms import ROLES, find_form
 from trainer.model.prompts import Message, by_chat_template, read_messages, render_prompt, special_tokens
@@ -42,7 +43,7 @@ class ChatText(NamedTuple):
     """A conversation as text for a processor, with one image token for each image."""
 
     text: str
-    spans: list[tuple[int, int]]
+    spans: Spans
     """Half-open character ranges of `text` that are trained."""
     answer: str | None = None
     """The trained text if the processor takes it apart from the prompt, as PaliGemma's does."""

@@ -17,6 +17,7 @@ from sea_pipeline.storage.json_files import read_json
 from trainer.data.conversations import conversation_rows
 from trainer.data.files import check_conversations_file
 from trainer.data.settings import TokensSettings as TokensSettings
+from trainer.model.answer_ends import Spans
 from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder
 from trainer.model.llava_folder import check_form, read_config
@@ -34,7 +35,7 @@ class RowTokens:
     id: str
     ids: list[int | tuple[str, int]]
     """Token ids; images that follow each other are ("image", number of their visual tokens)."""
-    trained: list[tuple[int, int]]
+    trained: Spans
     """Half-open ranges of positions, each image counted as its visual tokens."""
     refused: str | None
     tokens: list[str]

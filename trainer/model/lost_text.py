@@ -1,4 +1,4 @@
-"""Finds what a chat template leaves out of a conversation, so that nothing is lost without a word."""
+"""Find what a chat template leaves out of a conversation, so that nothing is lost without a word."""
 
 import re
 from collections.abc import Callable
@@ -6,10 +6,11 @@ from itertools import chain
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.llava_json import shown
+from trainer.model.answer_ends import Spans
 from trainer.model.message_forms import Message, text_of
 
 
-def check_questions(
+def check_other_turns(
     messages: list[Message], text: str, render: Callable[[list[Message]], str], name: str, otherwise: str
 ) -> None:
     """Refuse a system turn or a question that a template leaves out.
@@ -52,7 +53,7 @@ def _changed(message: Message) -> Message:
     return message | {"content": [part | {"text": other} if "text" in part else part for part in content]}
 
 
-def check_answers(text: str, spans: list[tuple[int, int]], answers: list[str], name: str) -> None:
+def check_answers(text: str, spans: Spans, answers: list[str], name: str) -> None:
     """Refuse an answer of which the trained text lacks something, unless no text is trained.
 
     White space does not count. Neither does what precedes a tag in the answer, because templates drop thoughts.

@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.inputs.llava_json import shown
 from trainer.model.answer_ends import Spans, with_ends
 from trainer.model.fixed_date import with_fixed_date
-from trainer.model.lost_text import check_answers, check_questions
+from trainer.model.lost_text import check_answers, check_other_turns
 from trainer.model.message_forms import Form, find_form, text_of
 from trainer.model.message_forms import Message as Message
 from trainer.model.rendering import render_chat
@@ -39,7 +39,7 @@ class RenderedText(NamedTuple):
     """A conversation as text, without a BOS that the tokenizer adds by itself."""
 
     text: str
-    spans: list[tuple[int, int]]
+    spans: Spans
     """Half-open character ranges of `text` that are trained, ascending."""
 
 
@@ -205,7 +205,7 @@ def by_chat_template(
         if not any(text_of(message).strip() for message in messages if message["role"] == "assistant"):
             raise UserError(NO_ANSWER)
         text, marks = _render(messages, tokenizer, source, marks=marked)
-        check_questions(messages, text, lambda other: _render(other, tokenizer, source)[0], name, otherwise)
+        check_other_turns(messages, text, lambda other: _render(other, tokenizer, source)[0], name, otherwise)
         if marked:
             spans = _marked(messages, text, marks, tokenizer, source)
         else:
@@ -269,7 +269,7 @@ def _render(
     *,
     prompt: bool = False,
     marks: bool = False,
-) -> tuple[str, list[tuple[int, int]]]:
+) -> tuple[str, Spans]:
     try:
         return render_chat(messages, source, tokenizer.special_tokens_map, prompt=prompt, marks=marks)
     except TemplateError as error:

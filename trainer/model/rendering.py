@@ -7,6 +7,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sea_pipeline.core.errors import one_line
+from trainer.model.answer_ends import Spans
 
 
 def render_chat(
@@ -16,7 +17,7 @@ def render_chat(
     *,
     prompt: bool = False,
     marks: bool = False,
-) -> tuple[str, list[tuple[int, int]]]:
+) -> tuple[str, Spans]:
     """Render a conversation.
 
     Args:

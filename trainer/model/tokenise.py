@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from trainer.model.answer_ends import Spans
 from trainer.model.prompts import NO_ANSWER, RenderedText, front
 
 SPACES = (" ", "\u2581")
@@ -206,7 +207,7 @@ def _refused(conversation: Conversation, reason: str) -> dict[str, Any]:
     return {"id": conversation.id, **nothing, "number": conversation.number, "refused": reason}
 
 
-def _within(ranges: npt.NDArray[np.int64], spans: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+def _within(ranges: npt.NDArray[np.int64], spans: Spans) -> npt.NDArray[np.bool_]:
     """Tell which of the character ranges, (tokens, 2), have a character in one of the spans."""
     start, end = ranges.T
     inside = np.zeros(len(ranges), bool)
