@@ -23,7 +23,8 @@ def main() -> None:
 
     if heeded:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # It is the last to run. After it Python puts a handler of ours back to the system's, which ends by the signal.
+        # Runs after every other exit function. As it ends, Python resets our handler to the system's, with which Ctrl-C
+        # would kill; it leaves SIG_IGN.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     try:
         cli.main()

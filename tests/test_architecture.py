@@ -121,7 +121,7 @@ def test_a_circle_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LEAN = [
     *("", ".output.verify", ".execution.local", ".labels.store", ".labels.statistics", ".report.figures"),
-    *(".report.run", ".cli.tables.labels", ".cli.terminal"),
+    *(".join.select", ".report.run", ".cli.tables.labels", ".cli.terminal"),
 ]
 
 

@@ -295,7 +295,9 @@ def test_the_same_call_makes_again_what_is_damaged(parts: list[Path], tmp_path: 
     whole = stored(str(out))
     for name in sorted(whole.keys() - {"commits"}):
         path = out / name
-        path.write_bytes((path.read_bytes(), path.unlink())[0])  # a file of its own and no hard link
+        data = path.read_bytes()
+        path.unlink()  # so that a file of its own takes the place of a hard link
+        path.write_bytes(data)
         if name == "dataset.json":
             path.unlink()
         else:

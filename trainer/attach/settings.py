@@ -76,7 +76,8 @@ def read_state(state: object, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: it has other names, or a value of another kind.
     """
-    wanted, found = sorted(names), sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+    wanted = sorted(names)
+    found: object = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
     if not isinstance(state, Mapping) or found != wanted:
         raise UserError(
             f"attached.load_state_dict: expected a state of {', '.join(wanted)}; found {found!s:.80}; give what "

@@ -1,5 +1,6 @@
 """Loops of one's own: they go on where they were saved, and run several forwards before one backward."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,32 +20,46 @@ SEA: dict[str, Any] = {"sea": {"window": 1}}
 def test_a_loop_goes_on_as_if_it_had_not_stopped(
     settings: dict[str, Any], pictures: Pictures, attached: Any, tmp_path: Path
 ) -> None:
-    ends = []
-    for stops in (False, True):
+    saved = tmp_path / "saved.pt"
+
+    def trained(parts: list[range]) -> tuple[list[float], dict[str, Any], int]:
+        """Trains, with a stop between the parts."""
         losses: list[float] = []
-        for part in ((0, 1), (2, 3)) if stops else ((0, 1, 2, 3),):
+        for part in parts:
             made = MAKERS["qwen2_5_vl"]()
             one = attached(made, labels=pictures.open(), **settings)
             projector = made.model.model.visual.merger
             optimizer = torch.optim.AdamW([*projector.parameters(), *one.parameters()], lr=1e-2)
-            saved = {"model": made.model, "optimizer": optimizer, "attached": one}
-            if part[0]:
-                states = torch.load(tmp_path / "saved.pt", weights_only=True)
-                for name, each in saved.items():
+            keeps = {"model": made.model, "optimizer": optimizer, "attached": one}
+            if part.start:
+                states = torch.load(saved, weights_only=True)
+                for name, each in keeps.items():
                     each.load_state_dict(states[name])
-            for step in part:
-                names = [[each] for each in [*pairwise(ORDER)][step]]
-                loss = made.model(**made.batch(pictures.batch(names))).loss + one.loss(names)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(float(loss.detach()))
-            torch.save({name: each.state_dict() for name, each in saved.items()}, tmp_path / "saved.pt")
+            losses += stepped(made, one, optimizer, pictures, part)
+            torch.save({name: each.state_dict() for name, each in keeps.items()}, saved)
             one.detach()
-        ends.append((losses, one.state_dict()))
-    assert ends[0] == ends[1]
-    assert one.step == 4
-    assert "sea" not in settings or one.scale != 1
+        return losses, one.state_dict(), one.step
+
+    whole = trained([range(4)])
+    assert trained([range(2), range(2, 4)]) == whole
+    _, state, step = whole
+    assert step == 4
+    assert state.get("log_scale") != 0
+
+
+def stepped(
+    made: Any, one: Any, optimizer: torch.optim.Optimizer, pictures: Pictures, steps: Iterable[int]
+) -> list[float]:
+    """The losses of some steps."""
+    losses: list[float] = []
+    for step in steps:
+        names = [[each] for each in [*pairwise(ORDER)][step]]
+        loss = made.model(**made.batch(pictures.batch(names))).loss + one.loss(names)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def test_forwards_before_one_backward_sum_their_gradients(pictures: Pictures, attached: Any) -> None:

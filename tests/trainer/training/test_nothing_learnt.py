@@ -105,7 +105,7 @@ def test_a_run_that_is_all_at_the_start_of_its_warm_up_is_refused(
     given: dict[str, Any], tiny: World, tmp_path: Path
 ) -> None:
     """Its only step would have a learning rate of 0."""
-    given |= {"warmup_steps": 0.03}
+    given = given | {"warmup_steps": 0.03}
     with refused("nothing would train", "set warmup_steps: 0", start="training_arguments.warmup_steps: "):
         train(tiny_recipe(tiny, training_arguments=given), tmp_path / "out")
     recipe = tiny_recipe(tiny, training_arguments=given | {"warmup_steps": 0})
