@@ -61,7 +61,7 @@ def drive(out: str, faults: str, scheduler: str) -> None:
     job = PlantedJob(Path(faults), SECONDS)
     try:
         with (
-            driver._terminated_as_interrupted(),
+            driver._interrupted(),
             stage_plugin(job, begun) as plugin,
             connected(cluster, dashboard=False, reporter=Printing()) as client,
         ):

@@ -283,7 +283,7 @@ def test_of_two_that_finish_a_shard_the_first_one_counts(tmp_path: Path, whole: 
 
 def test_sigterm_of_the_driver_is_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), driver._terminated_as_interrupted():
+    with pytest.raises(KeyboardInterrupt), driver._interrupted():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -11,6 +11,11 @@ from tests.support.refused import refused
 Q, A = "<image>\nWhat?", "A cat."
 TOLD = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A dog."}]
 
+AS_TURNS = [
+    {"role": "user", "name": "x", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "What?"}]},
+    {"role": "assistant", "content": A},
+]
+
 
 def row(question: dict[str, Any], answer: dict[str, Any], **more: Any) -> dict[str, Any]:
     made = record([(Q, A)], "a.jpg", **more)
@@ -69,6 +74,10 @@ def test_what_would_be_lost_is_refused(
         ({}, {}, {"source": "coco", "weight": 0, "width_list": [1], "height_list": [1], "loss": 0, "train": False}),
         ({"weight": 0, "loss": False}, {"weight": 1, "loss": True, "train": None, "tool_calls": [], "score": 0}, {}),
         ({"value": "Is <img>a.jpg</img> right HTML? <img src='a.jpg'>"}, {"value": "<|image_pad|>"}, {}),
+        ({"value": "Mend this XML:\n<img>a.jpg</img>"}, {}, {}),
+        ({"value": "What does <|image_1|> mean to Phi-3?"}, {"tool_calls": "null", "function_call": "None"}, {}),
+        ({}, {"value": "<think>Ears.</think>A cat.", "reasoning_content": "Ears."}, {"system": "null"}),
+        ({}, {}, {"messages": AS_TURNS, "texts": ["EXIT", "a sign"]}),
     ],
 )
 def test_what_is_empty_said_twice_or_of_no_turn_is_no_loss(
