@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import zipfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
     _remove(path, folder)  # a damaged one, from before the run went on from an older one
     written.rename(path)
     sync(folder)
-    others = [other for other in _numbered(folder) if other != path]
+    others = [other for other in _own(folder) if other != path]
     others.sort(key=lambda other: (step_of(other) == best, _has_all(other), step_of(other)))
     spare = max(0, len(others) + 1 - limit) if limit else 0
     for other in others[:spare]:
@@ -175,7 +176,7 @@ def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
 
 def complete(folder: Path) -> dict[int, Path]:
     """Return the checkpoints of a run, by step, in which each file exists with its size."""
-    return {step_of(checkpoint): checkpoint for checkpoint in _numbered(folder) if _has_all(checkpoint)}
+    return {step_of(checkpoint): checkpoint for checkpoint in _own(folder) if _has_all(checkpoint)}
 
 
 def has_record(checkpoint: Path) -> bool:
@@ -190,6 +191,21 @@ def _numbered(folder: Path) -> list[Path]:
     """List the checkpoints of a folder by step."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=step_of)
+
+
+def _own(folder: Path) -> list[Path]:
+    """List the checkpoints of a folder by step, without those that another run wrote."""
+    found = _numbered(folder)
+    with suppress(UserError):  # a record that cannot be read says nothing
+        own = _fingerprint(folder.parent)
+        return [checkpoint for checkpoint in found if own is None or _run_of(checkpoint) in (None, own)]
+    return found
+
+
+def _run_of(checkpoint: Path) -> str | None:
+    """Return the fingerprint of the run that wrote a checkpoint, or None if its record is old, absent or damaged."""
+    record = whole_record(checkpoint / FILES, CheckpointRecord)
+    return record.run if record else None
 
 
 def _fingerprint(run: Path) -> str | None:

@@ -147,7 +147,7 @@ def test_a_damaged_one_goes_before_whole_ones(stopped: Path) -> None:
 
 
 def test_one_of_another_run_is_left_out(tmp_path: Path) -> None:
-    """Those of earlier versions do not say whose they are."""
+    """It is neither offered nor counted nor removed. Those of earlier versions do not say whose they are."""
     own, other = (tmp_path / name for name in ("own", "other"))
     for seed, run in enumerate((own, other)):
         checkpoints.make_checkpoints_folder(run / "checkpoints")
@@ -156,13 +156,19 @@ def test_one_of_another_run_is_left_out(tmp_path: Path) -> None:
         checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
         checkpoints.publish(written, run / "checkpoints")
         assert checkpoints.latest(run / "checkpoints") == of(run, 1)
-    (of(own, 2)).symlink_to(of(other, 1))
+    (of(own, 9)).symlink_to(of(other, 1))
     said: list[str] = []
     assert checkpoints.latest(own / "checkpoints", Heard(said)) == of(own, 1)
-    assert re.search(r"checkpoint-2: expected a checkpoint of the run \w{12}…; found one of the run \w{12}…; ", said[0])
+    assert re.search(r"checkpoint-9: expected a checkpoint of the run \w{12}…; found one of the run \w{12}…; ", said[0])
+    assert list(checkpoints.complete(own / "checkpoints")) == [1]
+    for step in (3, 4):
+        written = checkpoints.unfinished(own / "checkpoints") / f"checkpoint-{step}"
+        checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
+        checkpoints.publish(written, own / "checkpoints", limit=2)
+    assert steps_of(own) == [3, 4, 9]
     without(of(other, 1) / "files.json", "run")
-    assert checkpoints.latest(own / "checkpoints") == of(own, 2)
-    assert checkpoints.find_damage(of(own, 1), tmp_path) is None, "its run has lost its record"
+    assert checkpoints.latest(own / "checkpoints") == of(own, 9)
+    assert checkpoints.find_damage(of(own, 4), tmp_path) is None, "its run has lost its record"
 
 
 @pytest.mark.parametrize("harm", ["file", "link"])
