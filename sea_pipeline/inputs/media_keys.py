@@ -58,8 +58,8 @@ def _names_media(key: str) -> bool:
 
 def _is_media(value: Any) -> bool:  # noqa: ANN401 - whatever a data file holds
     """Tell whether a value is the name or the address of a media file, or a list of such."""
-    if isinstance(value, list):
-        return bool(value) and _is_media(value[0])
+    while isinstance(value, list) and value:  # a file may nest thousands
+        value = value[0]
     if isinstance(value, dict):
         return any(_is_media(inner) for inner in value.values() if isinstance(inner, str))
     return isinstance(value, str) and (_MEDIA_FILE.search(value) is not None or value.startswith("data:"))

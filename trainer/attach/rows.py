@@ -186,6 +186,6 @@ def _row(path: Path, number: int, record: Any, chat: Chat) -> dict[str, Any]:  #
         for image in images:
             check_path(image)
         text, spans, answer = chat(turns_of(record), len(images))
-    except ValueError as error:  # a UserError is one
+    except (ValueError, RecursionError) as error:  # a UserError is a ValueError
         return row | {"refused": str(error)}
     return row | {"images": images, "text": text, "answer": answer, "spans": [list(span) for span in spans]}

@@ -251,5 +251,5 @@ def _conversation(path: Path, number: int, row: Any, render: Template, token: st
         for image in images:
             check_path(image)
         return Conversation(number, name, images, render(read_messages(turns_of(row), len(images), token)))
-    except ValueError as error:  # a UserError is one
+    except (ValueError, RecursionError) as error:  # a UserError is a ValueError
         return Conversation(number, name, [], str(error))

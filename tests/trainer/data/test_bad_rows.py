@@ -134,6 +134,8 @@ def test_a_number_that_differs_between_rows_of_a_kind_is_n() -> None:
         ('[{"id": ' + "1" * 4400 + ', "conversations": []}]', "expected 'conversations' to be a list"),
         ('[{"id": 1e999999999999999999999, "conversations": []}]', "after entry 0: a number that is too large"),
         ('[{"conversations": ' + "[" * 3000 + "]" * 3000 + "}]", "expected turn 1 to be an object"),
+        ('[{"conversations": [], "texts": ' + "[" * 3000 + "]" * 3000 + "}]", "id '1': maximum recursion depth"),
+        ('[{"conversations": [], "x": ' + "[" * 3000 + "]" * 3000 + "}]", "expected 'conversations' to be a list"),
         ('["a.jpg", 7]', "2 of 2 rows cannot be trained: 2 x expected a LLaVA record"),
     ],
 )
