@@ -18,6 +18,7 @@ from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run
+from tests.support.refused import refused
 from tests.support.run_values import write_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
@@ -29,7 +30,7 @@ from trainer.teacher.run import TeachSettings, teach_images
 from trainer.training import run as train_run
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.run import TrainRun, train, train_stages
-from trainer.training.run_folder import run_fields
+from trainer.training.run_folder import begin_run, hash_images, run_fields
 
 
 def changed(folder: Path, name: str, copy: Path) -> Path:
@@ -154,6 +155,31 @@ def test_another_input(tiny: World, finished: FinishedRuns, tmp_path: Path) -> N
         train(short_recipe(tiny, data={"train": str(tmp_path / "data.json")}), finished(short_recipe(tiny)))
     with pytest.raises(UserError, match=r"holds another run: processing.processor_config.json"):
         train(short_recipe(tiny, model=str(model)), finished(short_recipe(tiny)))
+
+
+def test_rows_that_an_earlier_version_took_are_named(
+    tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads(tiny.data.read_text())
+    rows[0]["conversations"][1]["weight"] = 0
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows))
+    recipe = short_recipe(tiny, data={"train": str(data), "bad_rows": "leave_out"})
+
+    def begin() -> None:
+        inputs = train_run._inputs(recipe, SILENT)
+        begin_run(tmp_path / "out", run_fields(inputs, 1), recipe, False, (), hash_images(inputs))
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("trainer.data.conversations.VERSION", 11)
+        earlier.setattr("trainer.data.conversations.turns_of", lambda row: row["conversations"])
+        begin()
+    (tmp_path / "out" / "model").mkdir()
+    said = "; 1 of its rows would be left out now: an earlier version took them, or their images were there; finish it"
+    with refused(
+        said, "put the images back, or choose another --out", start=f"{tmp_path / 'out'}: holds another run: "
+    ):
+        begin()
 
 
 @pytest.mark.slow
