@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 from sea_pipeline.core.errors import UserError
 from trainer.recipes.recipe import ExistingModel, Recipe
 from trainer.training.arguments import training_arguments
+from trainer.training.run_folder import SUMMARY, folders_named, has_saved
 from trainer.training.schedule import BY_EVALUATION
 
 _WITHOUT_WARMUP = (SchedulerType.CONSTANT, *BY_EVALUATION)
@@ -26,19 +27,21 @@ _HIDING = ("ddp_static_graph", "ddp_find_unused_parameters")
 def effective_arguments(recipe: Recipe, out: Path | None) -> TrainingArguments:
     """Convert a recipe's arguments, each of which takes effect, before any work is done.
 
-    A run that has begun in the folder `out` goes on with what a new one is refused.
+    A run that has saved something in the folder `out` goes on with what a new one is refused. If `out` is None, each
+    folder of the recipe's name may be this run's, so ask again when it is known.
 
     Raises:
         UserError: see `training_arguments`; or an argument would do nothing, or harm.
     """
-    begun = out is not None and (out / "run.json").is_file()
+    folders = folders_named(recipe.name) if out is None else [out]
+    begun = any(map(has_saved, folders))
     given = recipe.training_arguments
     if not begun and str(given.get("optim", "")).startswith("schedule_free"):
         raise UserError(
             f"training_arguments.optim: the weights that {given['optim']} trains are means, which a run would neither "
             "measure nor save; choose another, such as adamw_torch"
         )
-    args = training_arguments(recipe, Path(), finished=out is not None and (out / "summary.json").is_file())
+    args = training_arguments(recipe, Path(), finished=any((one / SUMMARY).is_file() for one in folders))
     if not begun:
         _refuse_hiding(args, recipe)
         _refuse_warmup(args, given)

@@ -113,6 +113,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
     inputs = _inputs(recipe, reporter, first=args.process_index == 0, labels=labels, begun_with=begun_with)
     fields, image_hashes = run_fields(inputs, args.world_size), run_folder.hash_images(inputs)
     out = out or default_folder(inputs, fields)
+    args = effective_arguments(recipe, out)  # again, because the folder is known now
     if not (out / SUMMARY).is_file():
         check_inputs(inputs, args)
     make_folder(out.parent)

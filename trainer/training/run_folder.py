@@ -4,6 +4,7 @@ Two runs whose fields are equal give the same weights.
 """
 
 import dataclasses
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ from trainer.training.align_trainer import AlignTrainer
 from trainer.training.argument_table import EARLIER, changes_weights
 from trainer.training.arguments import DEFAULTS
 from trainer.training.existing import ExistingInputs
+from trainer.training.schedule import BY_EVALUATION
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -161,13 +163,25 @@ def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> P
     """
     recipe = inputs.recipe
     once = {key: value for key, value in recipe.training_arguments.items() if key not in EARLIER}
-    settings = {"training_arguments": once | fields["recipe"]["training_arguments"]}
-    every = [fields | {"recipe": fields["recipe"] | settings}, fields]
+    later = {key: value for key, value in once.items() if changes_weights(key, BY_EVALUATION[0])}
+    own = fields["recipe"]["training_arguments"]
+    recipes = [fields["recipe"] | {"training_arguments": each | own} for each in (once, later, {})]
+    every = [fields | {"recipe": each} for each in recipes]
     root, here = inputs.conversations.image_root.resolve(), Path.cwd().resolve()
     roots = [root, root.relative_to(here)] if root.is_relative_to(here) else [root]
     names = [_default_name(inputs, each, one) for one in roots for each in every]
     *earlier, name = (Path("runs") / "train" / one for one in names)
     return next((one for one in earlier if (one / "run.json").is_file()), name)
+
+
+def folders_named(name: str) -> list[Path]:
+    """List the folders that `default_folder` has named for runs of a recipe's name."""
+    return list((Path("runs") / "train").glob(f"{glob.escape(name)}-*"))
+
+
+def has_saved(out: Path) -> bool:
+    """Tell whether a run has saved anything that was trained."""
+    return any(any(out.glob(pattern)) for pattern in (SUMMARY, "model", *_CHECKPOINTS))
 
 
 def check_begun(recipe: Recipe, out: Path | None) -> None:
@@ -221,7 +235,7 @@ def begin_run(
         with suppress(FileExistsError):  # another machine that does not share the lock was faster
             publish_bytes(described, _described(fields, recipe, stages, image_hashes), out, exclusive=True)
             return
-    if described.name in held and _differences(out, fields, recipe, image_hashes) and not _has_saved(out):
+    if described.name in held and _differences(out, fields, recipe, image_hashes) and not has_saved(out):
         with suppress(UserError), claimed_for_run(out, seconds=0):
             (out / METRICS).unlink(missing_ok=True)
             publish_bytes(described, _described(fields, recipe, stages, image_hashes), out)
@@ -239,8 +253,8 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
     if not (differences := _differences(out, fields, recipe, image_hashes)):
         return
     said = "; ".join(differences[:6])
-    model = load_record(out / "run.json", RunFile).recipe.get("model")
-    same_model = model == recipe.model_dump(mode="json")["model"]
+    record = load_record(out / "run.json", RunFile)
+    same_model = record.recipe.get("model") == recipe.model_dump(mode="json")["model"]
     if same_model and all(each.startswith(("model.", "processing.")) for each in differences):
         raise UserError(
             f"{start_folder(recipe)}: has changed since {out} began with it: {said}; put it back and run the same "
@@ -303,11 +317,6 @@ def _refuse_lost_record(out: Path) -> None:
             f"{out / 'run.json'}: expected the record of the run whose files are in {out}; found none; put it back, or "
             "choose another --out"
         )
-
-
-def _has_saved(out: Path) -> bool:
-    """Tell whether a run has saved anything that was trained."""
-    return any(any(out.glob(pattern)) for pattern in (SUMMARY, "model", *_CHECKPOINTS))
 
 
 def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: Mapping[str, str]) -> list[str]:

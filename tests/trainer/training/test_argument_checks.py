@@ -31,16 +31,27 @@ RELATIVE = "scale_parameter=True, relative_step=False"
         ({"optim": "schedule_free_sgd"}, "optim: the weights that schedule_free_sgd trains are means"),
     ],
 )
-def test_what_would_do_nothing_is_refused(given: dict[str, Any], said: str, tiny: World, tmp_path: Path) -> None:
+def test_what_would_do_nothing_is_refused(
+    given: dict[str, Any], said: str, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has saved something goes on with it."""
     recipe = tiny_recipe(tiny, training_arguments=given, evaluate_every=1)
     with refused(said, start="training_arguments."):
         train(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "run.json").touch()
-    try:
-        effective_arguments(recipe, tmp_path)
-    except UserError as error:  # the package is not there
-        assert "schedulefree" in str(error)  # noqa: PT017
+    monkeypatch.chdir(tmp_path)
+    begun = tmp_path / "runs" / "train" / f"{recipe.name}-01234567"
+    begun.mkdir(parents=True)
+    (begun / "run.json").touch()
+    for out in (begun, None):
+        with refused(said, start="training_arguments."):
+            effective_arguments(recipe, out)
+    (begun / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    for out in (begun, None):  # without a name, it may be this run
+        try:
+            effective_arguments(recipe, out)
+        except UserError as error:  # the package is not there
+            assert "schedulefree" in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize(

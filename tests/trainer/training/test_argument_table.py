@@ -166,6 +166,35 @@ def test_a_run_of_an_earlier_version_is_found(tiny: World, tmp_path: Path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"eval_delay": 1, "ddp_timeout": 7200},  # the former counted once
+        {"lr_scheduler_type": "constant", "warmup_steps": 1},
+        {"max_steps": 1, "warmup_steps": 1},
+    ],
+)
+def test_a_run_of_a_default_name_goes_on_with_what_is_refused_now(
+    given: dict[str, Any], tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("trainer.training.run_folder.changes_weights", lambda name, _: changes_weights(name, "greedy"))
+        earlier.setattr("trainer.training.argument_checks._refuse_warmup", lambda *_: None)
+        earlier.setattr("trainer.training.arguments.check_schedule", lambda *_: None)
+        earlier.setattr("trainer.training.align_trainer.check_schedule", lambda *_: None)
+        earlier.setattr("trainer.training.run.refuse_untrained", lambda *_: None)
+        out = train(short(tiny, **given)).out
+    heard = Heard()
+    assert train(short(tiny, **given), reporter=heard, resume=True).out == out
+    assert heard.lines == [f"{out}: this run is finished"]
+    if "warmup_steps" in given:
+        with refused(start="training_arguments.warmup_steps: "):
+            train(tiny_recipe(tiny, seed=4, training_arguments={"max_steps": 2} | given))
+        assert [*out.parent.iterdir()] == [out]
+
+
+@pytest.mark.slow
 def test_an_evaluation_without_memory_goes_on_with_smaller_batches(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
