@@ -99,10 +99,13 @@ def refuse_in_place(folder: str | Place) -> None:
     """Refuse to write into a store that shows half a file after a kill, before it is connected to.
 
     Raises:
-        UserError: the folder is in such a store.
+        UserError: the folder is in such a store, or its URL holds a password.
     """
     found = _PROTOCOL.findall(str(folder).lower()) if is_url(str(folder)) else []
     if named := next((protocol for protocol in found if protocol in _IN_PLACE), None):
+        from sea_pipeline.storage.remote import refuse_password
+
+        refuse_password(str(folder))
         raise UserError(
             f"{folder}: expected a folder of this machine, or of a store that writes whole files, such as s3://; found "
             f"{named}://; choose a local folder, and copy it there when it is finished"

@@ -244,6 +244,17 @@ def remote_path(url: str) -> RemotePath:
     return path
 
 
+def refuse_password(url: str) -> None:
+    """Refuse a URL that holds a password, which messages and records would show.
+
+    Raises:
+        UserError: it does.
+    """
+    if found := re.search(r"\b(?!github:)(\w+)://[^/@]*:[^/@]*@", url):  # github://OWNER:REPOSITORY@REVISION
+        login = _LOGINS.get(found[1].lower(), "set it as the service's own tools do")
+        raise UserError(f"{found[1]}://…@…: expected no password in a URL; {login}")
+
+
 @contextmanager
 def opening(url: str) -> Iterator[None]:
     """Turn the errors of a bad URL into a `UserError`.
@@ -252,9 +263,7 @@ def opening(url: str) -> Iterator[None]:
         UserError: it holds a password, its protocol is unknown, or needs a package that is not installed.
     """
     protocol = re.split("://|::", url)[0].lower()
-    if found := re.search(r"\b(?!github:)(\w+)://[^/@]*:[^/@]*@", url):  # github://OWNER:REPOSITORY@REVISION
-        login = _LOGINS.get(found[1].lower(), "set it as the service's own tools do")
-        raise UserError(f"{found[1]}://…@…: expected no password in a URL; {login}")
+    refuse_password(url)
     if url.endswith("::") or (protocol == "dir" and "::" not in url):
         raise UserError(f"{url}: expected a path or a URL behind ::; found none")
     try:

@@ -62,7 +62,7 @@ class Runs(NamedTuple):
 def recipe_of(name: str, world: World, model: Path, processes: int) -> Recipe:
     """Batches of 5, 5 and 2 samples of an epoch's 12: in every second step one process of two has nothing."""
     recipe = tiny_recipe(world, model=str(model), loss=ALL, **RUNS[name])
-    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 5} | EVEN
+    arguments = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 5} | ({} if name == "sgd" else EVEN)
     extra = {"gradient_accumulation_steps": 2} if processes == 1 else fsdp(LAYERS.get(name, "LlamaDecoderLayer"))
     if name == "stage 1":
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"evaluate": str(world.held_out)})})
