@@ -203,6 +203,10 @@ FOLLOWED: dict[str, list[str]] = {
         ("{}: expected the record of the run whose files are in {}; found none; put it back, or choose another --out"),
         "{}: expected a new folder or one of a run; found other files; choose another --out",
     ],
+    "tests/trainer/training/test_run_fields.py::test_rows_that_an_earlier_version_took_are_named": [
+        "{}: holds another run: {}; {} of its rows would be left out now: an earlier version took them, or their "
+        "images were there; finish it with that version, put the images back, or choose another --out",
+    ],
     "tests/trainer/training/test_run_advice.py::test_another_step_is_named_or_it_is_trained_again": [
         "name another step, or train it again",
     ],

@@ -260,14 +260,14 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
             f"{start_folder(recipe)}: has changed since {out} began with it: {said}; put it back and run the same "
             "command again, or choose another --out"
         )
-    advice = "choose another --out"
     more = fields.get("left_out", [0])[0] - record.fields.get("left_out", [0])[0]
     if more > 0 and record.fields["data"] == fields["data"]:
-        said += (
-            f"; {more:,} of its rows would be left out now: an earlier version took them, or their images were there"
+        raise UserError(
+            f"{out}: holds another run: {said}; {more:,} of its rows would be left out now: an earlier version took "
+            "them, or their images were there; finish it with that version, put the images back, or choose another "
+            "--out"
         )
-        advice = "finish it with that version, put the images back, or choose another --out"
-    raise UserError(f"{out}: holds another run: {said}; {advice}")
+    raise UserError(f"{out}: holds another run: {said}; choose another --out")
 
 
 def is_finished(out: Path) -> bool:

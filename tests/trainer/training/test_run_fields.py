@@ -166,20 +166,22 @@ def test_rows_that_an_earlier_version_took_are_named(
     data.write_text(json.dumps(rows))
     recipe = short_recipe(tiny, data={"train": str(data), "bad_rows": "leave_out"})
 
-    def begin() -> None:
+    def begin(out: Path) -> None:
         inputs = train_run._inputs(recipe, SILENT)
-        begin_run(tmp_path / "out", run_fields(inputs, 1), recipe, False, (), hash_images(inputs))
+        begin_run(out, run_fields(inputs, 1), recipe, False, (), hash_images(inputs))
+        (out / "model").mkdir(exist_ok=True)
 
     with monkeypatch.context() as earlier:
         earlier.setattr("trainer.data.conversations.VERSION", 11)
         earlier.setattr("trainer.data.conversations.turns_of", lambda row: row["conversations"])
-        begin()
-    (tmp_path / "out" / "model").mkdir()
+        for _ in range(2):
+            begin(tmp_path / "out")
     said = "; 1 of its rows would be left out now: an earlier version took them, or their images were there; finish it"
     with refused(
         said, "put the images back, or choose another --out", start=f"{tmp_path / 'out'}: holds another run: "
     ):
-        begin()
+        begin(tmp_path / "out")
+    begin(tmp_path / "another")
 
 
 @pytest.mark.slow
