@@ -18,8 +18,9 @@ _INDEPENDENT = ("memory", ("file", "local"), "hf")
 """Protocols of clients that are not asynchronous, and open a file anew for each reader."""
 _CONNECTED = {"ftp", "sftp", "ssh", "smb"}
 """Protocols whose clients connect once, when they are made."""
-_NEWEST = "_sea_pipeline_newest"
-"""The attribute of such a client with the one whose connection it uses, which is open as long as that one exists."""
+_NEWEST, _LOST = "_sea_pipeline_newest", "_sea_pipeline_lost"
+"""Attributes of such a client: the one whose connection it uses, which is open as long as that one exists; and whether
+that connection may be lost."""
 _LOCKS: list[threading.RLock] = []
 """The one of all stores that do one thing at a time, and behind it one for a file each, by the hash of its path."""
 
@@ -63,17 +64,19 @@ def patiently_in_turn(fs: Any, path: str, action: Callable[[], _Result], shown: 
         action: makes the request.
         shown: the file, as a message calls it.
     """
-    failed: list[object] = []
+    client = innermost(fs)
+    named = type(client).protocol
+    connects = not _CONNECTED.isdisjoint([named] if isinstance(named, str) else named)
 
     def in_turn() -> _Result:
         with turn(fs, path):
-            if failed:
-                _connect_anew(innermost(fs), failed[0])
-            connection = vars(innermost(fs)).get(_NEWEST)
+            if vars(client).get(_LOST):
+                _connect_anew(client)
             try:
                 return _found(fs, path, action)
             except Exception as error:
-                failed[:] = [connection] if may_pass(error) else []
+                if connects and may_pass(error):  # whoever has the next turn connects, so that it fails in none
+                    vars(client)[_LOST] = True
                 raise
 
     return patiently(in_turn, shown)
@@ -87,15 +90,10 @@ def _found(fs: Any, path: str, action: Callable[[], _Result]) -> _Result:  # noq
         raise
 
 
-def _connect_anew(client: Any, failed: object) -> None:  # noqa: ANN401
-    """Give a client of `_CONNECTED` a new connection, unless another thread has done so since `failed` was the newest.
+def _connect_anew(client: Any) -> None:  # noqa: ANN401
+    """Give a client of `_CONNECTED` a new connection.
 
     Caches and paths hold the client itself, so it takes over what a new one has.
     """
-    named = type(client).protocol
-    if not _CONNECTED & {*([named] if isinstance(named, str) else named)}:
-        return
-    with _LOCKS[-1]:
-        if vars(client).get(_NEWEST) is failed:
-            new = type(client)(*client.storage_args, **client.storage_options, skip_instance_cache=True)
-            vars(client).update(vars(new) | {_NEWEST: new})
+    new = type(client)(*client.storage_args, **client.storage_options, skip_instance_cache=True)
+    vars(client).update(vars(new) | {_NEWEST: new, _LOST: False})

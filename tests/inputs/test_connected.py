@@ -14,6 +14,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError
 from sea_pipeline.inputs.sources import list_samples, open_source
+from sea_pipeline.storage import retry
 from sea_pipeline.storage.paths import place
 from tests.support import ftp
 from tests.support.contents import read_all, rows
@@ -154,6 +155,25 @@ def test_a_connection_that_was_lost_is_opened_again_once(registered: Any) -> Non
     assert (str(folder), str(folder / "a.png")) == ("sftp://host/photos", "sftp://host/photos/a.png")
     assert [(folder / name).read_bytes() for name in PHOTOS] == list(PHOTOS.values())
     assert not (folder / "gone").exists()
+
+
+@pytest.mark.usefixtures("empty_memory")
+def test_a_connection_that_one_reader_has_lost_fails_no_other(registered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client: Any = type("Anew", (Dropping,), {"made": 0})  # fsspec keeps the clients of a class
+    registered("sftp", client)
+    waits = []
+    for name, data in PHOTOS.items():
+        fsspec.filesystem("memory").pipe_file(f"/photos/{name}", data)
+    source = open_source("sftp://host/photos")
+
+    def sleep(_: float) -> None:
+        waits.append(1)
+        assert source.read("a.png") == PHOTOS["a.png"], "as another thread does meanwhile"
+
+    monkeypatch.setattr(retry.time, "sleep", sleep)
+    for _ in range(5):
+        assert source.read("b/c.png") == PHOTOS["b/c.png"]
+    assert (len(waits), client.made) == (1, 2)
 
 
 class Webdav(fsspec.AbstractFileSystem):
