@@ -261,7 +261,7 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
             "command again, or choose another --out"
         )
     more = fields.get("left_out", [0])[0] - record.fields.get("left_out", [0])[0]
-    if more > 0 and record.fields["data"] == fields["data"]:
+    if more > 0 and record.fields.get("data") == fields.get("data"):
         raise UserError(
             f"{out}: holds another run: {said}; {more:,} of its rows would be left out now: an earlier version took "
             "them, or their images were there; finish it with that version, put the images back, or choose another "
