@@ -45,6 +45,7 @@ from trainer.training.existing import ExistingInputs
 from trainer.training.schedule import BY_EVALUATION
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
+RUNS = Path("runs") / "train"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 _CHECKPOINTS = ("checkpoints/checkpoint-*", "kept/checkpoint-*")
 ACCUMULATION = "gradient_accumulation_steps"
@@ -170,13 +171,13 @@ def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> P
     root, here = inputs.conversations.image_root.resolve(), Path.cwd().resolve()
     roots = [root, root.relative_to(here)] if root.is_relative_to(here) else [root]
     names = [_default_name(inputs, each, one) for one in roots for each in every]
-    *earlier, name = (Path("runs") / "train" / one for one in names)
+    *earlier, name = (RUNS / one for one in names)
     return next((one for one in earlier if (one / "run.json").is_file()), name)
 
 
 def folders_named(name: str) -> list[Path]:
     """List the folders that `default_folder` has named for runs of a recipe's name."""
-    return list((Path("runs") / "train").glob(f"{glob.escape(name)}-*"))
+    return list(RUNS.glob(f"{glob.escape(name)}-*"))
 
 
 def has_saved(out: Path) -> bool:
