@@ -1,5 +1,6 @@
 """Define what each command that works shard by shard brings, and run any of them in one way."""
 
+import platform
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from sea_pipeline.core.devices import resolve_device
+from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun, driver_role
@@ -18,7 +20,7 @@ from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.begin import Growing, open_or_create
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import reopen_damaged_shards
-from sea_pipeline.storage.hashing import fingerprint_of
+from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import Place, place
 from sea_pipeline.storage.publish import refuse_in_place
@@ -27,48 +29,22 @@ from sea_pipeline.storage.publish import refuse_in_place
 class ShardedSettings(Protocol):
     """The settings that all such commands have."""
 
-    @property
-    def out(self) -> str | Path | None:
-        """Return the folder or its URL, or None for a folder named after the settings."""
-        ...
-
-    @property
-    def extend(self) -> bool:
-        """Tell whether new images are added to a folder that was begun without them.
-
-        See `open_or_create`.
-        """
-        ...
-
-    @property
-    def limit(self) -> int | None:
-        """Return how many images are taken, in the order of their ids, or None for all."""
-        ...
-
-    @property
-    def shard_size(self) -> int:
-        """Return the number of images per shard."""
-        ...
-
-    @property
-    def crew(self) -> WorkerSettings:
-        """Return the settings of the workers."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """Return the device that was asked for."""
-        ...
-
-    @property
-    def max_bad(self) -> float:
-        """Return the largest share of bad images, see `local.run`."""
-        ...
-
-    @property
-    def retry_bad(self) -> bool:
-        """Tell whether shards with bad images are done again, also in a finished folder."""
-        ...
+    out: str | Path | None
+    """The folder or its URL; None for a folder named after the settings."""
+    extend: bool
+    """Whether new images are added to a folder that was begun without them; see `open_or_create`."""
+    limit: int | None
+    """The number of images that are taken, in the order of their ids; None for all."""
+    shard_size: int
+    """The number of images per shard."""
+    crew: WorkerSettings
+    """The settings of the workers."""
+    device: str
+    """The device that was asked for."""
+    max_bad: float
+    """The largest share of bad images; see `local.run`."""
+    retry_bad: bool
+    """Whether shards with bad images are done again, also in a finished folder."""
 
 
 S = TypeVar("S", bound=ShardedSettings)
@@ -174,12 +150,20 @@ class ShardedJob(ABC, Generic[S]):
 
         See `worker.Job`.
         """
-        from sea_pipeline.execution.worker import refuse_other_fields
-
         self.device = resolve_device(self.settings.device)
         self.open(ledger)
         refuse_other_fields(ledger, self.fields())
         return self.make_stage(ledger)
+
+
+def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
+    """Raise a UserError if this worker's weights, words or versions would make other shards than the folder's."""
+    if fingerprint_of(fields) != fingerprint_of(ledger.fields):
+        differing = differing_fields(ledger.fields, fields)
+        raise UserError(
+            f"{ledger.root}: a worker on {platform.node()} would make other {ledger.dataset.kind}; give it the same "
+            f"files and packages as here. Differing: {'; '.join(differing).replace('asked for', 'on the worker')}"
+        )
 
 
 def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:

@@ -27,7 +27,6 @@ from sea_pipeline.inputs.sources.versions import on_another_host
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
-from sea_pipeline.storage.hashing import differing_fields, fingerprint_of
 from sea_pipeline.storage.paths import below
 from sea_pipeline.storage.publish import publish_bytes
 
@@ -77,16 +76,6 @@ def give_freed_memory_back() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def refuse_other_fields(ledger: Ledger, fields: dict[str, Any]) -> None:
-    """Raise a UserError if this worker's weights, words or versions would make other shards than the folder's."""
-    if fingerprint_of(fields) != fingerprint_of(ledger.fields):
-        differing = differing_fields(ledger.fields, fields)
-        raise UserError(
-            f"{ledger.root}: a worker on {platform.node()} would make other {ledger.dataset.kind}; give it the same "
-            f"files and packages as here. Differing: {'; '.join(differing).replace('asked for', 'on the worker')}"
-        )
 
 
 class StagePlugin(NamedPlugin):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
+from sea_pipeline.execution.sharded_job import refuse_other_fields
 from sea_pipeline.execution.stage import ShardResult, Stage
 from sea_pipeline.inputs.samples import BadSample, Listing, Sample
 from sea_pipeline.inputs.sources import Source
@@ -103,8 +104,6 @@ class PlantedJob:
     name: str = "plant"
 
     def stage(self, ledger: Ledger) -> PlantedStage:
-        from sea_pipeline.execution.worker import refuse_other_fields
-
         refuse_other_fields(ledger, self.fields)
         if self.loading == "raise":
             raise MemoryError("the model is too large")
