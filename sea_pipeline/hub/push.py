@@ -41,7 +41,7 @@ from sea_pipeline.labels.store import LabelStore, open_labels
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile, load_record
-from sea_pipeline.output.verify import check_files
+from sea_pipeline.output.verify import refuse_damage
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.hub import asked_to_wait, asking, commit_of, hub_api, silent_client
 from sea_pipeline.storage.locks import claimed_for_run
@@ -114,8 +114,7 @@ def push(
     refuse_other_than_finished(ledger)
     refuse_without_token(name)
     with reporter.progress("checking", ledger.dataset.shards, 0) as advance:
-        if problems := check_files(ledger, advance).problems:
-            raise UserError(problems[0])
+        refuse_damage(ledger, advance, shards=True)
     with asking(name, "write to it"):
         hub_api().create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
     made_of = (ledger.root / MANIFEST).read_bytes() + BY_WORD_VERSION

@@ -19,7 +19,7 @@ from sea_pipeline.output.folder import COMMITS, DATASET
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import recorded_commits, reopen_damaged_shards, restored
 from sea_pipeline.output.records import DatasetFile, Manifest, file_record, load_record
-from sea_pipeline.output.verify import check_files
+from sea_pipeline.output.verify import refuse_damage
 from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
 from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, refuse_in_place, sweep
@@ -56,8 +56,7 @@ def open_sources(folders: Sequence[str | Place]) -> list[Ledger]:
         ledger = Ledger.open(place(folder))
         if ledger.dataset.kind != KIND:
             raise UserError(f"{ledger.root}: expected labels, found {ledger.dataset.kind}; only labels can be joined")
-        if problems := check_files(ledger, shards=False).problems:
-            raise UserError(problems[0])
+        refuse_damage(ledger)
         ledger.manifest()
         ledgers.append(ledger)
     return ledgers

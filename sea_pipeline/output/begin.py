@@ -191,7 +191,7 @@ def _continue_or_refuse(root: Place, asked: _Asked, extend: bool, has_lock: bool
         samples = _by_planned_ids(ledger, wanted, asked.samples)
         grown, others = _differing(ledger, wanted, asked.growing)
         if others:
-            ledger.refuse_damage()
+            ledger.refuse_damaged_beginning()
         else:
             ledger = restored(ledger, samples, companions)
         is_other = others or ledger.dataset.plan != wanted.plan

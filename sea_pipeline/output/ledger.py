@@ -229,7 +229,7 @@ class Ledger:
             problem = check_file(self.root, file) or f"{self.root / file.path}: damaged: {one_line(error)}"
             raise UserError(advised(problem)) from error
 
-    def refuse_damage(self) -> None:
+    def refuse_damaged_beginning(self) -> None:
         """Raise a UserError if the plan or another file of the beginning differs from what was written."""
         for file in self.dataset.files:
             if problem := check_file(self.root, file):
@@ -285,7 +285,7 @@ class Ledger:
             UserError: the plan or the word list is not what the shards were made with, or another process has taken
                 shards back at the same time.
         """
-        self.refuse_damage()
+        self.refuse_damaged_beginning()
         commits = list(self.commits())
         if len(commits) != self.dataset.shards:
             raise UserError(f"{self.root}: another run takes shards back at the same time; run the command again")

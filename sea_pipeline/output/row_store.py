@@ -10,7 +10,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.near_names import nearest_name
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
-from sea_pipeline.output.verify import check_files
+from sea_pipeline.output.verify import refuse_damage
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.parquet import open_parquet
 from sea_pipeline.storage.paths import Place, map_over_store, place
@@ -201,8 +201,7 @@ def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger
     """
     ledger = Ledger.open(place(path))
     found = ledger.dataset.kind
-    if found != kind and (ledger.root / found).is_dir():  # else `check_files` says that the name is damaged
+    if found != kind and (ledger.root / found).is_dir():  # else `refuse_damage` says that the name is damaged
         raise UserError(f"{ledger.root}: expected {kind}, found {found}")
-    if problems := check_files(ledger, shards=verify).problems:
-        raise UserError(problems[0])
+    refuse_damage(ledger, shards=verify)
     return ledger, ledger.manifest()

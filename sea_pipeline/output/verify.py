@@ -81,13 +81,13 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
     return CheckResult(files, lines, missing, finished, commits)
 
 
-def refuse_damage(ledger: Ledger) -> Sequence[Commit]:
-    """Return the commits of a folder in which `check_files` finds no problem without reading shards.
+def refuse_damage(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bool = False) -> Sequence[Commit]:
+    """Return the commits of a folder in which `check_files` finds no problem, by default without reading shards.
 
     Raises:
         UserError: it finds one.
     """
-    checked = check_files(ledger, shards=False)
+    checked = check_files(ledger, advance, shards=shards)
     if checked.problems:
         raise UserError(checked.problems[0])
     return checked.commits
