@@ -14,15 +14,15 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.labels.format import KIND, MEANS, WORDS, read_mean_similarity, read_words, write_mean_similarity
-from sea_pipeline.output.begin import write_first
+from sea_pipeline.output.begin import write_beginning
 from sea_pipeline.output.folder import COMMITS, DATASET
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.mend import recorded_commits, reopen_damaged_shards, restored
-from sea_pipeline.output.records import DatasetFile, Manifest, file_record, load_record
+from sea_pipeline.output.records import DatasetFile, Manifest, load_record
 from sea_pipeline.output.verify import refuse_damage
 from sea_pipeline.storage.locks import locked, refuse_without_locks
 from sea_pipeline.storage.paths import Place, entries, place
-from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publish_bytes, refuse_in_place, sweep
+from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, refuse_in_place
 from sea_pipeline.storage.retry import looking
 
 
@@ -98,7 +98,8 @@ def begin_folder(
         if has_begun:
             found = Ledger.open(root).dataset
         else:
-            found = _create(root, dataset, {**plans, WORDS: partial(bring, words)}, has_lock)
+            first, *others = plans.items()
+            found = _create(root, dataset, dict([first, (WORDS, partial(bring, words)), *others]), has_lock)
         if found.model_copy(update={"files": []}) != dataset:
             raise UserError(f"{root}: holds something else than what was asked for; choose another --out")
         ledger = restored(Ledger(root, found), samples, {WORDS: words.read_bytes()})
@@ -108,10 +109,7 @@ def begin_folder(
 
 
 def _create(root: Place, dataset: DatasetFile, writers: Mapping[str, Any], has_lock: bool) -> DatasetFile:
-    """Create the folder and return its dataset, or that of another process that was first.
-
-    That can only happen without a lock between the two.
-    """
+    """Create the folder and return its dataset, or that of another process that was first."""
     there = {path.name for path in entries(root)}
     if DATASET in there:
         return load_record(root / DATASET, DatasetFile)
@@ -119,17 +117,7 @@ def _create(root: Place, dataset: DatasetFile, writers: Mapping[str, Any], has_l
     # With commits of this very dataset it is the folder itself, which has lost its dataset.json.
     if strangers and not any(recorded_commits(Ledger(root, dataset), range(dataset.shards))):
         raise UserError(f"{root}: expected an empty folder; found {strangers[0]!r} in it; choose another --out")
-    sweep(root)
-    for name, write in writers.items():
-        write_first(root / name, root, write, has_lock)
-    first, *others = (name for name in writers if name != WORDS)
-    files = [file_record(root, root / name) for name in (first, WORDS, *others)]
-    whole = dataset.model_copy(update={"files": files})
-    try:
-        publish_bytes(root / DATASET, whole.to_bytes(), root, exclusive=True)
-    except FileExistsError:
-        return load_record(root / DATASET, DatasetFile)
-    return whole
+    return write_beginning(root, dataset, writers, has_lock) or load_record(root / DATASET, DatasetFile)
 
 
 def bring(source: Place, scratch: Path) -> bool:

@@ -85,31 +85,21 @@ def open_or_create(
 def _create(
     root: Place, dataset: DatasetFile, samples: Sequence[Sample], companions: dict[str, bytes], has_lock: bool
 ) -> DatasetFile | None:
-    """Create the folder and return its dataset, or None if another process was first.
-
-    That can only happen without a lock between the two.
-    """
-    plan = root / "plan.parquet"
+    """Create the folder and return its dataset, or None if another process was first."""
+    writers: dict[str, Callable[[Path], object]] = {
+        plan_name(0): lambda scratch: write_plan(scratch, samples, dataset.shard_size),
+        **{name: partial(Path.write_bytes, data=content) for name, content in companions.items()},
+    }
     found = {path.name for path in entries(root)}
     if DATASET in found:
         return None
-    strangers = sorted(found - {TEMPORARY, plan.name, *companions})
+    strangers = sorted(found - {TEMPORARY, *writers})
     if strangers and not _has_lost_all(root, dataset):
         raise UserError(
             f"{root}: expected an empty folder or one that sea-pipeline began; found {strangers[0]!r} in it; "
             "choose another --out"
         )
-    sweep(root)
-    write_first(plan, root, lambda scratch: write_plan(scratch, samples, dataset.shard_size), has_lock)
-    for name, content in companions.items():
-        write_first(root / name, root, partial(Path.write_bytes, data=content), has_lock)
-    files = [file_record(root, root / name) for name in (plan.name, *companions)]
-    dataset = dataset.model_copy(update={"files": files})
-    try:
-        publish_bytes(root / DATASET, dataset.to_bytes(), root, exclusive=True)
-    except FileExistsError:
-        return None
-    return dataset
+    return write_beginning(root, dataset, writers, has_lock)
 
 
 def _has_lost_all(root: Place, dataset: DatasetFile) -> bool:
@@ -125,7 +115,25 @@ def _has_lost_all(root: Place, dataset: DatasetFile) -> bool:
     return manifest is None or manifest.fingerprint == dataset.fingerprint
 
 
-def write_first(path: Place, root: Place, write: Callable[[Path], object], has_lock: bool) -> None:
+def write_beginning(
+    root: Place, dataset: DatasetFile, writers: Mapping[str, Callable[[Path], object]], has_lock: bool
+) -> DatasetFile | None:
+    """Write the files that a folder is begun with, each by its function, then the dataset that records them.
+
+    Returns that dataset, or None if another process was first. That can only happen without a lock between the two.
+    """
+    sweep(root)
+    for name, write in writers.items():
+        _write_first(root / name, root, write, has_lock)
+    dataset = dataset.model_copy(update={"files": [file_record(root, root / name) for name in writers]})
+    try:
+        publish_bytes(root / DATASET, dataset.to_bytes(), root, exclusive=True)
+    except FileExistsError:
+        return None
+    return dataset
+
+
+def _write_first(path: Place, root: Place, write: Callable[[Path], object], has_lock: bool) -> None:
     """Write a file that the folder is begun with.
 
     If there are no locks, the first process to write it decides its content.

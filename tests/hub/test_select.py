@@ -14,6 +14,7 @@ from sea_pipeline.join import folder as joining
 from sea_pipeline.join import rewrite as rewriting
 from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import read_ids, select
+from sea_pipeline.output import begin
 from sea_pipeline.storage import locks, publish
 from tests.support.contents import content, rows, stored
 from tests.support.joins import listed_file, problems
@@ -125,9 +126,9 @@ def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
     assert read_ids(path) == odd
 
 
-@pytest.mark.parametrize("moment", ["entries", "sweep"])
+@pytest.mark.parametrize("moment", [(joining, "entries"), (begin, "sweep")], ids=["entries", "sweep"])
 def test_who_begins_later_leaves_the_first_ones_folder_as_it_is(
-    whole: Path, ids: list[str], tmp_path: Path, meanwhile: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+    whole: Path, ids: list[str], tmp_path: Path, meanwhile: Any, monkeypatch: pytest.MonkeyPatch, moment: Any
 ) -> None:
     """As two machines on a network file system without locks."""
 
@@ -135,11 +136,11 @@ def test_who_begins_later_leaves_the_first_ones_folder_as_it_is(
         raise OSError
 
     monkeypatch.setattr(locks.fcntl, "flock", refused)
-    meanwhile(joining, moment, lambda: select(whole, ids[::2], tmp_path / "some"))
+    meanwhile(*moment, lambda: select(whole, ids[::2], tmp_path / "some"))
     with pytest.raises(UserError, match="choose another --out"):
         select(whole, ids[::3], tmp_path / "some")
     assert problems(tmp_path / "some") == []
     assert open_labels(tmp_path / "some").ids == [one for one in ids[::2] if "003" not in one]
-    meanwhile(joining, moment, lambda: select(whole, ids, tmp_path / "all"))
+    meanwhile(*moment, lambda: select(whole, ids, tmp_path / "all"))
     assert select(whole, ids, tmp_path / "all").rewritten == 0
     assert problems(tmp_path / "all") == []
