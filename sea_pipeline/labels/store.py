@@ -9,10 +9,9 @@ import pyarrow as pa
 from sea_pipeline.inputs.crops import CropBox, image_and_crop
 from sea_pipeline.labels.format import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import File, Manifest
+from sea_pipeline.output.records import Manifest
 from sea_pipeline.output.row_store import RowStore, open_finished
-from sea_pipeline.storage.parquet import open_parquet
-from sea_pipeline.storage.paths import Place, map_over_store
+from sea_pipeline.storage.paths import Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +71,7 @@ class LabelStore(RowStore):
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Read (width, height) of all upright images, by image id."""
-        found = map_over_store(self.path, self._sizes, self._shards)
-        return {name: (width, height) for rows in found for name, width, height in rows}
-
-    def _sizes(self, shard: File) -> list[tuple[str, int, int]]:
-        columns = ["image_id", "width", "height"]
-        with self._ledger.reading(shard):
-            table = open_parquet(self.path / shard.path).read(columns=columns, use_threads=False)
-            return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+        return {name: (width, height) for name, width, height in self._values("image_id", "width", "height")}
 
     def _labels(self, row: pa.Table) -> Labels:
         word_ids, scores = label_arrays(row, self.top_n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -58,7 +59,7 @@ class RowStore:
     @cached_property
     def ids(self) -> list[str]:
         """Return the image ids in the order of the rows."""
-        return [image_id for ids in map_over_store(self.path, self._ids, self._shards) for image_id in ids]
+        return [image_id for (image_id,) in self._values("image_id")]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -83,8 +84,8 @@ class RowStore:
 
         With the folder's fingerprint this says what the rows hold.
         """
-        found = map_over_store(self.path, self._contents, self._shards)
-        return fingerprint_of({name: content.hex() for rows in found for name, content in rows if name in wanted})
+        contents = self._values("image_id", "image_sha256")
+        return fingerprint_of({name: content.hex() for name, content in contents if name in wanted})
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield all rows in plan order, one row group at a time.
@@ -155,17 +156,15 @@ class RowStore:
                 raise LookupError(f"expected {rows:,} rows, found {sum(sizes):,}")
         return sizes
 
-    def _contents(self, shard: File) -> list[tuple[str, bytes]]:
-        with self._ledger.reading(shard):
-            columns = ["image_id", "image_sha256"]
-            table = open_parquet(self.path / shard.path).read(columns=columns, use_threads=False)
-            return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+    def _values(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of some columns in plan order, row by row."""
 
-    def _ids(self, shard: File) -> list[str]:
-        with self._ledger.reading(shard):
-            table = open_parquet(self.path / shard.path).read(columns=["image_id"], use_threads=False)
-            ids: list[str] = table["image_id"].to_pylist()
-        return ids
+        def read(shard: File) -> list[tuple[Any, ...]]:
+            with self._ledger.reading(shard):
+                table = open_parquet(self.path / shard.path).read(columns=[*names], use_threads=False)
+                return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+        return chain.from_iterable(map_over_store(self.path, read, self._shards))
 
 
 class NoSuchImageError(KeyError):

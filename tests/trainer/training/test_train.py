@@ -267,8 +267,8 @@ def test_the_newest_labels_that_fit(tiny: World, tmp_path: Path, monkeypatch: py
         return store.path.name
 
     read: list[str] = []
-    plain = LabelStore._ids
-    monkeypatch.setattr(LabelStore, "_ids", lambda self, shard: read.append(self.path.name) or plain(self, shard))
+    plain = LabelStore._values
+    monkeypatch.setattr(LabelStore, "_values", lambda self, *names: read.append(self.path.name) or plain(self, *names))
     assert found(recipe) == "new"
     assert set(read) == {"new"}  # what does not fit by its manifest is not read
     assert found(short_recipe(tiny, labels={"path": None, "transfer": True})) == "other grid"
