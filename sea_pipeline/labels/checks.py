@@ -8,7 +8,7 @@ from pathlib import Path
 from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.encoders import EncoderOptions, check_encoder
-from sea_pipeline.inputs.wordlists import find_wordlist
+from sea_pipeline.inputs.wordlists import WordList, find_wordlist, load_wordlist
 from sea_pipeline.labels.settings import LabelSettings, LlmProbeSettings, ProbeSettings
 from sea_pipeline.storage.paths import Place, is_url, lies_in, place
 
@@ -53,6 +53,21 @@ def _lies_inside(out: Place, images: str) -> bool:
     if not isinstance(out, Path):
         return f"{out}/".startswith(images.rstrip("/") + "/")
     return Path(images).is_dir() and lies_in(out, images)
+
+
+def words_of(settings: LabelSettings | ProbeSettings) -> WordList:
+    """Load the word list that is asked for.
+
+    Raises:
+        UserError: see `load_wordlist`; or it has fewer words than `top_n`.
+    """
+    words = load_wordlist(settings.wordlist)
+    if settings.top_n > len(words):
+        raise UserError(
+            f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}; "
+            f"give --top-n {len(words)} or less"
+        )
+    return words
 
 
 def check_probe(settings: ProbeSettings) -> None:

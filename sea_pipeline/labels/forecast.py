@@ -13,8 +13,9 @@ from sea_pipeline.core.progress import SILENT, Advance, Reporter, process_peak_b
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import Listing, Sample
-from sea_pipeline.inputs.sources import list_samples, open_source
-from sea_pipeline.labels.run import encoder_of, stage_of, words_of
+from sea_pipeline.inputs.sources import open_source
+from sea_pipeline.labels.checks import words_of
+from sea_pipeline.labels.run import encoder_of, images_of, stage_of
 from sea_pipeline.labels.settings import ForecastSettings as ForecastSettings
 from sea_pipeline.labels.stage import LabelStage
 
@@ -69,13 +70,11 @@ def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecas
     shards, so many workers with few shards wait for the last ones.
 
     Raises:
-        UserError: see `load_wordlist`, `load_encoder` and `list_samples`; or no image could be labelled.
+        UserError: see `words_of`, `load_encoder` and `list_samples`; or no image could be labelled.
     """
     device = resolve_device(settings.device)
     stage, start, of_words = _started(settings, device, reporter)
-    listing = list_samples(
-        settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
-    )
+    listing = images_of(settings)
     count = max(settings.measure, _ROUNDS * stage.batch_size * stage.encode_threads)
     with reporter.progress("measuring", count) as advance:
         seconds, bytes_per_image, result = _measured(stage, listing, count, advance)

@@ -17,8 +17,8 @@ from sea_pipeline.execution.sharded_job import ShardedJob, run_job
 from sea_pipeline.inputs.crops import MARK, crop_id
 from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.inputs.sources import list_samples
-from sea_pipeline.inputs.wordlists import WordList, load_wordlist
-from sea_pipeline.labels.checks import check_out
+from sea_pipeline.inputs.wordlists import WordList
+from sea_pipeline.labels.checks import check_out, words_of
 from sea_pipeline.labels.format import KIND, WORDS, read_words
 from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
@@ -84,12 +84,9 @@ class LabelJob(ShardedJob[LabelSettings]):
 
     def listing(self) -> Listing:
         """List the images, each followed by its crops."""
-        asked = self.settings
-        listing = list_samples(
-            asked.images, asked.image_root, asked.limit, id_column=asked.id_column, streaming=asked.streaming
-        )
-        if asked.crops:
-            listing.samples = _with_crops(listing, asked.crops)
+        listing = images_of(self.settings)
+        if self.settings.crops:
+            listing.samples = _with_crops(listing, self.settings.crops)
         return listing
 
     def fields(self) -> dict[str, Any]:
@@ -155,19 +152,11 @@ class LabelJob(ShardedJob[LabelSettings]):
         return stage_of(self.settings, self.encoder, embeddings, self.device, self.threads, version)
 
 
-def words_of(settings: LabelSettings) -> WordList:
-    """Load the word list that is asked for.
-
-    Raises:
-        UserError: see `load_wordlist`; or it has fewer words than `top_n`.
-    """
-    words = load_wordlist(settings.wordlist)
-    if settings.top_n > len(words):
-        raise UserError(
-            f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}; "
-            f"give --top-n {len(words)} or less"
-        )
-    return words
+def images_of(settings: LabelSettings) -> Listing:
+    """List the images that are asked for, without their crops."""
+    return list_samples(
+        settings.images, settings.image_root, settings.limit, id_column=settings.id_column, streaming=settings.streaming
+    )
 
 
 def encoder_of(settings: LabelSettings, device: str) -> Encoder:

@@ -8,7 +8,6 @@ P patches, n labels a patch.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.parallel import batched
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder, paths_of
 from sea_pipeline.encoders.base import finite_images
@@ -25,7 +25,7 @@ from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.inputs.sources import list_samples, open_source
-from sea_pipeline.inputs.wordlists import WordList, load_wordlist
+from sea_pipeline.inputs.wordlists import WordList
 from sea_pipeline.labels.caption_lift import ProbeFindings, SignFigures, hit_rate_gain
 from sea_pipeline.labels.captioned_images import (
     CaptionedImage,
@@ -34,7 +34,7 @@ from sea_pipeline.labels.captioned_images import (
     coverage,
     named_entries,
 )
-from sea_pipeline.labels.checks import check_probe
+from sea_pipeline.labels.checks import check_probe, words_of
 from sea_pipeline.labels.settings import ProbeSettings as ProbeSettings
 from sea_pipeline.search.exact import WordSearch
 
@@ -78,8 +78,7 @@ def probe(
         for sign in (1, -1)
     ]
     seen: list[int] = []
-    pixels = iter(pixels)
-    while batch := list(islice(pixels, _BATCH)):
+    for batch in batched(iter(pixels), _BATCH):
         vectors = encoder.patches(torch.from_numpy(np.stack([values for _, values in batch])))
         finite = finite_images(encoder, vectors)
         images = [image for (image, _), good in zip(batch, finite, strict=True) if good]
@@ -190,14 +189,11 @@ def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Prob
     """Measure both signs of every path of every encoder on the same captioned images.
 
     Raises:
-        UserError: see `list_samples`, `load_wordlist` and `load_encoder`; or fewer than two images have captions, or no
+        UserError: see `list_samples`, `words_of` and `load_encoder`; or fewer than two images have captions, or no
             caption names a word of the list.
     """
     check_probe(settings)
-    words = load_wordlist(settings.wordlist)
-    if settings.top_n > len(words):
-        asked = f"--top-n {settings.top_n}: expected at most {len(words):,}, the length of {settings.wordlist}"
-        raise UserError(f"{asked}; give --top-n {len(words)} or less")
+    words = words_of(settings)
     device = resolve_device(settings.device)
     specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
     listing = list_samples(str(settings.data), settings.image_root)
