@@ -2,7 +2,8 @@
 
 import importlib
 import json
-from importlib.metadata import PackageNotFoundError, distribution
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
@@ -38,6 +39,15 @@ def package_folder(package: str, extra: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the Python package {package!r} is not installed; install it with: {install_line(extra)}")
     return Path(spec.submodule_search_locations[0])
+
+
+@cache  # metadata is a file, which takes milliseconds to parse
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, or None if it is not installed, as code run from a folder is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def install_line(extras: str) -> str:

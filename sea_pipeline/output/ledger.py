@@ -18,13 +18,12 @@ import datetime
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError, one_line
+from sea_pipeline.core.extras import installed_version
 from sea_pipeline.inputs.samples import BadSample, Sample, Version
 from sea_pipeline.output.folder import (
     COMMITS,
@@ -61,7 +60,6 @@ _PACKAGES = ("sea-pipeline", "torch", "pyarrow", "pillow", "numpy")
 _ENCODERS_PACKAGES = ("open_clip_torch", "timm", "transformers", "tokenizers")
 """They build models and tokenizers. The fingerprint holds a hub's tokenizer by its name, so a commit says what may have
 changed it."""
-_UNKNOWN = "unknown"
 
 
 class Ledger:
@@ -341,13 +339,5 @@ class Ledger:
 
 def _versions() -> dict[str, str]:
     """Return the versions of the packages that may change a shard's rows, without encoders' that are not installed."""
-    found = {name: _version(name) for name in (*_PACKAGES, *_ENCODERS_PACKAGES)}
-    return {name: each for name, each in found.items() if each != _UNKNOWN or name in _PACKAGES}
-
-
-@cache  # metadata is a file, which takes milliseconds to parse
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a folder that is not installed
-        return _UNKNOWN
+    found = {name: installed_version(name) for name in (*_PACKAGES, *_ENCODERS_PACKAGES)}
+    return {name: each or "unknown" for name, each in found.items() if each or name in _PACKAGES}

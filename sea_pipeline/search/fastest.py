@@ -10,14 +10,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sea_pipeline.core.devices import processor
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.extras import installed_version
 from sea_pipeline.search.candidates import Candidates, ranking
 from sea_pipeline.search.float32 import FaissCandidates, TorchCandidates, faiss_is_there
 from sea_pipeline.search.int8 import Int8Candidates, is_fast
@@ -29,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 _TRIED = 128
 """Patches of a trial, enough to multiply matrices as in a run, and no more than a few images have."""
 _WORDS_HASHED = 64
+_PACKAGES = ("torch", "faiss-cpu", "faiss-gpu", "sea-pipeline")
 
 
 class FastestCandidates:
@@ -92,7 +93,7 @@ class FastestCandidates:
             {
                 "processor": f"{processor()}, {os.cpu_count()}",
                 "threads": torch.get_num_threads(),
-                "versions": [_version(package) for package in ("torch", "faiss-cpu", "faiss-gpu", "sea-pipeline")],
+                "versions": [installed_version(package) or "" for package in _PACKAGES],
                 "backends": sorted(self._made_by),
                 "words": [*self._words.shape, hashlib.sha256(some.numpy().tobytes()).hexdigest()],
             }
@@ -114,11 +115,3 @@ def _read(path: Path) -> list[str]:
     except (OSError, ValueError):  # absent or damaged, so the searches are timed again
         return []
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
