@@ -22,11 +22,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.labels.format import label_arrays
 from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.output.records import File, check_file, file_record, whole_record
+from sea_pipeline.storage.parquet import parquet_writer
 from sea_pipeline.storage.publish import make_folder, publish, publish_bytes, scratch_path, sweep
 
 BY_WORD = "by_word"
@@ -239,13 +239,10 @@ def _blocks(
 
 
 def _write(path: Path, blocks: Iterable[_LabelColumns], words: pa.Array, names: pa.Array, columns: int) -> None:
-    options: dict[str, Any] = {"column_encoding": {"score": "BYTE_STREAM_SPLIT"}, "use_dictionary": _DICTIONARIES}
-    with (
-        path.open("wb") as file,
-        pq.ParquetWriter(
-            file, SCHEMA, compression="zstd", write_statistics=["word"], write_page_checksum=True, **options
-        ) as writer,
-    ):
+    encoding = {"score": "BYTE_STREAM_SPLIT"}
+    with parquet_writer(
+        path, SCHEMA, write_statistics=["word"], column_encoding=encoding, use_dictionary=_DICTIONARIES
+    ) as writer:
         for labels in blocks:
             # A row begins at each change of word or image. Its score is the maximum over its labels.
             changes = (np.diff(labels.word) != 0) | (np.diff(labels.image) != 0)

@@ -91,11 +91,11 @@ class RowGroupWriter(ABC, Generic[Row]):
 
 
 @contextmanager
-def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Open a writer of a small table, with zstd and page checksums."""
+def parquet_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:  # noqa: ANN401
+    """Open a writer of tables, with zstd, page checksums and what else `options` say to pyarrow."""
     with (
         path.open("wb") as file,
-        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True, **options) as writer,
     ):
         yield writer
 

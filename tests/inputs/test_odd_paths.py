@@ -155,10 +155,9 @@ def test_a_folder_whose_name_datasets_cannot_read_is_said_to_be_so(here: Path, n
 
 @pytest.mark.slow
 def test_arrow_is_given_open_files_alone() -> None:
-    """Of a path it makes a URL where it can; one file opens for it, and four give it files that are open."""
+    """Of a path it makes a URL where it can; one file opens for it, and three give it files that are open."""
     opens = {
         "sea_pipeline/storage/parquet.py",
-        "sea_pipeline/hub/by_word.py",
         "sea_pipeline/inputs/sources/hub.py",
         "sea_pipeline/inputs/sources/path_lists.py",
         "sea_pipeline/inputs/sources/tables.py",
