@@ -10,6 +10,7 @@ from sea_pipeline.core.extras import require
 from sea_pipeline.output.folder import COMMITS, DATASET, MANIFEST, QUARANTINE
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import DatasetFile, File, Manifest
+from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.hub import asking, hub_api
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -50,10 +51,7 @@ def is_same(path: Path, file: HubFile, sha256: str | None = None) -> bool:
     if file.sha256 is None:
         data = path.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == file.blob
-    if sha256 is None:
-        with path.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    return sha256 == file.sha256
+    return (sha256 or file_sha256(path)) == file.sha256
 
 
 def paths_of(dataset: DatasetFile, manifest: Manifest) -> list[str]:

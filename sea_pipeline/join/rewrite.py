@@ -1,6 +1,5 @@
 """Write rows of labels into shards that are cut differently, with unchanged values."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -18,6 +17,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, write_plan
 from sea_pipeline.output.quarantine import read_quarantine
 from sea_pipeline.output.records import DatasetFile
+from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.parquet import open_parquet, shard_footer
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import local_copy, publish
@@ -105,9 +105,8 @@ def _read_shard(ledger: Ledger, shard: int) -> _Shard:
         raise UserError(f"{ledger.root}: expected its shard {shard}, which was there; found none")
     file = commit.files[0]
     with ledger.reading(file), local_copy(ledger.shard_path(shard)) as copy:
-        with copy.open("rb") as opened:
-            if (found := hashlib.file_digest(opened, "sha256").hexdigest()) != file.sha256:
-                raise ValueError(f"expected sha256 {file.sha256[:12]}…, found {found[:12]}…")
+        if (found := file_sha256(copy)) != file.sha256:
+            raise ValueError(f"expected sha256 {file.sha256[:12]}…, found {found[:12]}…")
         table, footer = open_parquet(copy).read(), shard_footer(copy)
     bad = {}
     if commit.bad:
