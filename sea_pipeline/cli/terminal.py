@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -217,12 +217,13 @@ class _WholeTable(Table):
         return super().__rich_console__(console, options.update(width=max(options.max_width, needed)))
 
 
-def plain_table(*headings: str | Column, **options: Any) -> Table:  # noqa: ANN401 - rich's
+def plain_table(*headings: str | Column, numbers: Iterable[str] = (), **options: Any) -> Table:  # noqa: ANN401 - rich's
     """Make a table without lines, with its title on the left.
 
-    `options` are rich's.
+    `numbers` are the headings of columns that are aligned on the right, after the others. `options` are rich's.
     """
-    return _WholeTable(*headings, title_justify="left", box=None, padding=(0, _GAP, 0, 0), **options)
+    columns = (*headings, *(Column(heading, justify="right") for heading in numbers))
+    return _WholeTable(*columns, title_justify="left", box=None, padding=(0, _GAP, 0, 0), **options)
 
 
 def print_table(rows: Mapping[str, str]) -> None:

@@ -51,9 +51,13 @@ class Statistics:
         """Return the share of the list's words whose mean similarity is below 0 (32.7 % in the paper)."""
         return float((self.mean_similarity < 0).mean())
 
+    def most_frequent(self, most: int = MOST_FREQUENT) -> list[int]:
+        """List the words that are a label most often, the most frequent first."""
+        order = np.argsort(-self.word_uses, kind="stable")[:most]
+        return [int(word) for word in order if self.word_uses[word]]
+
     def to_json(self, words: tuple[str, ...], most: int = MOST_FREQUENT) -> dict[str, Any]:
         """Return the figures above, the histogram's edges and the most frequent words for machines."""
-        frequent = np.argsort(-self.word_uses, kind="stable")[:most]
         return {
             "images": self.images,
             "crops": self.crops,
@@ -71,8 +75,7 @@ class Statistics:
                     "labels": int(self.word_uses[word]),
                     "best": int(self.best_uses[word]),
                 }
-                for word in frequent
-                if self.word_uses[word]
+                for word in self.most_frequent(most)
             ],
         }
 

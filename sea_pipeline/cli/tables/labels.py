@@ -105,10 +105,6 @@ def _pace_rows(ledger: "Ledger", commits: "Sequence[Commit]", *, complete: bool)
 
 def statistics_tables(stats: "Statistics", words: tuple[str, ...], *, histograms: bool = True) -> None:
     """Print the tables of `inspect LABELS`, with SEA's Figure 6 if `histograms`, and the most frequent words."""
-    import numpy as np
-
-    from sea_pipeline.labels.statistics import MOST_FREQUENT
-
     if not stats.images:
         terminal.output.print("no image was labelled")
         return
@@ -126,12 +122,9 @@ def statistics_tables(stats: "Statistics", words: tuple[str, ...], *, histograms
     if histograms:
         _figure_6(stats)
     terminal.output.print()
-    table = terminal.plain_table(title="most frequent words")
-    for column in ("word", "labels", "best label of"):
-        table.add_column(column, justify="left" if column == "word" else "right")
-    for word in np.argsort(-stats.word_uses, kind="stable")[:MOST_FREQUENT]:
-        if stats.word_uses[word]:
-            table.add_row(words[word], f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
+    table = terminal.plain_table("word", numbers=("labels", "best label of"), title="most frequent words")
+    for word in stats.most_frequent():
+        table.add_row(words[word], f"{stats.word_uses[word]:,}", f"{stats.best_uses[word]:,} patches")
     terminal.output.print(table)
 
 
@@ -210,9 +203,7 @@ def forecast_tables(found: "Forecast") -> None:
     )
     terminal.output.print()
     costs = any(share.cost is not None for share in found.shares)
-    table = terminal.plain_table()
-    for column in ("workers", "hours", *(["cost"] if costs else [])):
-        table.add_column(column, justify="right")
+    table = terminal.plain_table(numbers=("workers", "hours", *(["cost"] if costs else [])))
     for share in found.shares:
         cost = [] if share.cost is None else [f"{share.cost:,.2f}"]
         table.add_row(f"{share.workers:,}", f"{share.hours:,.2f}", *cost)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from sea_pipeline.cli import terminal
 from sea_pipeline.labels.caption_lift import Coverage, ProbeFindings, SignFigures
@@ -48,9 +48,11 @@ def llm_tables(found: Mapping[str, Any]) -> None:
             "V^": f"of layers 1 to {found['k']}, weights {found['layer_weights']}",
         }
     )
-    table = terminal.plain_table(title="\nhow near the states of text are to their tokens' own embeddings, by cosine")
-    for heading in ("layer", "own token nearest", "cosine", "median rank", "L_das of words", "of random vectors"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    table = terminal.plain_table(
+        "layer",
+        numbers=("own token nearest", "cosine", "median rank", "L_das of words", "of random vectors"),
+        title="\nhow near the states of text are to their tokens' own embeddings, by cosine",
+    )
     for layer in found["layers"]:
         table.add_row(str(layer["layer"]), *_near(layer))
     for kind, refined in found["refined"].items():
@@ -77,11 +79,8 @@ def _some(words: Sequence[str]) -> str:
 
 
 def _figures(findings: ProbeFindings) -> Table:
-    table = terminal.plain_table()
-    table.add_column("encoder", overflow="fold")
-    table.add_column("sign")
-    for column in ("hit", "chance", "lift", "95 % interval", "ratio", "s < 0", "list used"):
-        table.add_column(column, justify="right")
+    numbers = ("hit", "chance", "lift", "95 % interval", "ratio", "s < 0", "list used")
+    table = terminal.plain_table(Column("encoder", overflow="fold"), "sign", numbers=numbers)
     table.add_column("most frequent labels", overflow="fold")
     best = findings.best
     for probed in findings.probed:

@@ -129,10 +129,7 @@ def layers_table(layers: Sequence["Layer"]) -> None:
     }
     shown = [name for name in names if name in layers[0]]
     title = "\nnearest LLM token of each visual token, by layer (0: as the projector gives them)"
-    table = terminal.plain_table(title=title)
-    table.add_column("layer", justify="right")
-    for name in shown:
-        table.add_column(names[name], justify="right")
+    table = terminal.plain_table(numbers=("layer", *(names[name] for name in shown)), title=title)
     table.add_column("most frequent", overflow="fold")
     for layer in layers:
         values: Mapping[str, Any] = layer
@@ -155,9 +152,7 @@ def replace_tables(found: Mapping[str, Any]) -> None:
     title = (
         f"\nshare of texts with a content word of the answer ({found['scored']} of {found['images']} answers have one)"
     )
-    table = terminal.plain_table(title=title)
-    for heading in ("", "own image", "other images"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = terminal.plain_table("", numbers=("own image", "other images"), title=title)
     for name, meaning in (("visual", "V"), ("replaced", "replaced")):
         shares = (found.get(key) for key in (name, f"{name}_control"))
         table.add_row(meaning, *("" if share is None else f"{share:.3f}" for share in shares))
@@ -227,13 +222,11 @@ def eval_script(pins: Mapping["Harness", "Pin"], steps: Sequence["Step"]) -> Non
 
 def collected_table(found: "ResultTable") -> None:
     """Print the papers' numbers, a row each, with the harnesses' results below them."""
-    table = terminal.plain_table()
-    table.add_column("")
-    table.add_column("")
+    table = terminal.plain_table("", "")
     for name in found.columns:
         table.add_column(name, justify="right", no_wrap=True)
     for name, (label, scores) in found.papers.items():
-        table.add_row(name, label, *_cells(scores, "{:.1f}"), style="dim")
+        table.add_row(name, label, *_cells(scores), style="dim")
     rows = {"ours": found.ours, "baseline": found.baseline, "difference": found.difference}
     for name, measured in rows.items():
         if measured is not None:
@@ -246,22 +239,20 @@ def collected_table(found: "ResultTable") -> None:
 def curve_tables(found: "Curves") -> None:
     """Print a table for each column, with a line for each step and a column for each run."""
     for name, curve in found.curves.items():
-        table = terminal.plain_table(title=f"\n{name}")
-        table.add_column("step", justify="right")
+        table = terminal.plain_table(numbers=("step",), title=f"\n{name}")
         for run in curve:
             table.add_column(run, justify="right", overflow="fold")
         for step in sorted({step for scores in curve.values() for step in scores}):
-            values = (scores.get(step) for scores in curve.values())
-            table.add_row(f"{step:,}", *("" if value is None else f"{value:.1f}" for value in values))
+            table.add_row(f"{step:,}", *_cells({run: scores.get(step) for run, scores in curve.items()}))
         papers = {run: found.papers.get(run, {}).get(name) for run in curve}
         if any(value is not None for value in papers.values()):
-            table.add_row("paper, end", *_cells(papers, "{:.1f}"), style="dim")
+            table.add_row("paper, end", *_cells(papers), style="dim")
         terminal.output.print(table)
     for note in found.notes:
         terminal.output.print(note)
 
 
-def _cells(scores: Mapping[str, float | None], form: str) -> list[str]:
+def _cells(scores: Mapping[str, float | None], form: str = "{:.1f}") -> list[str]:
     return ["" if value is None else form.format(value) for value in scores.values()]
 
 
@@ -285,9 +276,7 @@ def _data_table(rows: Mapping[str, int]) -> None:
 
 
 def _trainable_table(parts: "Mapping[str, Part]") -> None:
-    table = terminal.plain_table()
-    for heading in ("part", "parameters", "train", "learning rate"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    table = terminal.plain_table("part", numbers=("parameters", "train", "learning rate"))
     for part, (total, trains, rate) in parts.items():
         shown = "logit_scale" if part == "alignment" else part  # as the recipe calls it
         table.add_row(shown, f"{total:,}", f"{trains:,}" if trains else "frozen", f"{rate:g}" if rate else "")
@@ -322,17 +311,14 @@ def lens_table(found: Mapping[str, Any]) -> None:
     title = (
         "\nshare of visual tokens nearest to a word of their photo's captions, and gain over another photo's, by layer"
     )
-    table = terminal.plain_table(title=title)
-    table.add_column("layer", justify="right")
     names = [f"{lens}{kind}_{what}" for lens, kind, what in _SHOWN]
     shown = [name for name in names if name in layers[0]]
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("matches", justify="right")
+    headings = ("layer", *(name.replace("_", " ") for name in shown), "matches")
+    table = terminal.plain_table(numbers=headings, title=title)
     table.add_column("most frequent", overflow="fold")
     for layer in layers:
         frequent = "  ".join(f"'{one['token']}' {one['share']:.0%}" for one in layer["frequent"])
-        cells = [_share_with_error(name, layer) for name in shown]
+        cells = [_with_error(name, layer) for name in shown]
         table.add_row(str(layer["layer"]), *cells, f"{layer['matched_layer']:g}", frequent)
     terminal.output.print(table)
     terminal.print_table(
@@ -344,8 +330,3 @@ def lens_table(found: Mapping[str, Any]) -> None:
             "matches": "median of the layers that the nearest states are of",
         }
     )
-
-
-def _share_with_error(name: str, values: Mapping[str, float]) -> str:
-    error = values.get(f"{name}_se")
-    return f"{values[name]:.3f}" + ("" if error is None else f" ± {error:.3f}")
