@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import local_output
+from sea_pipeline.cli.own_options import json_option, local_output
 
 if TYPE_CHECKING:
     from sea_pipeline.execution.dispatch import StageRun
@@ -22,8 +20,7 @@ _SHOWN = ("lm_loss", "right_photo_gain", "label_hit@1", "label_hit@10")
 def demo(
     out: Annotated[Path, local_output("The output folder.")] = Path("runs/demo"),
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print JSON: `labels`, `models` and `metrics` by name, and `report`."),
+        bool, json_option("Print JSON: `labels`, `models` and `metrics` by name, and `report`.")
     ] = False,
 ) -> None:
     """Run the whole pipeline on the sample photos with the packaged models.

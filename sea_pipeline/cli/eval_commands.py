@@ -8,7 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import local_output
+from sea_pipeline.cli.own_options import json_option, local_output
 from sea_pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,10 +51,9 @@ def eval_commands(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `suite`, `harnesses`, `steps`; with --collect `suite`, `columns`, `papers`, `ours`, "
-            "`baseline`, `difference`, `notes`; for the checkpoints of runs `suite`, `curves`, `papers`, `notes`.",
+        json_option(
+            "Print JSON: `suite`, `harnesses`, `steps`; with --collect `suite`, `columns`, `papers`, `ours`, "
+            "`baseline`, `difference`, `notes`; for the checkpoints of runs `suite`, `curves`, `papers`, `notes`."
         ),
     ] = False,
 ) -> None:

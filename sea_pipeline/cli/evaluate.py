@@ -3,10 +3,9 @@
 from inspect import Parameter
 from typing import Annotated
 
-import typer
-
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.cli.own_options import json_option
 
 
 def options() -> list[Parameter]:
@@ -23,10 +22,7 @@ def options() -> list[Parameter]:
 def evaluate(
     *,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print JSON: the metrics by name, and `layers`, `lens`, `replace`, `figures` if asked for."
-        ),
+        bool, json_option("Print JSON: the metrics by name, and `layers`, `lens`, `replace`, `figures` if asked for.")
     ] = False,
     **asked: object,
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.cli.own_options import json_option
 from sea_pipeline.core.errors import UserError
 
 
@@ -34,10 +35,7 @@ def export(
         bool, typer.Option("--projector-only", help="Write only the projector, named as in LLaVA's own code.")
     ] = False,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print JSON: `folder`, `kind`, `what`, `tensors`, `bytes`, `reader`, `notes`, `pushed`."
-        ),
+        bool, json_option("Print JSON: `folder`, `kind`, `what`, `tensors`, `bytes`, `reader`, `notes`, `pushed`.")
     ] = False,
     **asked: object,
 ) -> None:

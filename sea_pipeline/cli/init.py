@@ -3,10 +3,9 @@
 from inspect import Parameter
 from typing import Annotated
 
-import typer
-
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.cli.own_options import json_option
 
 
 def options() -> list[Parameter]:
@@ -20,9 +19,7 @@ def options() -> list[Parameter]:
 @command_with(options)
 def init(
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: `folder`, `grid` as rows and columns, `vocabulary`.")
-    ] = False,
+    as_json: Annotated[bool, json_option("Print JSON: `folder`, `grid` as rows and columns, `vocabulary`.")] = False,
     **asked: object,
 ) -> None:
     """Make a LLaVA model folder from a vision tower and an LLM.

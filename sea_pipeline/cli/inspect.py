@@ -7,7 +7,7 @@ import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import LabelsFolder, local_output
+from sea_pipeline.cli.own_options import LabelsFolder, json_option, local_output
 from sea_pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,10 +27,9 @@ def inspect(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `images`, `patches`, `words_used`, `most_frequent`, …; for an image `grid`, and the "
-            "`words` and `scores` of every patch.",
+        json_option(
+            "Print JSON: `images`, `patches`, `words_used`, `most_frequent`, …; for an image `grid`, and the "
+            "`words` and `scores` of every patch."
         ),
     ] = False,
 ) -> None:

@@ -11,6 +11,15 @@ from sea_pipeline.cli.app import FAILED_SHARDS, print_json
 if TYPE_CHECKING:  # its import loads torch
     from sea_pipeline.execution.dispatch import StageRun
 
+
+def json_option(teaches: str) -> Any:  # noqa: ANN401 - typer's
+    """Make the option with which a command prints JSON."""
+    return typer.Option("--json", help=teaches)
+
+
+HubDataset = Annotated[
+    str, typer.Argument(help="The dataset on the Hugging Face hub, as OWNER/NAME.", show_default=False)
+]
 LabelsFolder = Annotated[
     str,
     typer.Argument(
@@ -23,17 +32,12 @@ OutputFolder = Annotated[
         help="A folder of labels or targets, finished or not.", show_default=False, autocompletion=completion.outputs
     ),
 ]
-StageJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON: `folder`, the keys of `status --json`, and `run`.")
-]
+StageJson = Annotated[bool, json_option("Print JSON: `folder`, the keys of `status --json`, and `run`.")]
 
 JoinedOut = Annotated[str, typer.Option(help="The new folder to write, or its URL (s3://…).", show_default=False)]
 JoinedJson = Annotated[
     bool,
-    typer.Option(
-        "--json",
-        help="Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`.",
-    ),
+    json_option("Print JSON: `folder`, `images`, `bad`, `shards`, `linked` (shards that take no space), `rewritten`."),
 ]
 
 

@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from inspect import Parameter
 from typing import Annotated
 
-import typer
-
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.cli.own_options import json_option
 from sea_pipeline.core.errors import UserError
 
 
@@ -31,10 +30,9 @@ def plan(
     *,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `images_per_second`, `seconds_per_image` by part, `start_seconds`, `words_seconds`, "
-            "`bytes`, `memory_bytes`, `shards`, `shares` (`workers`, `hours`, `cost`), …",
+        json_option(
+            "Print JSON: `images_per_second`, `seconds_per_image` by part, `start_seconds`, `words_seconds`, "
+            "`bytes`, `memory_bytes`, `shards`, `shares` (`workers`, `hours`, `cost`), …"
         ),
     ] = False,
     **asked: object,

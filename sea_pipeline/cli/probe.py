@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from inspect import Parameter
 from typing import Annotated
 
-import typer
-
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.cli.own_options import json_option
 from sea_pipeline.core.errors import UserError
 
 
@@ -31,7 +30,7 @@ def _of_images() -> list[Parameter]:
 @command_with(options)
 def probe(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: all figures and verdicts.")] = False,
+    as_json: Annotated[bool, json_option("Print JSON: all figures and verdicts.")] = False,
     **asked: object,
 ) -> None:
     """Measure which encoder labels captioned images best, or whether BASIC suits an LLM.

@@ -7,11 +7,7 @@ import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import local_output
-
-HubDataset = Annotated[
-    str, typer.Argument(help="The dataset on the Hugging Face hub, as OWNER/NAME.", show_default=False)
-]
+from sea_pipeline.cli.own_options import HubDataset, json_option, local_output
 
 
 @command
@@ -26,9 +22,8 @@ def pull(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `name`, `revision`, `folder`, `files`, `bytes`, and `fetched`, the files fetched now.",
+        json_option(
+            "Print JSON: `name`, `revision`, `folder`, `files`, `bytes`, and `fetched`, the files fetched now."
         ),
     ] = False,
 ) -> None:

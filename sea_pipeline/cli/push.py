@@ -7,10 +7,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-
-HubDataset = Annotated[
-    str, typer.Argument(help="The dataset on the Hugging Face hub, as OWNER/NAME.", show_default=False)
-]
+from sea_pipeline.cli.own_options import HubDataset, json_option
 
 
 @command
@@ -29,10 +26,7 @@ def push(
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, the files sent now.",
-        ),
+        json_option("Print JSON: `name`, `address`, `revision`, `files`, `bytes`, and `sent`, the files sent now."),
     ] = False,
 ) -> None:
     """Send finished labels or targets to a dataset on the Hugging Face hub.

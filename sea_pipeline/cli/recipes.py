@@ -7,6 +7,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
+from sea_pipeline.cli.own_options import json_option
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.near_names import nearest_name
 
@@ -23,10 +24,9 @@ def recipes(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `rows`, each with `name`, `recipe`, `overrides`, `expected`, …; and `recipes` of the "
-            "project, each with `name`, `file`, `about`.",
+        json_option(
+            "Print JSON: `rows`, each with `name`, `recipe`, `overrides`, `expected`, …; and `recipes` of the "
+            "project, each with `name`, `file`, `about`."
         ),
     ] = False,
 ) -> None:

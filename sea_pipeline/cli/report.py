@@ -5,12 +5,11 @@ from contextlib import suppress
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
 from sea_pipeline.cli.needs import TRAINING, refuse_missing
+from sea_pipeline.cli.own_options import json_option
 from sea_pipeline.core.device_names import check_device_name
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.own_trainer import take_own_trainer
@@ -36,9 +35,7 @@ def options() -> list[Parameter]:
 @command_with(options)
 def report(
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: `out`, `photos`, `gone`, `runs`, `bytes`.")
-    ] = False,
+    as_json: Annotated[bool, json_option("Print JSON: `out`, `photos`, `gone`, `runs`, `bytes`.")] = False,
     **asked: object,
 ) -> None:
     """Write one HTML file that shows labels and runs.

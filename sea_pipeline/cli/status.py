@@ -2,11 +2,9 @@
 
 from typing import Annotated
 
-import typer
-
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import OutputFolder
+from sea_pipeline.cli.own_options import OutputFolder, json_option
 
 
 @command
@@ -14,10 +12,9 @@ def status(
     folder: OutputFolder,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help="Print JSON: `kind`, `finished`, `shards`, `shards_done`, `images`, `images_done`, `images_bad`, "
-            "`reasons` with counts, `bytes`, `last_finished`, `failing`, `images_per_second`, `seconds_left`.",
+        json_option(
+            "Print JSON: `kind`, `finished`, `shards`, `shards_done`, `images`, `images_done`, `images_bad`, "
+            "`reasons` with counts, `bytes`, `last_finished`, `failing`, `images_per_second`, `seconds_left`."
         ),
     ] = False,
 ) -> None:

@@ -3,10 +3,9 @@
 from inspect import Parameter
 from typing import Annotated
 
-import typer
-
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command_with
+from sea_pipeline.cli.own_options import json_option
 
 
 def options() -> list[Parameter]:
@@ -22,10 +21,9 @@ def tokens(
     *,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json",
-            help='Print JSON, one line per row: `id`, `ids` with images as ["image", tokens], and `trained` as '
-            "[start, end) positions; or `id` and `refused`.",
+        json_option(
+            'Print JSON, one line per row: `id`, `ids` with images as ["image", tokens], and `trained` as '
+            "[start, end) positions; or `id` and `refused`."
         ),
     ] = False,
     **asked: object,

@@ -8,7 +8,7 @@ import typer
 from sea_pipeline.cli import completion
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import local_output
+from sea_pipeline.cli.own_options import json_option, local_output
 
 
 @command
@@ -33,10 +33,7 @@ def train(
         bool, typer.Option("--resume", help="Fail if there is no run to go on with. Without this option, one is begun.")
     ] = False,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print JSON: `runs`, one per stage, each with `stage`, `folder`, `model`, `summary`."
-        ),
+        bool, json_option("Print JSON: `runs`, one per stage, each with `stage`, `folder`, `model`, `summary`.")
     ] = False,
 ) -> None:
     """Train a model as a recipe says.

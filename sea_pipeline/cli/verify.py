@@ -6,17 +6,14 @@ import typer
 
 from sea_pipeline.cli.app import print_json
 from sea_pipeline.cli.command import command
-from sea_pipeline.cli.own_options import OutputFolder
+from sea_pipeline.cli.own_options import OutputFolder, json_option
 
 
 @command
 def verify(
     folder: OutputFolder,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print JSON: `folder`, `files`, `bytes`, `finished`, `shards_missing`, `problems`."
-        ),
+        bool, json_option("Print JSON: `folder`, `files`, `bytes`, `finished`, `shards_missing`, `problems`.")
     ] = False,
 ) -> None:
     """Check every file of an output folder against its recorded hash.
