@@ -36,6 +36,7 @@ from sea_pipeline.labels.captioned_images import (
 )
 from sea_pipeline.labels.checks import check_probe, words_of
 from sea_pipeline.labels.settings import ProbeSettings as ProbeSettings
+from sea_pipeline.labels.statistics import most_used
 from sea_pipeline.search.exact import WordSearch
 
 MOST_FREQUENT = 10
@@ -118,7 +119,6 @@ class _LabelCounter:
     def result(self, words: WordList, images: list[int], spec: str, seed: int) -> SignFigures:
         """Compute the figures over some of the images."""
         images = sorted(images)
-        frequent = [int(word) for word in np.argsort(-self._uses, kind="stable")[:MOST_FREQUENT] if self._uses[word]]
         return SignFigures(
             spec=spec,
             sign=self._sign,
@@ -126,7 +126,7 @@ class _LabelCounter:
             lift=hit_rate_gain(self._labelled[images], self._named.flags[images], seed),
             dropped=1 - int(self._uses.sum()) / self._slots,
             used=float((self._uses > 0).mean()),
-            frequent=tuple((words.words[word], int(self._uses[word])) for word in frequent),
+            frequent=tuple((words.words[word], int(self._uses[word])) for word in most_used(self._uses, MOST_FREQUENT)),
         )
 
 

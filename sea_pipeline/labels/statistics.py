@@ -53,8 +53,7 @@ class Statistics:
 
     def most_frequent(self, most: int = MOST_FREQUENT) -> list[int]:
         """List the words that are a label most often, the most frequent first."""
-        order = np.argsort(-self.word_uses, kind="stable")[:most]
-        return [int(word) for word in order if self.word_uses[word]]
+        return most_used(self.word_uses, most)
 
     def to_json(self, words: tuple[str, ...], most: int = MOST_FREQUENT) -> dict[str, Any]:
         """Return the figures above, the histogram's edges and the most frequent words for machines."""
@@ -78,6 +77,11 @@ class Statistics:
                 for word in self.most_frequent(most)
             ],
         }
+
+
+def most_used(uses: Counts, most: int) -> list[int]:
+    """List the words that are used most often, the most frequent first and the first of equally frequent ones first."""
+    return [int(word) for word in np.argsort(-uses, kind="stable")[:most] if uses[word]]
 
 
 def statistics(store: LabelStore, advance: Advance = lambda _: None) -> Statistics:
