@@ -24,6 +24,7 @@ from sea_pipeline.inputs.sources import open_source
 from sea_pipeline.labels.statistics import BIN_WIDTH, Statistics, image_words
 from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.report.labels import labelled_photo
+from sea_pipeline.report.packing import covered
 from sea_pipeline.storage.results import ResultKind, publish_result
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -81,9 +82,7 @@ def patches_figure(
     rows = -(-len(panels) // columns)
     size = (columns * (grid[1] * _CELL + 0.15), rows * (grid[0] * _CELL + 0.35))
     figure = require("matplotlib.figure", "report").Figure(figsize=size, layout="constrained")
-    sides = (photo.width, photo.height) * 2
-    left, top, right, bottom = (round(edge * side) for edge, side in zip(box, sides, strict=True))
-    part = photo.convert("RGB").crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    part = covered(photo.convert("RGB"), box)
     part.thumbnail((900, 900))
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
-from sea_pipeline.core.progress import Advance, Reporter
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.inputs.crops import WHOLE, CropBox
 from sea_pipeline.inputs.pixels import BadImageError, decode_image
 from sea_pipeline.inputs.sources import Source, open_source
@@ -55,7 +55,7 @@ def labels_data(
         reporter: shows the progress of the photos, and warns of photos that are not the labelled ones.
     """
     photos, word_ids, scores = _rows(store, limit, min(most or store.top_n, store.top_n))
-    every = _count(store)
+    every = len(store) - store.count_crops()
     if len(photos) == limit and every > limit:
         reporter.message(
             f"{store.path}: the report shows the first {limit:,} of {every:,} photos; --limit shows another number"
@@ -99,11 +99,6 @@ def _best(
         yield (word for word, _ in image_words(Labels(*of_photo, store.grid, WHOLE)))
 
 
-def _count(store: LabelStore) -> int:
-    """Count the photos without their crops."""
-    return len(store) - store.count_crops()
-
-
 def _rows(
     store: LabelStore, limit: int | None, most: int
 ) -> tuple[list[_Photo], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -140,11 +135,11 @@ def _with_pictures(store: LabelStore, photos: list[_Photo], longest: int, report
     def picture(photo: _Photo) -> str | None:
         return thumbnail(partial(read, photo), photo.box, longest)
 
+    found = []
     with ThreadPool(max_workers=4) as pool, reporter.progress("photos", len(photos)) as advance:
-        found = [
-            {"id": photo.image_id, "src": src}
-            for photo, src in zip(photos, _counted(prefetched_map(pool, picture, photos), advance), strict=True)
-        ]
+        for photo, src in zip(photos, prefetched_map(pool, picture, photos), strict=True):
+            found.append({"id": photo.image_id, "src": src})
+            advance(1)
     if others:
         reporter.warning(
             f"{store.path}: {len(others):,} of {len(photos):,} photos below {store.image_root} are other files than "
@@ -165,12 +160,6 @@ def labelled_photo(source: Source, uri: str, sha256: bytes) -> Image.Image:
     if found != sha256:
         raise OtherPhotoError("read", "OtherFile", "it is another file than the labelled one; put that one back", found)
     return image
-
-
-def _counted(pictures: Iterator[str | None], advance: Advance) -> Iterator[str | None]:
-    for picture in pictures:
-        advance(1)
-        yield picture
 
 
 def _source(store: LabelStore) -> Source | None:

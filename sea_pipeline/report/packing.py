@@ -56,9 +56,7 @@ def thumbnail(read: Callable[[], Image.Image], box: CropBox, longest: int) -> st
         image = read().convert("RGB")
     except (BadImageError, OSError, UserError):
         return None
-    sides = (image.width, image.height) * 2
-    left, top, right, bottom = (round(edge * side) for edge, side in zip(box, sides, strict=True))
-    part = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    part = covered(image, box)
     part.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     while True:
         for quality in _QUALITIES:
@@ -66,6 +64,13 @@ def thumbnail(read: Callable[[], Image.Image], box: CropBox, longest: int) -> st
             if len(encoded) <= BUDGET:
                 return f"data:image/webp;base64,{encoded}"
         part.thumbnail((max(1, part.width * 3 // 4), max(1, part.height * 3 // 4)), Image.Resampling.LANCZOS)
+
+
+def covered(image: Image.Image, box: CropBox) -> Image.Image:
+    """Cut out the part of an image that a grid covers, which is at least a pixel; what is beyond its edges is black."""
+    sides = (image.width, image.height) * 2
+    left, top, right, bottom = (round(edge * side) for edge, side in zip(box, sides, strict=True))
+    return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _encoded(image: Image.Image, quality: int) -> str:
