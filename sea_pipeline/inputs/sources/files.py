@@ -10,39 +10,23 @@ from typing import BinaryIO, Protocol
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.pixels import BadImageError, read_file
-from sea_pipeline.inputs.sources.base import shown_file, unlisted
+from sea_pipeline.inputs.sources.base import Source, shown_file, unlisted
 from sea_pipeline.inputs.sources.versions import Versions, keep_version, local_version
 from sea_pipeline.storage.paths import is_url, without_local
 from sea_pipeline.storage.ranged import ranged_file
 
 
-class Files(Protocol):
-    """Files below a root. It is also a source of images, whose `uri`s are the names of the files."""
+class Files(Source, Protocol):
+    """Files below a root. It is also a source of images, whose `uri`s are the names of the files, all equally near."""
 
     root: str
-    readers: int
-    random_access: bool
     versions: Versions
-    """Of the files that were opened, or that a listing has opened."""
+    """Of the files that were opened, or that a listing has opened, with which `refuse_changed` compares them."""
 
     def read(self, uri: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a file's bytes, or a part of them, or fewer if the file ends before.
 
         See `Source.read`.
-        """
-        ...
-
-    def where(self, uri: str) -> tuple[str, int]:
-        """Return the same key for every file, because all are equally near.
-
-        See `Source.where`.
-        """
-        ...
-
-    def refuse_changed(self, uris: Sequence[str]) -> None:
-        """Compare opened files with their `versions`, given the name of its file for each image.
-
-        See `Source.refuse_changed`.
         """
         ...
 
