@@ -129,7 +129,7 @@ def list_hub(
     with _as_a_whole(shown), _faults(shown):
         if streaming:
             read = _columns(rows, names, limit) if names else {}
-            ids = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
+            found = chosen_ids({column: values.copy for column, values in read.items()}, id_column)
             held = list(range(len(read[names[0]]) if names else _length(rows, image.column, name, split, limit)))
         else:
             empty = _empty(rows, image)
@@ -141,14 +141,11 @@ def list_hub(
             }
             if id_column is None and (path := path_leaf(rows.features.arrow_schema, image)):
                 columns["the images' own path"] = lambda: _paths(rows, path, name)
-            ids = chosen_ids(columns, id_column, held)
-    shown_ids = ids[1] if ids else list(map(row_id, held))
-    samples = [
-        row_sample(image_id, str(row), f"row {row}", ids[0] if ids else "")
-        for row, image_id in zip(held, shown_ids, strict=True)
-    ]
+            found = chosen_ids(columns, id_column, held)
+    column, ids = found or (ROW_NUMBERS, list(map(row_id, held)))
+    samples = [row_sample(image_id, str(row), f"row {row}", column) for row, image_id in zip(held, ids, strict=True)]
     root = f"{STREAM if streaming else PREFIX}{full_name(name)}:{split}"
-    return FoundImages(root, samples, ids[0] if ids else ROW_NUMBERS, versions=versions)
+    return FoundImages(root, samples, column, versions=versions)
 
 
 @contextmanager

@@ -67,14 +67,14 @@ def list_paths(
         read = partial(_parquet, file, shown) if suffix == ".parquet" else partial(_text, file, shown, suffix)
         paths, columns = read(id_column)
     chosen = chosen_ids({column: values.copy for column, values in columns.items()}, id_column)
-    ids = chosen[1] if chosen else paths
+    column, ids = chosen or ("", paths)
     samples = [
         Sample(f"row {row}", f"row {row}", f"expected an id; found {image_id.found}")
         if isinstance(image_id, NoId)
         else _sample(image_id, path, image_root.root)
         for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), 1)
     ]
-    return FoundImages(image_root.root, samples, f"the column {chosen[0]}" if chosen else "paths")
+    return FoundImages(image_root.root, samples, f"the column {column}" if column else "paths")
 
 
 def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:

@@ -215,18 +215,20 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     rows = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
     held = [number for number, (name, row) in enumerate(rows) if row not in empty[name]]
     readers = {str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}
-    ids = chosen_ids(readers, id_column, held)
     places = [rows[number] for number in held]
-    shown = ids[1] if ids else [f"{name}/{row_id(row)}" if len(names) > 1 else row_id(row) for name, row in places]
+    column, ids = chosen_ids(readers, id_column, held) or ("", [_row_name(*place, len(names) > 1) for place in places])
     samples = [
-        row_sample(image_id, f"{name}#{row}", f"{name}#{row}", ids[0] if ids else "")
-        for image_id, (name, row) in zip(shown, places, strict=True)
+        row_sample(image_id, f"{name}#{row}", f"{name}#{row}", column)
+        for image_id, (name, row) in zip(ids, places, strict=True)
     ]
     left_out[NO_IMAGE] += len(rows) - len(held)
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
-    return FoundImages(
-        PREFIX + files.root, samples, f"the column {ids[0]}" if ids else ROW_NUMBERS, pieces, files.versions
-    )
+    said = f"the column {column}" if column else ROW_NUMBERS
+    return FoundImages(PREFIX + files.root, samples, said, pieces, files.versions)
+
+
+def _row_name(name: str, row: int, is_of_several: bool) -> str:
+    return f"{name}/{row_id(row)}" if is_of_several else row_id(row)
 
 
 def _image_leaf(table: pq.ParquetFile, shown: str) -> Leaf | None:
