@@ -55,7 +55,8 @@ def refuse_lacking(command: str, asked: Asked) -> None:
     """
     if command not in WITHOUT_TRAINER or asked.get("llm") is not None:
         take_own_trainer()
-    refuse_missing(f"sea-pipeline {command}", [*_COMMANDS.get(command, _nothing)(asked), *_stores(asked)])
+    needs = _COMMANDS[command](asked) if command in _COMMANDS else ()
+    refuse_missing(f"sea-pipeline {command}", [*needs, *_stores(asked)])
 
 
 def refuse_missing(what: str, needs: Iterable[Need]) -> None:
@@ -82,10 +83,6 @@ def _is_there(module: str) -> bool:
         return find_spec(module) is not None
     except (ImportError, ValueError):  # ValueError: the module was not loaded from a file
         return False
-
-
-def _nothing(asked: Asked) -> Iterator[Need]:
-    return iter(())
 
 
 def _label(asked: Asked) -> Iterator[Need]:
@@ -188,10 +185,10 @@ def _stores(asked: Asked) -> Iterator[Need]:
                 yield HUB
 
 
-_COMMANDS: dict[str, Callable[[Asked], Iterator[Need]]] = {
-    "demo": lambda asked: iter((ENCODER, PHOTOS, TRAINING, REPORT, LLM)),
+_COMMANDS: dict[str, Callable[[Asked], Iterable[Need]]] = {
+    "demo": lambda _: (ENCODER, PHOTOS, TRAINING, REPORT, LLM),
     "label": lambda asked: chain(_label(asked), _crew(asked)),
-    "inspect": lambda asked: iter((FIGURES,) if asked["save"] else ()),
+    "inspect": lambda asked: (FIGURES,) if asked["save"] else (),
     "probe": _probe,
     "plan": _label,
     "train": _train,
@@ -199,10 +196,10 @@ _COMMANDS: dict[str, Callable[[Asked], Iterator[Need]]] = {
     "evaluate": _evaluate,
     "teacher": _teacher,
     "tokens": _tokens,
-    "report": lambda asked: iter((REPORT,)),
-    "export": lambda asked: iter((TRAINING,)),
+    "report": lambda _: (REPORT,),
+    "export": lambda _: (TRAINING,),
     "eval-commands": _eval_commands,
-    "push": lambda asked: iter((HUB, FIGURES, REPORT)),
-    "pull": lambda asked: iter((HUB,)),
+    "push": lambda _: (HUB, FIGURES, REPORT),
+    "pull": lambda _: (HUB,),
 }
 """The needs of a command with its options. `status`, `verify`, `recipes`, `merge` and `select` have none."""
