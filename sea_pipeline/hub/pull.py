@@ -155,7 +155,7 @@ def _is_there(target: Path, there: dict[str, HubFile], reporter: Reporter) -> bo
             f"{target}: expected no such folder, or the same one; found something else; choose another --out"
         )
     ledger = Ledger.open(target)
-    with reporter.progress("checking", ledger.dataset.shards, 0) as advance:
+    with reporter.progress("checking", ledger.dataset.shards) as advance:
         if problems := check_files(ledger, advance).problems:
             raise UserError(f"{problems[0].partition('; restore')[0]}; remove {target}, and pull it again")
     return True

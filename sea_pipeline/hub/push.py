@@ -113,7 +113,7 @@ def push(
     ledger = Ledger.open(place(folder))
     refuse_other_than_finished(ledger)
     refuse_without_token(name)
-    with reporter.progress("checking", ledger.dataset.shards, 0) as advance:
+    with reporter.progress("checking", ledger.dataset.shards) as advance:
         refuse_damage(ledger, advance, shards=True)
     with asking(name, "write to it"):
         hub_api().create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
@@ -193,26 +193,30 @@ def _derived(
     store, stats = _look(ledger, reporter)
     paths = {}
     if store is not None:
-        with reporter.progress("sorting by word", len(store), 0) as advance:
+        with reporter.progress("sorting by word", len(store)) as advance:
             paths = {f"{BY_WORD}/{path.name}": path for path in write_by_word(store, work / BY_WORD, advance)}
     draw_picture(ledger, stats, work / PICTURE)
     card_there = place(f"hf://datasets/{name}@{head}/{CARD}").read_bytes().decode() if CARD in there else None
     card = dataset_card(name, ledger, stats, store.words if store is not None else (), PICTURE, card_there)
-    address = f"{require('huggingface_hub.constants', 'data').ENDPOINT}/datasets/{name}"
     kind, last = ledger.dataset.kind, ledger.done().last or ""
     about = f"{kind.capitalize()} for the patches of {ledger.manifest().rows:,} images, made with sea-pipeline."
-    metadata = croissant(name, address, about, __version__, last[:10], licence_of(card), tables_of(ledger))
+    metadata = croissant(name, _address(name), about, __version__, last[:10], licence_of(card), tables_of(ledger))
     publish_bytes(work / CARD, card.encode(), work)
     publish_bytes(work / CROISSANT, metadata, work)
     paths |= {each: work / each for each in (PICTURE, CROISSANT, CARD)}
     return [_Upload(path, local, file_sha256(local)) for path, local in paths.items()]
 
 
+def _address(name: str) -> str:
+    """Return the URL of a dataset's page."""
+    return f"{require('huggingface_hub.constants', 'data').ENDPOINT}/datasets/{name}"
+
+
 def _look(ledger: Ledger, reporter: Reporter) -> tuple[LabelStore | None, Statistics | None]:
     if ledger.dataset.kind != LABELS:
         return None, None
     store = open_labels(ledger.root, verify=False)  # every file has just been hashed
-    with reporter.progress("counting", len(store), 0) as advance:
+    with reporter.progress("counting", len(store)) as advance:
         return store, statistics(store, advance)
 
 
@@ -256,16 +260,11 @@ def _sent(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str], r
     except UserError as error:
         if 429 not in error_statuses(error):
             raise
-        seconds = _asked_to_wait(error)
+        asked = asked_to_wait(error.__cause__)
+        seconds = _WAIT_AT_MOST if asked is None else min(asked + 1, _WAIT_AT_MOST)
     reporter.message(f"{name}: the hub takes no more commits for now; waiting {seconds:,} s, then going on")
     sleep(seconds)
     return _send(name, head, files, gone)
-
-
-def _asked_to_wait(error: UserError) -> int:
-    """Return the seconds that the hub asks to wait, or an hour, in which its limit passes."""
-    seconds = asked_to_wait(error.__cause__)
-    return _WAIT_AT_MOST if seconds is None else min(seconds + 1, _WAIT_AT_MOST)
 
 
 def _send(name: str, head: str, files: Sequence[_Upload], gone: Sequence[str]) -> str:
@@ -289,6 +288,5 @@ def _verified(name: str, revision: str, files: Sequence[_Upload], sent: int) -> 
         raise UserError(
             f"{name}@{revision[:12]}: {wrong[0].path}: is not there as it was sent; run the same command again"
         )
-    address = f"{require('huggingface_hub.constants', 'data').ENDPOINT}/datasets/{name}"
     size = sum(there[file.path].bytes for file in files)
-    return Pushed(name, address, revision, len(files), size, sent)
+    return Pushed(name, _address(name), revision, len(files), size, sent)
