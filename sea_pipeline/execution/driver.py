@@ -180,7 +180,7 @@ class Driver:
 
     def _take(self, task: _Task, outcome: Outcome) -> None:
         if "done" in outcome:
-            self._count(workers.commit_of(outcome))
+            self._count(Commit.model_validate(outcome["done"]))
         elif commit := self._ledger.commit(task.shard):  # the shard is done, and only its result was lost
             self._count(commit)
         elif "cancelled" in outcome:

@@ -26,7 +26,6 @@ from sea_pipeline.inputs.sources import Source, open_source
 from sea_pipeline.inputs.sources.versions import on_another_host
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
-from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.paths import below
 from sea_pipeline.storage.publish import publish_bytes
 
@@ -172,11 +171,6 @@ def process(name: str, shard: int, attempt: int) -> Outcome:
 def finish(name: str) -> Outcome:
     """Finish the stage as a task after the last shard."""
     return _outcome(lambda: _plugin(name).finish())
-
-
-def commit_of(outcome: Outcome) -> Commit:
-    """Parse the commit that `process` has returned."""
-    return Commit.model_validate(outcome["done"])
 
 
 def _plugin(name: str) -> StagePlugin:

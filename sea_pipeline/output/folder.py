@@ -15,6 +15,7 @@ DATASET = "dataset.json"
 MANIFEST = "manifest.json"
 COMMITS = "commits"
 QUARANTINE = "quarantine"
+LOGS = "logs"
 
 _AGAIN = "run the command that made the folder again, which makes it anew"
 
@@ -108,6 +109,3 @@ def other_than_ours(root: Place) -> str:
 def _is_run(root: Place) -> bool:
     """Tell whether a folder is that of a training run, or of its stages."""
     return isinstance(root, Path) and any(any(root.glob(pattern)) for pattern in ("run.json", "*/run.json"))
-
-
-LOGS = "logs"

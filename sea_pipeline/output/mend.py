@@ -19,7 +19,7 @@ from sea_pipeline.output.folder import DATASET, MANIFEST, advised
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_name, plan_sha256, read_plan, write_plan
 from sea_pipeline.output.records import Commit, DatasetFile, File, Manifest, Part, check_file, file_record, whole_record
-from sea_pipeline.output.verify import HASHING, contradictions, misplaced
+from sea_pipeline.output.verify import HASHING, contradictions, manifest_or_problem, misplaced
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.storage.locks import locked
@@ -73,14 +73,9 @@ def _damage(ledger: Ledger, shard: int) -> str | None:
 
 
 def _manifest_problem(ledger: Ledger) -> str | None:
-    try:
-        manifest = ledger.read_manifest()
-    except StoreError:
-        raise
-    except UserError as problem:
-        return str(problem)
+    manifest, problem = manifest_or_problem(ledger)
     if manifest is None or ledger.is_extended_since(manifest):
-        return None
+        return problem
     commits = list(ledger.commits())
     if len(commits) < ledger.dataset.shards:
         return None

@@ -53,7 +53,7 @@ def check_files(ledger: Ledger, advance: Advance = lambda _: None, *, shards: bo
     lines = [advised(problem) for file in dataset.files if (problem := check_file(root, file))]
     if not lines and (problem := dataset_problem(ledger)):
         return CheckResult(dataset.files, [problem], [], finished=False)
-    manifest, problem = _manifest(ledger)
+    manifest, problem = manifest_or_problem(ledger)
     commits, problems = _commits(ledger, len(manifest.shards) if manifest is not None else 0)
     problems += [problem] if problem else []
     finished = manifest is not None and not ledger.is_extended_since(manifest)
@@ -168,7 +168,8 @@ def _other_fingerprint(ledger: Ledger) -> str | None:
     return next((fingerprint for fingerprint, count in found.most_common(1) if count > 1), None)
 
 
-def _manifest(ledger: Ledger) -> tuple[Manifest | None, str | None]:
+def manifest_or_problem(ledger: Ledger) -> tuple[Manifest | None, str | None]:
+    """Read the manifest, or describe its damage; neither if there is none."""
     try:
         return ledger.read_manifest(), None
     except StoreError:
