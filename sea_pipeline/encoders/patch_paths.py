@@ -19,8 +19,9 @@ path, which is unchanged. CLIP Surgery's feature surgery, which subtracts what a
 MLP with its residual. Because the pool is the tower's last attention, such towers have no `value` and `vv` of blocks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,23 +30,6 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.extras import require
 
 _VV_BLOCKS = 6
-
-
-class Tower(Protocol):
-    """An image tower with patch tokens. It may be on the meta device, if only its shapes are needed."""
-
-    grid: tuple[int, int]
-    patch: tuple[int, int]
-    """(height, width) of a patch in pixels."""
-    paths: list[str]
-    """The names of its paths; the first is the default."""
-
-    def patches(self, path: str, images: torch.Tensor) -> torch.Tensor:
-        """Compute the vectors of a path, (B, P, D), of any length.
-
-        `images` are normalised, (B, 3, S, S), in the tower's precision.
-        """
-        ...
 
 
 class _Branch(NamedTuple):
@@ -72,18 +56,26 @@ class _Branch(NamedTuple):
         return self.project(mixed.transpose(1, 2).flatten(2))
 
 
-class _BlockTower:
-    """Computes `value` and `vv` for towers of pre-norm blocks."""
+class Tower(ABC):
+    """An image tower of pre-norm blocks, with patch tokens, and what its paths have in common.
+
+    It may be on the meta device, if only its shapes are needed.
+    """
 
     grid: tuple[int, int]
     patch: tuple[int, int]
+    """(height, width) of a patch in pixels."""
     paths: list[str]
+    """The names of its paths; the first is the default."""
     _blocks: Any
     _prefix = 1
     """The number of tokens before the patches."""
 
     def patches(self, path: str, images: torch.Tensor) -> torch.Tensor:
-        """See `Tower.patches`."""
+        """Compute the vectors of a path, (B, P, D), of any length.
+
+        `images` are normalised, (B, 3, S, S), in the tower's precision.
+        """
         tokens: torch.Tensor = getattr(self, f"_{path}")(images)
         return tokens
 
@@ -114,19 +106,20 @@ class _BlockTower:
                 tokens = block(tokens)
         return self._projected(path)
 
+    @abstractmethod
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
         """Compute the first block's input, (B, N, C)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _projected(self, tokens: torch.Tensor) -> torch.Tensor:
         """Apply the norm and the projection to the patches among (B, N, C) tokens, (B, P, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _branch(self, block: Any) -> _Branch:  # noqa: ANN401 - an untyped package's block
-        raise NotImplementedError
+        """Return the parts of a block's attention branch."""
 
 
-class _OpenClipTower(_BlockTower):
+class _OpenClipTower(Tower):
     """open_clip's own VisionTransformer: OpenAI's CLIP, LAION's, CLIPA and others."""
 
     def __init__(self, visual: Any) -> None:  # noqa: ANN401 - an untyped package's model
@@ -155,7 +148,7 @@ class _OpenClipTower(_BlockTower):
         )
 
 
-class _TimmTower(_BlockTower):
+class _TimmTower(Tower):
     """timm's VisionTransformer (SigLIP, ViTamin, MobileCLIP-B) and Eva (EVA, Perception Encoder)."""
 
     def __init__(self, visual: Any) -> None:  # noqa: ANN401 - an untyped package's model
