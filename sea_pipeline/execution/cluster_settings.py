@@ -178,11 +178,11 @@ class WorkerSettings(Settings):
             return ExistingCluster(address=self.scheduler)
         if self.cluster is not None:
             cluster = load_cluster(self.cluster)
-            return _on_gpus(cluster.gpus, None, cluster) if isinstance(cluster, CudaCluster) else cluster
+            return _on_gpus(cluster, None) if isinstance(cluster, CudaCluster) else cluster
         assert self.workers is not None
         if device == "cpu" or (device == "auto" and not visible_gpus()):
             return LocalCluster(workers=self.workers)
-        return _on_gpus(None, self.workers, CudaCluster())
+        return _on_gpus(CudaCluster(), self.workers)
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -197,8 +197,8 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(named.split(",") if named else map(str, range(count)))[:count]
 
 
-def _on_gpus(wanted: tuple[str, ...] | None, workers: int | None, cluster: CudaCluster) -> LocalCluster:
-    gpus = visible_gpus() if wanted is None else wanted
+def _on_gpus(cluster: CudaCluster, workers: int | None) -> LocalCluster:
+    gpus = visible_gpus() if cluster.gpus is None else cluster.gpus
     if len(gpus) < (workers or 1):
         option, mend = f"--workers {workers}", f"give --workers {len(gpus)}, or --device cpu"
         if workers is None:
