@@ -42,7 +42,7 @@ class _RangeFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - whatever has a buffer
         length = max(0, min(len(buffer), self._size - self._place))
-        data = self._part(self._name, self._place, length)
+        data = self._part(self._name, self._place, length) if length else b""
         if len(data) > length:
             raise OSError(errno.EPROTO, f"expected at most {length:,} bytes of a file, got {len(data):,}")
         buffer[: len(data)] = data

@@ -109,13 +109,8 @@ class RemotePath(ProxyUPath):
         assert mode == "rb", "files are written whole, by upload"
         size = self.stat().st_size
         parts = http_parts(self.fs, str(self))
-        if parts is None:
-            return ranged_file(self._part, self.path, size)
-
-        def part(name: str, start: int, length: int) -> bytes:
-            return self._asked(lambda: parts.part(name, start, length)) if length else b""
-
-        return ranged_file(part, self.path, size)
+        read = self._part if parts is None else parts.part
+        return ranged_file(lambda *asked: self._asked(lambda: read(*asked)), self.path, size)
 
     def unlink(self, missing_ok: bool = False) -> None:  # noqa: D102
         try:
@@ -195,11 +190,9 @@ class RemotePath(ProxyUPath):
         return isinstance(error, ftplib.error_perm) and str(error).startswith("550") and self._kind() is None
 
     def _part(self, name: str, start: int, length: int) -> bytes:
-        if not length:
-            return b""
         # The hub's file system would read 5 MB ahead at every request.
         options = {"cache_type": "none"} if is_dataset(str(self)) else {}
-        return self._asked(lambda: cat_part(self.fs, name, start, start + length, **options))
+        return cat_part(self.fs, name, start, start + length, **options)
 
     def _asked(self, action: Callable[[], _Result], what: str = "read") -> _Result:
         """Make a request, repeated if its fault may pass, and turn its errors into ours."""
