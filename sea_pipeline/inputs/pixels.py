@@ -8,11 +8,11 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
@@ -155,16 +155,13 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises what `read_image` raises, for a file whose header cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.init()
-            with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
-                width, height = opened.size
-                if isinstance(opened, TiffImagePlugin.TiffImageFile):  # newer Pillows say the size as it will be turned
-                    width, height = (opened.tag_v2[side] for side in _SIDES)
-                if width == height:
-                    return width, height
-                turn = _turn(opened)
+        with _opened(path) as opened:
+            width, height = opened.size
+            if isinstance(opened, TiffImagePlugin.TiffImageFile):  # newer Pillows say the size as it will be turned
+                width, height = (opened.tag_v2[side] for side in _SIDES)
+            if width == height:
+                return width, height
+            turn = _turn(opened)
     except Exception:  # the header is damaged, or there is no file: decoding says what it is
         return read_image(path).image.size
     return (height, width) if turn in _SIDEWAYS else (width, height)
@@ -201,21 +198,28 @@ def _may_be_filled(image: Image.Image) -> bool:
     return any(image.getpixel(corner) == (128, 128, 128) for corner in ((right, low), (0, 0), (right, 0), (0, low)))
 
 
-def _open(data: bytes) -> Image.Image:
+@contextmanager
+def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image of a format that is read here, without decoding it."""
     with warnings.catch_warnings():
         # Pillow warns of odd metadata, and of images over its limit of pixels; over twice the limit it raises.
         warnings.simplefilter("ignore")
         Image.init()  # without it Pillow knows only its five commonest formats
-        with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
-            large = opened.width * opened.height > _LARGE
-            with _one_large_image if large else nullcontext():
-                opened.load()
-                if data.startswith(PNG) and "transparency" in opened.info:
-                    opened.info["transparency"] = _hidden(opened.info["transparency"], opened.mode, data[_PNG_DEPTH])
-                upright = _upright(opened)
-                if opened.mode == "F" or opened.mode.startswith("I"):  # Pillow's convert() would clip at 255
-                    return _deep_grey(upright, getattr(opened, "tag_v2", {}))
-                return _rgb(upright)
+        with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as opened:
+            yield opened
+
+
+def _open(data: bytes) -> Image.Image:
+    with _opened(io.BytesIO(data)) as opened:
+        large = opened.width * opened.height > _LARGE
+        with _one_large_image if large else nullcontext():
+            opened.load()
+            if data.startswith(PNG) and "transparency" in opened.info:
+                opened.info["transparency"] = _hidden(opened.info["transparency"], opened.mode, data[_PNG_DEPTH])
+            upright = _upright(opened)
+            if opened.mode == "F" or opened.mode.startswith("I"):  # Pillow's convert() would clip at 255
+                return _deep_grey(upright, getattr(opened, "tag_v2", {}))
+            return _rgb(upright)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
