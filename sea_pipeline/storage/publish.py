@@ -20,16 +20,12 @@ _CANNOT_WRITE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "raise the disk quota or free some space",
     errno.EFBIG: "raise the file size limit",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose a folder that can be written",
-    errno.EPERM: "choose a folder that can be written",
-    errno.ENOTDIR: "choose another folder",
-    errno.EEXIST: "choose another folder",
-    errno.ENOTEMPTY: "choose another folder",
-    errno.EBUSY: "choose another folder",
-    errno.ELOOP: "choose another folder",
-    errno.EXDEV: "choose another folder",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that can be written"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ELOOP, errno.EXDEV), "choose another folder"
+    ),
 }
+"""What to do about each error for which the place is at fault, by its `errno`."""
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that no reading raises, so that the output is at fault though no file is named."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
