@@ -19,6 +19,7 @@ Shapes: P patches, W words, D embedding width, K principal directions, G groups 
 
 import threading
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -191,9 +192,8 @@ class Int8Candidates:
         self._rest = self._rested = 0
         """The calls that shall skip int8, because it excluded too little before, and those that have skipped it."""
         self._lock = threading.Lock()
-        self.otherwise: Callable[[], Candidates] = self._in_float32
+        self.otherwise: Callable[[], Candidates] = lambda: self._in_float32
         """Returns the search that scores all words in float32, for patches with too many candidates."""
-        self._all_words: Candidates | None = None
         self._table: Int8Table | None = None
 
     def _table_for(self, patches: torch.Tensor) -> Int8Table:
@@ -291,10 +291,9 @@ class Int8Candidates:
             found.append((scores, words[position]))
         return torch.cat([scores for scores, _ in found]), torch.cat([ids for _, ids in found])
 
+    @cached_property
     def _in_float32(self) -> Candidates:
-        if self._all_words is None:
-            self._all_words = TorchCandidates(self._words)
-        return self._all_words
+        return TorchCandidates(self._words)
 
 
 def _place(table: Int8Table, patches: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
