@@ -17,7 +17,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_name, plan_sha256
 from sea_pipeline.output.records import Commit, DatasetFile, File, file_record
 from sea_pipeline.output.verify import HASHING
-from sea_pipeline.storage.hashing import leaves
+from sea_pipeline.storage.hashing import differing_names, leaves
 from sea_pipeline.storage.paths import Place, below, is_url
 from sea_pipeline.storage.publish import publish, publish_bytes
 
@@ -68,8 +68,7 @@ def _refuse_different(ledgers: Sequence[Ledger]) -> None:
     first, ours = ledgers[0], leaves(ledgers[0].dataset.fields)
     for other in ledgers[1:]:
         theirs = leaves(other.dataset.fields)
-        names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-        if names:
+        if names := differing_names(ours, theirs):
             pair = f"{ours.get(names[0])!r:.80} and {theirs.get(names[0])!r:.80}"
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise UserError(

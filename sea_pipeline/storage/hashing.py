@@ -26,9 +26,16 @@ def fingerprint_of(fields: dict[str, Any]) -> str:
 
 def differing_fields(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Describe each leaf of nested fields that differs, by its dotted name and both values."""
-    names = sorted(leaves(found).keys() | leaves(wanted).keys())
-    pairs = [(name, leaves(found).get(name), leaves(wanted).get(name)) for name in names]
-    return [f"{name}: {json.dumps(a)} there, {json.dumps(b)} asked for" for name, a, b in pairs if a != b]
+    there, asked = leaves(found), leaves(wanted)
+    return [
+        f"{name}: {json.dumps(there.get(name))} there, {json.dumps(asked.get(name))} asked for"
+        for name in differing_names(there, asked)
+    ]
+
+
+def differing_names(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """List the names of fields that differ, sorted; an absent one is None."""
+    return sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
 
 
 def leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
