@@ -199,17 +199,17 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
         with reading(where), files.open(name) as file:
             try:
                 table = _opened(file)
-                there = _id_leaves(table, id_column, where)
-                empty[name] = _empty(table, where)
+                if (image := _image_leaf(table, where)) is None:
+                    damaged[name] = no_images(table.schema_arrow)
+                    continue
+                there = _id_leaves(table, image, id_column, where)
+                empty[name] = _empty(table, image)
             except FAULTS as error:
                 _refuse_passing(error)
                 damaged[name] = f"cannot be read: {one_line(error)}"
                 continue
-        if there is None:
-            damaged[name] = no_images(table.schema_arrow)
-        else:
-            pieces[name] = _starts(table)
-            columns = there if columns is None else [leaf for leaf in columns if leaf in there]
+        pieces[name] = _starts(table)
+        columns = there if columns is None else [leaf for leaf in columns if leaf in there]
     if len(names) == 1 and damaged:
         raise UserError(f"{shown_file(files.root, names[0])}: {damaged[names[0]]}")
     rows = [(name, row) for name, starts in pieces.items() for row in range(starts[-1])]
@@ -243,13 +243,12 @@ def _image_leaf(table: pq.ParquetFile, shown: str) -> Leaf | None:
     return image_leaf(table.schema_arrow, shown, begins_as_images)
 
 
-def _empty(table: pq.ParquetFile, shown: str) -> set[int]:
+def _empty(table: pq.ParquetFile, image: Leaf) -> set[int]:
     """Find the rows whose struct of bytes and path is null, by reading the paths alone.
 
     The footer's counts would say whether there are any, but a damaged one ends the process.
     """
-    image = _image_leaf(table, shown)
-    if image is None or (path := path_leaf(table.schema_arrow, image)) is None:
+    if (path := path_leaf(table.schema_arrow, image)) is None:
         return set()
     found: set[int] = set()
     for group, start in enumerate(_starts(table)[:-1]):
@@ -263,11 +262,9 @@ def _empty(table: pq.ParquetFile, shown: str) -> set[int]:
     return found
 
 
-def _id_leaves(table: pq.ParquetFile, id_column: str | None, shown: str) -> list[Leaf] | None:
-    """List the columns that ids of a table may come from, the best first, or None if it has no images."""
-    image, schema = _image_leaf(table, shown), table.schema_arrow
-    if image is None:
-        return None
+def _id_leaves(table: pq.ParquetFile, image: Leaf, id_column: str | None, shown: str) -> list[Leaf]:
+    """List the columns that ids of a table of images may come from, the best first."""
+    schema = table.schema_arrow
     path = path_leaf(schema, image) if id_column is None else None
     return [*(Leaf(name) for name in id_columns(schema, id_column, shown)), *([path] if path else [])]
 
