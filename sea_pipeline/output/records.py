@@ -229,7 +229,8 @@ def _read(path: Place) -> bytes:
 def first_problem(error: ValidationError) -> str:
     """Describe the first wrong value as text that follows "damaged" in a message."""
     item = error.errors(include_url=False)[0]
-    where = "".join(f"{part}: " for part in [".".join(map(str, item["loc"]))] if part)
+    place = ".".join(map(str, item["loc"]))
+    where = f"{place}: " if place else ""
     if item["type"] == "extra_forbidden":
         return f", or written by another version: {where}expected no such key"
     if item["type"] == "missing":

@@ -68,8 +68,9 @@ class WordSearch:
 
         It is `auto` until the fastest is known.
         """
-        names = self._candidates.names[:1] if isinstance(self._candidates, FastestCandidates) else []
-        return "".join(names) or self._backend
+        if isinstance(self._candidates, FastestCandidates) and self._candidates.names:
+            return self._candidates.names[0]
+        return self._backend
 
     @exact_float32()
     @torch.inference_mode()

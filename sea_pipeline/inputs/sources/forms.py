@@ -86,9 +86,8 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
         outermost, rest = _unchained(images)
         example = f"{outermost}{'' if outermost.endswith('/') else '/'}*.tar{rest}"
         raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {example}")
-    for suffix, found in held.items():
-        return Input(files, found, suffix, is_folder=True)
-    return Input(files, [], "", is_folder=True)
+    suffix = next(iter(held), "")
+    return Input(files, held.get(suffix, []), suffix, is_folder=True)
 
 
 def _matching(images: str, left_out: Counter[str]) -> Input:

@@ -205,7 +205,8 @@ def _path_column(schema: pa.Schema, shown: str) -> str:
     path = next((column for column, kind in there.items() if is_text(kind)), None)
     if path is not None:
         return path
-    for column, kind in there.items():
+    if there:
+        column, kind = next(iter(there.items()))
         raise UserError(
             f"{shown}: expected an image's path in the column {column!r}, or its bytes ({IMAGES}); found "
             f"{str(kind)[:200]}"
