@@ -1,7 +1,8 @@
 """Write rows of labels into shards that are cut differently, with unchanged values."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -73,30 +74,16 @@ def rewrite(
     )
     plans = {"plan.parquet": lambda path: write_plan(path, samples, size)}
     ledger = begin_folder(out, dataset, plans, ledgers[0].root / WORDS, samples, reporter)
-    sources = _Sources()
+    read = lru_cache(maxsize=1)(_read_shard)  # the next shard may begin in the one that was read last
     missing = ledger.missing()
     with reporter.progress(
         "writing", len(samples), len(samples) - sum(map(ledger.plan.file_of(0).images_of, missing))
     ) as advance:
         for shard in missing:
-            _write_shard(ledger, shard, chosen[shard * size : (shard + 1) * size], sources)
+            _write_shard(ledger, shard, chosen[shard * size : (shard + 1) * size], read)
             advance(ledger.plan.file_of(shard).images_of(shard))
     manifest = finish_folder(ledger, ledgers)
     return Joined(str(out), manifest.rows, manifest.bad, dataset.shards, 0, len(missing))
-
-
-class _Sources:
-    """Reads shards of the sources, and keeps the latest one because the next shard may begin in it."""
-
-    def __init__(self) -> None:
-        self._key: tuple[Ledger, int] | None = None
-        self._shard: _Shard | None = None
-
-    def __call__(self, ledger: Ledger, shard: int) -> _Shard:
-        if self._shard is None or self._key is None or self._key[0] is not ledger or self._key[1] != shard:
-            self._shard = _read_shard(ledger, shard)
-            self._key = ledger, shard
-        return self._shard
 
 
 def _read_shard(ledger: Ledger, shard: int) -> _Shard:
@@ -116,17 +103,17 @@ def _read_shard(ledger: Ledger, shard: int) -> _Shard:
     return _Shard(rows, bad, unpacked(footer["patch_sum"]))
 
 
-def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], sources: _Sources) -> None:
+def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], read: Callable[[Ledger, int], _Shard]) -> None:
     fields = ledger.dataset.fields
     patches, top_n = fields["grid"][0] * fields["grid"][1], fields["top_n"]
     bad: list[BadSample] = []
-    count, first, patch_sum = 0, None, np.zeros_like(sources(*chosen[0][:2]).patch_sum)
+    count, first, patch_sum = 0, None, np.zeros_like(read(*chosen[0][:2]).patch_sum)
     with (
         publish(ledger.shard_path(shard), ledger.root) as scratch,
         ShardWriter(scratch, patches, top_n, ledger.dataset.schema_version) as writer,
     ):
         for (source, number), group in groupby(chosen, key=lambda one: (one[0], one[1])):
-            there, taken = sources(source, number), 0
+            there, taken = read(source, number), 0
             for _, _, sample in group:
                 if (reason := there.bad.get(sample.image_id)) is not None:
                     bad.append(_bad(sample, reason))
