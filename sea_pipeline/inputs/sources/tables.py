@@ -5,9 +5,9 @@ import errno
 import os
 import re
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate, repeat
 from typing import BinaryIO, NamedTuple
 
@@ -62,7 +62,7 @@ class TableSource:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, Forward[_Cell]] = OrderedDict()
+        self._kept = lru_cache(maxsize=OPEN_FILES)(partial(_forward, files))
 
     def read(self, uri: str) -> bytes:
         """See `Source`."""
@@ -85,18 +85,13 @@ class TableSource:
 
     def _rows(self, name: str) -> Forward[_Cell]:
         with self._lock:
-            if name not in self._open:
-                try:
-                    self._open[name] = _forward(self._files, name)
-                except ChangedError:
-                    raise
-                except (*FAULTS, UserError) as error:
-                    _refuse_passing(error)
-                    raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error
-                if len(self._open) > OPEN_FILES:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(name)
-            return self._open[name]
+            try:
+                return self._kept(name)
+            except ChangedError:
+                raise
+            except (*FAULTS, UserError) as error:
+                _refuse_passing(error)
+                raise BadImageError("read", type(error).__name__, f"{name}: {one_line(error)}") from error
 
 
 def _forward(files: Files, name: str) -> Forward[_Cell]:
