@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
@@ -37,24 +38,24 @@ _WINDOWS_MARKS = {0x80, 0x82, 0x84, 0x85, *range(0x91, 0x98), 0x99}
 class WordList:
     """A normalised list of distinct words.
 
-    `sha256` is the hash of `text()`, so two lists are the same if and only if their hashes are, whatever their names.
+    Two lists are the same if and only if their hashes are, whatever their names.
     """
 
     name: str
     words: tuple[str, ...]
-    sha256: str
+    """Normalised and distinct."""
 
-    @classmethod
-    def of(cls, name: str, words: tuple[str, ...]) -> "WordList":
-        """Make a list of words that are normalised and distinct already."""
-        return cls(name, words, hashlib.sha256(_text(words).encode()).hexdigest())
+    @cached_property
+    def sha256(self) -> str:
+        """Return the hexadecimal hash of `text()`."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.words)
 
     def text(self) -> str:
         """Return the normalised list as a file holds it, in UTF-8 with one word per line."""
-        return _text(self.words)
+        return "".join(f"{word}\n" for word in self.words)
 
 
 def load_wordlist(spec: str) -> WordList:
@@ -70,13 +71,13 @@ def load_wordlist(spec: str) -> WordList:
     """
     path = find_wordlist(spec)
     if spec.startswith(MINED):
-        return WordList.of(f"mine-{path.stem}", mine(path, load_wordlist(GENERAL).words, MAX_WORDS))
+        return WordList(f"mine-{path.stem}", mine(path, load_wordlist(GENERAL).words, MAX_WORDS))
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: the word list cannot be read: {error.strerror}") from error
     words = parse_wordlist(raw, str(path))
-    return WordList.of(path.stem, words)
+    return WordList(path.stem, words)
 
 
 def find_wordlist(spec: str) -> Path:
@@ -180,7 +181,3 @@ def _is_shown(word: str, position: int) -> bool:
 def _called(character: str) -> str:
     kinds = {"Cc": "a control character", "Co": "a character of private use"}
     return kinds.get(unicodedata.category(character)) or unicodedata.name(character)
-
-
-def _text(words: tuple[str, ...]) -> str:
-    return "".join(f"{word}\n" for word in words)

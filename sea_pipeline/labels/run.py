@@ -74,7 +74,7 @@ class LabelJob(ShardedJob[LabelSettings]):
         """Load the encoder, and on a worker also the folder's words."""
         self.encoder = encoder_of(self.settings, self.device)
         if ledger is not None:
-            self.words = WordList.of(self.settings.wordlist, read_words(ledger.root))
+            self.words = WordList(self.settings.wordlist, read_words(ledger.root))
             # OMP_NUM_THREADS, which torch follows, is this worker's part of the cores.
             self.threads = torch.get_num_threads()
 

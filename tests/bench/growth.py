@@ -93,7 +93,7 @@ def links(folder: Path, count: int) -> Path:
 def plan(folder: Path, count: int) -> None:
     """Lists the images and begins a folder, as `label` does."""
     listing = list_samples(str(folder / "images"))
-    fields = LabelStage.fields(Colours(2), WordList.of("colours", tuple(world.COLOURS)), _TOP_N)
+    fields = LabelStage.fields(Colours(2), WordList("colours", tuple(world.COLOURS)), _TOP_N)
     open_or_create(folder / "labels", KIND, fields, listing, 2048, {WORDS: _word_text()})
 
 

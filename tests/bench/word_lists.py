@@ -49,7 +49,7 @@ def main() -> None:
     for heading in ("labels", "words", "as they stand", "other form", "own", "another's", "lift", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "labels" else "right")
     for folder, store in zip(given.labels, stores, strict=True):
-        held = coverage(captions, WordList.of(folder, store.words))
+        held = coverage(captions, WordList(folder, store.words))
         table.add_row(folder, f"{len(store.words):,}", *_shares(held), *_figures(row(store, images, captions, False)))
         table.add_row("  phrases, too", "", "", "", *_figures(row(store, images, captions, True)))
     Console().print(table)

@@ -203,7 +203,7 @@ def test_words_are_embedded_once_for_all_paths(tmp_path: Path, monkeypatch: pyte
     calls = []
     real = TextTower.words
     monkeypatch.setattr(TextTower, "words", lambda self, *given: calls.append(given) or real(self, *given))
-    folder, words = planted_clip(tmp_path / "model"), WordList.of("colours", tuple(COLOURS))
+    folder, words = planted_clip(tmp_path / "model"), WordList("colours", tuple(COLOURS))
     for spec in ("#final", "#vv-", "#value"):
         word_embeddings(load_encoder(f"open_clip:{folder}{spec}", "cpu"), words)
     assert len(calls) == 1

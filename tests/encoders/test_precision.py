@@ -67,7 +67,7 @@ def test_an_encoder_embeds_alike_within_autocast(kind: str, model: Path) -> None
 
 
 def test_the_cache_gets_float32_of_any_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = WordList.of("colours", tuple(COLOURS))
+    words = WordList("colours", tuple(COLOURS))
     plain = LinearEncoder().words(words.words, lambda _: None)
     with bfloat16():
         assert not torch.equal(LinearEncoder().words(words.words, lambda _: None), plain), "it is on"

@@ -43,7 +43,7 @@ def test_label_warns_of_words_that_a_tokenizer_makes_one(
 def test_the_packaged_tokenizer_of_another_script() -> None:
     """Its WordPiece has one token for whatever it does not know."""
     heard = Heard()
-    word_embeddings(load_encoder("packaged", "cpu"), WordList.of("amharic", AMHARIC), heard)
+    word_embeddings(load_encoder("packaged", "cpu"), WordList("amharic", AMHARIC), heard)
     (line,) = heard.warnings
     assert line.startswith("9 of 10 words have the embedding of an earlier word: 'ውሻ' has that of 'ቤት'; the encoder ")
     assert line.endswith("give an encoder that was trained on their language")
@@ -53,7 +53,7 @@ def test_the_packaged_tokenizer_of_another_script() -> None:
 def test_a_tokenizer_of_bytes_knows_every_script(tmp_path: Path) -> None:
     heard = Heard()
     folder = save_model(tmp_path / "clip", random_model(CLIP), CLIP)
-    word_embeddings(load_encoder(f"open_clip:{folder}", "cpu"), WordList.of("amharic", AMHARIC), heard)
+    word_embeddings(load_encoder(f"open_clip:{folder}", "cpu"), WordList("amharic", AMHARIC), heard)
     assert heard.warnings == []
 
 

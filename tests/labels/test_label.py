@@ -120,7 +120,7 @@ def test_embedding_words_is_said_before_unless_the_cache_has_them(
     for _ in range(2):
         word_embeddings(encoder, load_wordlist(str(words)), heard)
     assert heard.lines == [f"embedding 8 words once; kept in {tmp_path / 'cache' / 'words'}", "now"]
-    word_embeddings(encoder, WordList.of("other", ("red", "blue")), ProgressOnly(heard))
+    word_embeddings(encoder, WordList("other", ("red", "blue")), ProgressOnly(heard))
     assert heard.lines[2:] == [f"embedding 2 words once; kept in {tmp_path / 'cache' / 'words'}", "now"]
 
 

@@ -120,7 +120,7 @@ def test_figures_are_those_of_the_labels_that_label_writes(
 
 def test_words_of_captions() -> None:
     listed = "English,dog's,dog,dogs,teddy bear,bear,of,glass of wine,box,Bird\u2019s nest,jack-o'-lantern,pj's,9 pens"
-    words = WordList.of("x", tuple(listed.split(",")))
+    words = WordList("x", tuple(listed.split(",")))
     named = named_entries(
         [
             ["English dogs", "a teddy bear; boxes"],
@@ -157,7 +157,7 @@ PLANTED = [["Two dogs, a Dog and dogs' balls", "the dog runs"], ["English boys a
 def test_how_a_list_has_what_captions_say(
     words: tuple[str, ...], distinct: Any, occurrences: Any, inflected: str, absent: str
 ) -> None:
-    held = coverage(PLANTED, WordList.of("x", words))
+    held = coverage(PLANTED, WordList("x", words))
     assert (held.words, held.occurrences) == (caption_lift.FormCounts(*distinct), caption_lift.FormCounts(*occurrences))
     assert set(held.inflected) == set(inflected.split())
     assert set(held.absent) == set(absent.split())

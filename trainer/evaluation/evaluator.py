@@ -353,8 +353,8 @@ class Evaluator:
         rows = torch.full((self._vocabulary,), -1, dtype=torch.long)
         for token, word in by_token.items():
             rows[token] = position[word]
-        word_text = self._embedded(WordList.of("labels", listed))
-        more = [self._embedded(WordList.of("tokens", others))] if others else []
+        word_text = self._embedded(WordList("labels", listed))
+        more = [self._embedded(WordList("tokens", others))] if others else []
         del self.encoder  # the model needs the memory
         return rows, torch.cat([word_text, *more]) if more else word_text, word_text
 
