@@ -161,8 +161,8 @@ def _write(axes: Any, grid: tuple[int, int], panel: Panel) -> None:  # noqa: ANN
         row, column = divmod(patch, grid[1])
         kind = panel.kinds[patch] if panel.kinds is not None else None
         if text and kind in (None, "hit"):
-            hit = {"facecolor": (*_rgb(_FILL), 0.85), "edgecolor": _HIT, "linewidth": 0.9}
-            tint = {"facecolor": (*_rgb(_colour(text)), 0.22), "edgecolor": "white", "linewidth": 0.2}
+            hit = {"facecolor": (_FILL, 0.85), "edgecolor": _HIT, "linewidth": 0.9}
+            tint = {"facecolor": (_colour(text), 0.22), "edgecolor": "white", "linewidth": 0.2}
             axes.add_patch(rectangle((column + 0.03, row + 0.03), 0.94, 0.94, **(hit if kind == "hit" else tint)))
         ink = {"hit": _HIT, "miss": _MISS}.get(kind or "", _INK)
         points = max(_LEAST_POINTS, min(_MOST_POINTS, 72 * _CELL * 0.95 / (0.68 * max(1, len(text)))))
@@ -181,8 +181,3 @@ def _plain(text: str) -> str:
 def _colour(text: str) -> str:
     """Choose a colour for a word, the same one in every figure."""
     return _COLOURS[hashlib.sha256(text.encode()).digest()[0] % len(_COLOURS)]
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[position : position + 2], 16) / 255 for position in (1, 3, 5))
-    return red, green, blue
