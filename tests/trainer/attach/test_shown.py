@@ -4,9 +4,8 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.support.paths import ROOT
+from tests.support.programs import Begin
 from tests.support.world import word_file
 from tests.trainer.attach.families import MAKERS, smolvlm, tiny
 from tests.trainer.attach.real_grids import save
@@ -37,25 +37,24 @@ def word_list(folder: Path, more: Sequence[str] = ("window", "winter", "table"))
     return path
 
 
-def trains(program: Path) -> None:
-    """Runs a program, which says its temperature at the end."""
-    done = subprocess.run(
-        [sys.executable, program.name], cwd=program.parent, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", done.stdout, re.MULTILINE)
-    assert float(scale) != 1, "the temperature has trained"
+def run_file() -> None:
+    runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 @pytest.mark.parametrize("kind", SHOWN)
-def test_the_pages_lines_run_as_they_are(kind: str, tmp_path: Path) -> None:
+def test_the_pages_lines_run_as_they_are(
+    kind: str, program: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "SFTTrainer":
         pytest.importorskip("trl")
-    program = write(tmp_path, kind)
-    _, _, lines = program.read_text().partition("import sea_pipeline, trainer")
+    file = write(tmp_path, kind)
+    _, _, lines = file.read_text().partition("import sea_pipeline, trainer")
     assert kind != "SFTTrainer" or len([line for line in lines.splitlines() if line]) < 20
-    trains(program)
+    monkeypatch.chdir(tmp_path)
+    ran = program(file, main=run_file)
+    assert ran.wait() == 0, ran.stderr[-2000:]
+    (scale,) = re.findall(r"^1 / tau ([\d.]+)$", ran.stdout, re.MULTILINE)
+    assert float(scale) != 1, "the temperature has trained"
 
 
 def test_the_page_has_each_familys_projector() -> None:
@@ -151,35 +150,61 @@ def test_the_notebook_is_whole_and_holds_no_output() -> None:
     assert [cell.metadata.tags for cell in cells if cell.metadata.get("tags")] == [["parameters"], ["download"]]
 
 
+@pytest.fixture
+def notebook(pictures: Pictures, tmp_path: Path) -> Callable[..., Any]:
+    """Returns it with photos of one's own, ninety words, and a tiny SmolVLM in place of the one that it downloads."""
+    nbformat = pytest.importorskip("nbformat")
+
+    def make(**given: Any) -> Any:
+        words = word_list(tmp_path, load_wordlist("2of12").words[::500])
+        given |= {"PHOTOS": str(pictures.folder), "WORDS": str(words), "RATE": 1e-2, "OUT": str(tmp_path / "out")}
+        given |= {"MODEL": str(save(smolvlm(), tmp_path / "model"))}
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+        assert given.keys() == set(re.findall(r"^(\w+) =", cell.source, re.MULTILINE)), "all of them are at the top"
+        cell.source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+        return notebook
+
+    return make
+
+
+def table_of(text: str) -> dict[str, tuple[float, float]]:
+    rows = re.findall(r"^([\w@]+) +(-?[\d.]+) +(-?[\d.]+)$", text, re.MULTILINE)
+    return {name: (float(before), float(after)) for name, before, after in rows}
+
+
 @pytest.mark.real
-@pytest.mark.parametrize("captioned", [False, True])
-def test_the_notebook_runs_on_photos_of_ones_own(captioned: bool, pictures: Pictures, tmp_path: Path) -> None:
-    """With the packaged encoder, ninety words, and a tiny SmolVLM in place of the one that a cell downloads."""
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+def test_the_notebook_runs_on_photos_of_ones_own(notebook: Callable[..., Any], tmp_path: Path) -> None:
+    """With the packaged encoder."""
+    nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    words, captions = word_list(tmp_path, load_wordlist("2of12").words[::500]), tmp_path / "captions.json"
-    captions.write_text(json.dumps({name: f"a picture called {name[:3]}" for name in pictures.open().ids}))
-    given: dict[str, Any] = {
-        "PHOTOS": str(pictures.folder), "WORDS": str(words), "STEPS": 4 if captioned else 40, "RATE": 1e-2,
-        "MODEL": str(save(smolvlm(), tmp_path / "model")), "CAPTIONS": str(captions) if captioned else None,
-        "OUT": str(tmp_path / "out"),
-    }  # fmt: skip
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-    assert given.keys() == set(re.findall(r"^(\w+) =", cell.source, re.MULTILINE)), "all of them are at the top"
-    cell.source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-    _execute(nbclient, notebook, tmp_path)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    made = notebook(STEPS=40, CAPTIONS=None)
+    execute(nbclient, made, tmp_path)
+    outputs = [output for cell in made.cells for output in cell.get("outputs", ())]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
-    table = {name: (float(a), float(b)) for name, a, b in re.findall(r"^([\w@]+) +(-?[\d.]+) +(-?[\d.]+)$", text, re.M)}
-    assert table.keys() == {"label_hit@1", "label_hit@10", "gap"} | ({"right_photo_gain"} if captioned else set())
-    if not captioned:  # this tiny tower cannot serve captions, too
-        assert table["label_hit@10"][1] > table["label_hit@10"][0] + 0.1
+    table = table_of(text)
+    assert table.keys() == {"label_hit@1", "label_hit@10", "gap"}
+    assert table["label_hit@10"][1] > table["label_hit@10"][0] + 0.1
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
-def _execute(nbclient: Any, notebook: Any, folder: Path) -> None:
+@pytest.mark.real
+def test_the_notebooks_cells_take_captions(
+    notebook: Callable[..., Any], pictures: Pictures, program: Begin, tmp_path: Path
+) -> None:
+    """In a few steps; this tiny tower cannot serve captions, too."""
+    captions, file = tmp_path / "captions.json", tmp_path / "cells.py"
+    captions.write_text(json.dumps({name: f"a picture called {name[:3]}" for name in pictures.open().ids}))
+    cells = notebook(STEPS=4, CAPTIONS=str(captions)).cells
+    file.write_text("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    ran = program(file, main=run_file)
+    assert ran.wait() == 0, ran.stderr[-2000:]
+    assert table_of(ran.stdout).keys() == {"label_hit@1", "label_hit@10", "gap", "right_photo_gain"}
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+def execute(nbclient: Any, notebook: Any, folder: Path) -> None:
     given = {"kernel_name": "python3", "resources": {"metadata": {"path": str(folder)}}}
     client = nbclient.NotebookClient(notebook, timeout=1000, startup_timeout=1000, **given)
     with pytest.MonkeyPatch.context() as patch:
