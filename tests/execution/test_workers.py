@@ -27,14 +27,14 @@ from sea_pipeline.inputs.samples import Sample, Version
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from tests.support.heard import Heard
-from tests.support.worker_world import PlantedJob, PlantedStage, plant_fault, planted_ledger
+from tests.support.worker_world import PlantedJob, PlantedStage, forked_workers, plant_fault, planted_ledger
 
 IMAGES, SHARDS, BAD = 23, 12, 2
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with connected(LocalCluster(workers=2), dashboard=False, reporter=SILENT) as client:
+    with forked_workers(), connected(LocalCluster(workers=2), dashboard=False, reporter=SILENT) as client:
         yield client
 
 

@@ -22,7 +22,7 @@ from sea_pipeline.output.ledger import Ledger
 from tests.support.contents import content
 from tests.support.kills import descendants
 from tests.support.programs import Begin, labelling
-from tests.support.worker_world import FAULTS, plant_fault, planted_ledger
+from tests.support.worker_world import FAULTS, forked_workers, plant_fault, planted_ledger
 from tests.support.world import Label, draw_folder
 
 PRELOAD = "tests.support.worker_world"
@@ -83,7 +83,7 @@ def commits(folder: Path) -> int:
 
 @pytest.mark.processes
 def test_three_workers_label_the_same(label: Label, photos: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    with dask.config.set({"distributed.worker.preload": [PRELOAD]}):
+    with forked_workers(), dask.config.set({"distributed.worker.preload": [PRELOAD]}):
         done = label(images=str(photos), shard_size=2, crew=WorkerSettings(workers=3, dashboard=False))
     assert content(tmp_path / "labels") == whole
     assert (done.report.images, done.report.bad, done.device) == (17, 1, "cpu")

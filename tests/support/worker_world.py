@@ -6,10 +6,14 @@ A worker gets the encoder by importing this before its work, as dask's setting `
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import dask
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +27,7 @@ from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import publish_bytes
+from tests.support import programs as programs  # what is preloaded stands there
 
 FIELDS = {"planted": 1}
 FAULTS = "SEA_TEST_FAULTS"
@@ -54,6 +59,14 @@ def suffer(folder: Path, shard: int) -> None:
         raise UserError(f"shard {shard}: the disk is full")
     if words[0] == "raise":
         raise RuntimeError(f"shard {shard} fails")
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Has dask fork workers of clusters on this machine as `programs.py` forks programs; users' are spawned."""
+    forkserver.ensure_running()  # dask would preload other modules
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
 
 
 def planted_ledger(root: Place, images: int = 23, shard_size: int = 2) -> Ledger:

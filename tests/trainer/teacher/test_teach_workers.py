@@ -9,6 +9,7 @@ import pytest
 
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from tests.support.tiny_runs import make_world
+from tests.support.worker_world import forked_workers
 from trainer.targets.store import TargetStore, open_targets
 from trainer.teacher.run import TeachJob, TeachSettings, teach_images
 
@@ -29,7 +30,9 @@ def test_two_workers_teach_the_same(tmp_path: Path) -> None:
         assert (done.report.failed, done.device, done.backend) == ({}, "cpu", "float16")
         return open_targets(tmp_path / name)
 
-    alone, workers = teach("alone", WorkerSettings()), teach("workers", WorkerSettings(workers=2, dashboard=False))
+    alone = teach("alone", WorkerSettings())
+    with forked_workers():
+        workers = teach("workers", WorkerSettings(workers=2, dashboard=False))
     assert list(alone.ids) == list(workers.ids)
     assert alone.fingerprint == workers.fingerprint
     for image_id in alone.ids:  # not to the last bit: that depends on the threads of a process
