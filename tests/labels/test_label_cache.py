@@ -1,7 +1,6 @@
 """Labels as readers have them: unpacked, in this process and in others; of schema version 1, with float16 scores."""
 
 import json
-import multiprocessing
 import pickle
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from tests.support.contents import content
 from tests.support.damage import Harm, changed, flip, made_a_folder
 from tests.support.kills import DEAD
 from tests.support.old_labels import made_old
+from tests.support.programs import FORKS
 from tests.support.world import Label, Shelved, draw_folder
 
 
@@ -153,7 +153,7 @@ def test_a_pickle_holds_no_labels_and_reads_the_same(store: LabelStore) -> None:
     cache["006.png"]
     pickled = pickle.dumps(cache)
     assert len(pickled) < 1000
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with FORKS.Pool(1) as pool:
         there = pool.apply(_first_words, (cache,))
     assert there == _first_words(pickle.loads(pickled)) == store["006.png"].word_ids.tolist()
 

@@ -7,13 +7,15 @@ programs that a user begins. For tests of the beginning itself there is `python 
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["tests.support.tiny_runs", "sea_pipeline.cli.label", "sea_pipeline.labels.run"])
+FORKS = multiprocessing.get_context("forkserver")
+"""Begins processes that have imported what the tests of the trainer import."""
+FORKS.set_forkserver_preload(["tests.support.tiny_runs", "sea_pipeline.cli.label", "sea_pipeline.labels.run"])
 _LIMIT = 600
 """Seconds that a program is waited for, many times what it takes."""
 
@@ -33,9 +35,7 @@ class Program:
     ) -> None:
         self._said = said
         given = [str(argument) for argument in arguments]
-        self._process = _FORKS.Process(
-            target=_become, args=(main, given, dict(os.environ), Path.cwd(), said, file_size)
-        )
+        self._process = FORKS.Process(target=_become, args=(main, given, dict(os.environ), Path.cwd(), said, file_size))
         self._process.start()
 
     @property
@@ -71,6 +71,12 @@ class Program:
 
 Begin = Callable[..., Program]
 """What the fixture `program` is: arguments of the command line -> the program."""
+
+
+def run_file() -> None:
+    """Is a `main` that does what `python FILE …` does."""
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def labelling(images: object, wordlist: object, out: object, *more: object) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ import torch
 
 from sea_pipeline.inputs.wordlists import load_wordlist
 from tests.support.paths import ROOT
-from tests.support.programs import Begin
+from tests.support.programs import Begin, run_file
 from tests.support.world import word_file
 from tests.trainer.attach.families import MAKERS, smolvlm, tiny
 from tests.trainer.attach.real_grids import save
@@ -35,10 +35,6 @@ def word_list(folder: Path, more: Sequence[str] = ("window", "winter", "table"))
     path = word_file(folder / "words.txt")
     path.write_text("\n".join([path.read_text(), *more]))
     return path
-
-
-def run_file() -> None:
-    runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 @pytest.mark.parametrize("kind", SHOWN)

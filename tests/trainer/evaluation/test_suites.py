@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.paths import data_folder
+from tests.support.programs import Begin, run_file
 from tests.support.refused import refused, refuses
 from tests.support.run_values import write_run
 from tests.support.sentence_piece import vicuna_like
@@ -312,9 +312,7 @@ def leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield from leaves(inner, (*place, key))
 
 
-@pytest.mark.slow
-@pytest.mark.processes
-def test_a_bos_that_template_and_tokenizer_both_write_is_written_once(tmp_path: Path) -> None:
+def test_a_bos_that_template_and_tokenizer_both_write_is_written_once(program: Begin, tmp_path: Path) -> None:
     """lmms-eval has the processor tokenise what the template wrote; the printed command starts it as ours."""
     vicuna_like(tmp_path / "llm")
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "llm")).save_pretrained(tmp_path / "llm")
@@ -322,7 +320,7 @@ def test_a_bos_that_template_and_tokenizer_both_write_is_written_once(tmp_path: 
     out = export_model(ExportSettings.of(source=model, out=tmp_path / "out")).out
     for gpus in (1, 2):
         assert "-m trainer.lmms_eval" in shlex.join(steps(out, "sea", gpus=gpus)["GQA"].command)
-    code = """
+    (tmp_path / "begin.py").write_text("""
 import sys
 from PIL import Image
 from transformers import AutoProcessor
@@ -337,6 +335,6 @@ bare = text.removeprefix("<s>")
 counts = [begin(each) for each in (text, [text], bare)]
 write_bos_once()
 print(counts, [begin(each) for each in (text, [text], bare)])
-"""
-    done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
-    assert done.stdout == "[2, 2, 1] [1, 1, 1]\n"
+""")
+    ran = program(tmp_path / "begin.py", out, main=run_file)
+    assert (ran.wait(), ran.stdout) == (0, "[2, 2, 1] [1, 1, 1]\n"), ran.stderr
