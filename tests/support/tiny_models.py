@@ -98,6 +98,8 @@ def tiny_llm(path: Path, family: str = "llama", *, template: str | None = None, 
         "pad_token_id": tokenizer.pad_token_id,
     }
     sizes |= {"head_dim": 8} if family in ("gemma", "gemma3_text") else {}
+    if family == "hrm_text":  # it goes through its layers twice then, not eight times
+        sizes |= {"H_cycles": 1, "L_cycles": 1}
     _write(
         AutoModelForCausalLM.from_config,
         (LLMS | NEWER_LLMS | OTHER_LLMS | LAID_OUT)[family](**(sizes | settings)),
