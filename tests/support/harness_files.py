@@ -1,9 +1,18 @@
-"""Results in the harnesses' own form: shortened from what runs of the two smoke tasks left (test_harness_runs.py)."""
+"""Where the harnesses are, and results in their form: shortened from what runs of the two smoke tasks left."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+HARNESSES = Path(sys.prefix) / "harness"
+"""Where `make .venv` puts them."""
+with_harnesses = pytest.mark.skipif(
+    not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"
+)
 
 
 def lmms_file(

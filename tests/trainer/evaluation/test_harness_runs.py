@@ -14,7 +14,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sea_pipeline.storage.paths import data_folder
-from tests.support.harness_files import lm_file, lmms_file
+from tests.support.harness_files import HARNESSES, lm_file, lmms_file, with_harnesses
 from tests.support.paths import ROOT
 from tests.support.tiny_models import tiny_vision
 from tests.support.tiny_runs import World, tiny_recipe
@@ -24,14 +24,7 @@ from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.training.run import train
 
-HARNESSES = Path(sys.prefix) / "harness"
-"""Where `make .venv` puts them."""
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.processes,
-    pytest.mark.real,
-    pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.real, with_harnesses]
 PHOTOS = 3
 
 

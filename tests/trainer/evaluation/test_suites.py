@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import distributions
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.paths import data_folder
+from tests.support.harness_files import HARNESSES, with_harnesses
 from tests.support.programs import Begin, run_file
 from tests.support.refused import refused, refuses
 from tests.support.run_values import write_run
@@ -29,8 +29,6 @@ from trainer.model.assemble import init_model
 from trainer.model.run_record import read_run
 from trainer.towers import S2TowerConfig
 
-HARNESSES = Path(sys.prefix) / "harness"
-"""Where `make .venv` puts them."""
 SUITES: tuple[Suite, ...] = ("sea", "basic", "smoke")
 DEFAULT = ("lmms_eval_specific_kwargs", "default")
 OWN = data_folder("jobs") / "eval"
@@ -262,10 +260,7 @@ def task_file(harness: str, task: str) -> Path:
     return found
 
 
-pinned = pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them")
-
-
-@pinned
+@with_harnesses
 def test_the_pinned_versions_are_what_the_tests_look_at() -> None:
     there = {each.name.replace("-", "_"): each.version for each in distributions(path=[str(HARNESSES)])}
     pins = suite_pins("sea")
@@ -275,7 +270,7 @@ def test_the_pinned_versions_are_what_the_tests_look_at() -> None:
 
 
 @pytest.mark.slow
-@pinned
+@with_harnesses
 @pytest.mark.parametrize("name", sorted({name for suite in SUITES for name in suite_columns(suite)}))
 def test_the_harness_has_the_task_and_its_metric(name: str) -> None:
     column: Column = {name: column for suite in SUITES for name, column in suite_columns(suite).items()}[name]
@@ -284,7 +279,7 @@ def test_the_harness_has_the_task_and_its_metric(name: str) -> None:
     assert column.metric in [each["metric"] for each in metrics]
 
 
-@pinned
+@with_harnesses
 @pytest.mark.parametrize(
     ("task", "like", "differs"),
     [

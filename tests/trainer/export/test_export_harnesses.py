@@ -1,6 +1,5 @@
 """Exports asked by lmms-eval and lm-eval, each through its own model class, beside our own model."""
 
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +9,13 @@ import torch
 from tests.readers.by_transformers import NEW_TOKENS, PAIRS, SAID
 from tests.readers.table import BATCH, IMAGES, LM_EVAL, LMMS_EVAL, LOGITS, PROMPTS, SIZE, TEXT, TURNS, cells
 from tests.support.exported import Ours, Reader, grid_case, make_model, make_pictures, ours, trained
+from tests.support.harness_files import HARNESSES, with_harnesses
 from tests.support.paths import ROOT
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 
-HARNESSES = Path(sys.prefix) / "harness"
-"""Where `make .venv` puts them."""
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.processes,
-    pytest.mark.skipif(not HARNESSES.is_dir(), reason="the harnesses are not there: `make .venv` installs them"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, with_harnesses]
 CASES = {llm: grid_case("clip", llm) for llm in ("llama", "mistral", "gemma", "qwen2")}
 CHAT_OF = {TEXT: "one", SIZE: "another size", IMAGES: "two images", TURNS: "two turns"}
 
