@@ -184,9 +184,9 @@ def test_the_packaged_tower_is_the_encoders_network(tower: PackagedTower) -> Non
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("side", [224, 352, 448])
+@pytest.mark.parametrize("side", [224, 448])
 def test_a_frozen_tower_is_its_network_in_float64(tower: PackagedTower, side: int) -> None:
-    images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     expected = deepcopy(tower.network).double().extract_features(images.double()).flatten(2).transpose(1, 2)
     with_graph = tower(images).last_hidden_state
     tower.requires_grad_(False)
