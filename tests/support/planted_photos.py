@@ -63,11 +63,11 @@ def plant(tiny: World, tmp_path: Path) -> Planted:
     label_run.label_images(settings.model_copy(update={"top_n": 1}))
     store = open_labels(tmp_path / "labels")
     folder = open_model_folder(tiny.model)
-    rows = conversations(folder, tmp_path, tmp_path / "photos")
+    rows = conversations(folder, tmp_path)
     return Planted(folder, rows, tmp_path / "photos", label_cache.label_cache(store), store.words)
 
 
-def conversations(folder: ModelFolder, tmp_path: Path, photos: Path) -> Any:
+def conversations(folder: ModelFolder, tmp_path: Path) -> Any:
     records = []
     for name in ROWS:
         spoken = [(("human", question), ("gpt", answer)) for question, answer in TURNS[name]]
@@ -75,7 +75,7 @@ def conversations(folder: ModelFolder, tmp_path: Path, photos: Path) -> Any:
         records.append({"id": name, "conversations": said} | ({"image": IMAGES[name]} if name in IMAGES else {}))
     (tmp_path / "data.json").write_text(json.dumps(records))
     file, tokenizer = tmp_path / "data.json", folder.processor.tokenizer
-    return load(file, tokenizer, "vicuna_v1", image_tokens=M, image_root=photos)
+    return load(file, tokenizer, "vicuna_v1", image_tokens=M)
 
 
 def aligned(planted: Planted) -> AlignedLlava:

@@ -1,21 +1,17 @@
 """Read LLaVA's conversations as the texts that an existing model's own processor takes."""
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records, turns_of
-from sea_pipeline.storage.hashing import canonical_json, file_sha256
-from sea_pipeline.storage.paths import cache_folder
+from sea_pipeline.inputs.llava_json import has_lines
 from trainer.attach.families import tokens_beyond
-from trainer.data.bad_rows import bad_rows, without
-from trainer.data.conversations import ConversationRows
+from trainer.data.conversations import ConversationRows, kept_conversations, numbered_records, read_record
 from trainer.data.files import check_conversations_file
-from trainer.data.row_cache import kept_rows
 from trainer.model.answer_ends import Spans
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.message_forms import ROLES, find_form
@@ -153,39 +149,12 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
     made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer), has_lines(path)]
     if not chat.in_two and chat.form.listed != ROLES:
         made.append(sorted(chat.form.listed))  # other rows than those of earlier states, which gave lists always
-    try:
-        made.append(file_sha256(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    fingerprint = hashlib.sha256(canonical_json(made)).hexdigest()
-    cached = kept_rows(_rows(path, chat), FEATURES, cache_folder() / "conversations", fingerprint)
-    bad = bad_rows(cached)
-    good = without(cached, bad) if bad else cached
-    return ConversationRows(good.remove_columns("refused"), bad)
+    return kept_conversations(path, made, partial(_rows, path, chat), FEATURES)
 
 
-def _rows(path: Path, chat: Chat) -> Callable[[], Iterator[dict[str, Any]]]:
-    def rows() -> Iterator[dict[str, Any]]:
-        number = 0
-        for number, record in records(path, strict=False):
-            yield _row(path, number, record, chat)
-        if not number:
-            raise UserError(f"{path}: expected conversations; found none")
-
-    return rows
-
-
-def _row(path: Path, number: int, record: Any, chat: Chat) -> dict[str, Any]:  # noqa: ANN401 - of a data file
-    given = record.get("id") if isinstance(record, dict) else None
-    name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
-    row: dict[str, Any] = {"id": name, "images": [], "text": "", "answer": None, "spans": [], "truncated": False}
-    row |= {"number": number, "refused": None}
-    try:
-        check_record(record, path)
-        images = images_of(record)
-        for image in images:
-            check_path(image)
-        text, spans, answer = chat(turns_of(record), len(images))
-    except (ValueError, RecursionError) as error:  # a UserError is a ValueError
-        return row | {"refused": str(error)}
-    return row | {"images": images, "text": text, "answer": answer, "spans": [list(span) for span in spans]}
+def _rows(path: Path, chat: Chat) -> Iterator[dict[str, Any]]:
+    for number, record in numbered_records(path):
+        name, images, made = read_record(path, number, record, chat)
+        (text, spans, answer), refused = (ChatText("", []), made) if isinstance(made, str) else (made, None)
+        row = {"id": name, "images": images, "text": text, "answer": answer, "spans": [list(span) for span in spans]}
+        yield row | {"truncated": False, "number": number, "refused": refused}

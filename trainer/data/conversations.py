@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -17,10 +17,10 @@ from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, 
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, without
-from trainer.data.files import check_conversations_file, check_image_root
-from trainer.data.row_cache import kept_rows
+from trainer.data.files import check_conversations_file
+from trainer.data.row_cache import Rows, kept_rows
 from trainer.model.fixed_date import with_fixed_date
-from trainer.model.prompts import PLACEHOLDER, Template, TemplateName, chat_template, load_template, read_messages
+from trainer.model.prompts import PLACEHOLDER, RenderedText, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 VERSION = 12
@@ -42,6 +42,8 @@ FEATURES = datasets.Features(
     }
 )
 """The columns of the cache."""
+
+Written = TypeVar("Written")
 
 
 class Summary(NamedTuple):
@@ -73,7 +75,6 @@ def read_conversations(
     image_token: str = PLACEHOLDER,
     image_tokens: int,
     max_length: int = 2048,
-    image_root: Path | None = None,
 ) -> ConversationRows:
     """Tokenise LLaVA's JSON or JSONL in one streaming pass, or load what an earlier call cached for the same input.
 
@@ -92,18 +93,12 @@ def read_conversations(
         image_token: the tokenizer's name of an image; data files always use `<image>`.
         image_tokens: number of tokens that an image becomes in the model.
         max_length: most tokens of a row, expanded images included.
-        image_root: folder that image paths are relative to; by default the folder of `path`. Only its existence is
-            checked here.
 
     Raises:
         UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
     """
-    _check_arguments(path, tokenizer, image_token, image_tokens, max_length, image_root)
+    _check_arguments(path, tokenizer, image_token, image_tokens, max_length)
     settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer), has_lines(path)]
-    try:
-        settings.append(file_sha256(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
     def rows() -> Iterator[dict[str, Any]]:
         return conversation_rows(
@@ -115,11 +110,28 @@ def read_conversations(
             max_length=max_length,
         )
 
-    fingerprint = hashlib.sha256(canonical_json(settings)).hexdigest()
-    cached = kept_rows(rows, FEATURES, cache_folder() / "conversations", fingerprint)
+    return kept_conversations(path, settings, rows, FEATURES)
+
+
+def kept_conversations(path: Path, settings: list[Any], rows: Rows, features: datasets.Features) -> ConversationRows:
+    """Load the rows that an earlier call cached for a file, or make them.
+
+    Args:
+        path: file of the conversations.
+        settings: all that decides the rows besides the file's content.
+        rows: yields the rows; called only if they must be made.
+        features: columns of the rows, among them `number`, `id` and `refused`.
+
+    Raises:
+        UserError: the file cannot be read, or `rows` raises it.
+    """
+    try:
+        fingerprint = hashlib.sha256(canonical_json([*settings, file_sha256(path)])).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    cached = kept_rows(rows, features, cache_folder() / "conversations", fingerprint)
     bad = bad_rows(cached)
-    good = without(cached, bad) if bad else cached
-    return ConversationRows(good.remove_columns("refused"), bad)
+    return ConversationRows(without(cached, bad).remove_columns("refused"), bad)
 
 
 def conversation_rows(
@@ -152,13 +164,50 @@ def conversation_rows(
     """
     render = load_template(template, tokenizer, image_token)
     encode = ConversationTokenizer(tokenizer, image_token, image_tokens, max_length)
-    rows = islice(records(path, strict=False), limit)
-    found = False
-    while chunk := [_conversation(path, *numbered, render, image_token) for numbered in islice(rows, _CHUNK)]:
-        found = True
+
+    def rendered(turns: Any, images: int) -> RenderedText:  # noqa: ANN401 - whatever a data file holds
+        return render(read_messages(turns, images, image_token))
+
+    rows = islice(numbered_records(path), limit)
+    while chunk := [
+        Conversation(number, *read_record(path, number, record, rendered)) for number, record in islice(rows, _CHUNK)
+    ]:
         yield from encode(chunk)
-    if not found:
+
+
+def numbered_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the records of a file, whatever they hold, with their places in it, from 1.
+
+    Raises:
+        UserError: the file cannot be read, or holds no records.
+    """
+    number = 0
+    for number, record in records(path, strict=False):
+        yield number, record
+    if not number:
         raise UserError(f"{path}: expected conversations; found none")
+
+
+def read_record(
+    path: Path,
+    number: int,
+    record: Any,  # noqa: ANN401 - whatever a data file holds
+    write: Callable[[Any, int], Written],
+) -> tuple[str, list[str], Written | str]:
+    """Return a record's name, its images and what is written of its turns, or why it cannot be trained.
+
+    `write` gets the turns and the number of images. A record that cannot be trained has no images.
+    """
+    given = record.get("id") if isinstance(record, dict) else None
+    name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
+    try:
+        check_record(record, path)
+        images = images_of(record)
+        for image in images:
+            check_path(image)
+        return name, images, write(turns_of(record), len(images))
+    except (ValueError, RecursionError) as error:  # a UserError is a ValueError
+        return name, [], str(error)
 
 
 def summary(dataset: datasets.Dataset) -> Summary:
@@ -208,12 +257,7 @@ def split_rows(
 
 
 def _check_arguments(
-    path: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    image_token: str,
-    image_tokens: int,
-    max_length: int,
-    image_root: Path | None,
+    path: Path, tokenizer: PreTrainedTokenizerBase, image_token: str, image_tokens: int, max_length: int
 ) -> None:
     name = tokenizer.name_or_path
     check_conversations_file(path)
@@ -228,8 +272,6 @@ def _check_arguments(
         )
     if image_tokens < 1 or max_length < 1:
         raise UserError(f"expected image_tokens and max_length of 1 or more; found {image_tokens} and {max_length}")
-    if image_root is not None:
-        check_image_root(image_root)
 
 
 def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -239,17 +281,3 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     template = chat_template(tokenizer)
     parts = [backend, template and with_fixed_date(template), tokenizer.special_tokens_map]
     return hashlib.sha256(canonical_json(parts)).hexdigest()
-
-
-def _conversation(path: Path, number: int, row: Any, render: Template, token: str) -> Conversation:  # noqa: ANN401
-    """Render a record as text, or state why it cannot be trained."""
-    given = row.get("id") if isinstance(row, dict) else None
-    name = str(number if given in (None, "") else given).encode("utf-8", "backslashreplace").decode()
-    try:
-        check_record(row, path)
-        images = images_of(row)
-        for image in images:
-            check_path(image)
-        return Conversation(number, name, images, render(read_messages(turns_of(row), len(images), token)))
-    except (ValueError, RecursionError) as error:  # a UserError is a ValueError
-        return Conversation(number, name, [], str(error))

@@ -64,7 +64,7 @@ def test_l_lm_is_the_stock_models(planted: Planted, model: AlignedLlava, names: 
 @pytest.mark.parametrize("vision", ["siglip", "dinov2"])
 def test_l_lm_with_other_towers(planted: Planted, tmp_path: Path, vision: str) -> None:
     folder = open_model_folder(tiny_model(tmp_path / "other", vision))
-    other = planted._replace(folder=folder, rows=conversations(folder, tmp_path, planted.photos))
+    other = planted._replace(folder=folder, rows=conversations(folder, tmp_path))
     with quiet():
         model = AlignedLlava.from_pretrained(folder.path, dtype=torch.float32).eval()
     given = other.batch("two", "text")
