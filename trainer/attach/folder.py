@@ -1,20 +1,27 @@
 """Open, load and save a folder of an existing model in its family's own form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.crops import FULL, Reach
+from sea_pipeline.labels.run import LabelSettings
+from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.publish import publish_folder, remove_folder
 from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
-from trainer.attach.rows import Chat
+from trainer.attach.rows import Chat, read_texts
 from trainer.attach.weights import model_names, write_trained
+from trainer.data.inputs import open_label_source
+from trainer.data.run_rows import Conversations, open_rows
 from trainer.model.borders import saving
 from trainer.model.config_check import check_plain
 from trainer.model.existing_folder import check_existing_folder
@@ -24,7 +31,7 @@ from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.model.pretrained import load_weights, named
 from trainer.model.tokenise import without_limits
-from trainer.recipes.recipe import LearningRates, Lora, Recipe
+from trainer.recipes.recipe import Data, LearningRates, Lora, Recipe
 from trainer.towers import sides, tower_reach
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
@@ -76,6 +83,23 @@ def open_existing_folder(path: Path) -> ExistingFolder:
     if tokenizer.pad_token_id in chat.beyond:
         raise UserError(f"{path}: {chat.beyond[tokenizer.pad_token_id]}")
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
+
+
+def open_existing_rows(folder: ExistingFolder, data: Data) -> Conversations:
+    """Read a recipe's data for an existing model, see `open_rows` and `read_texts`."""
+    return open_rows(data, partial(read_texts, chat=folder.chat))
+
+
+def open_existing_labels(
+    recipe: Recipe,
+    folder: ExistingFolder,
+    conversations: Conversations,
+    make: Callable[[LabelSettings], StageRun] | None,
+    begun_with: str | None,
+) -> LabelStore | None:
+    """Open the labels of a run, which are always carried to the family's grids, see `open_label_source`."""
+    carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
+    return open_label_source(carried, cast("Any", folder), conversations, make=make, begun_with=begun_with)
 
 
 def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:

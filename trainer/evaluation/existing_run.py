@@ -1,7 +1,6 @@
 """Compute the metrics of an existing model's folder on data, see `run.evaluate_model`."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -10,12 +9,10 @@ from sea_pipeline.core.progress import Reporter
 from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
-from trainer.attach.folder import ExistingFolder, load_existing, open_existing_folder
+from trainer.attach.folder import ExistingFolder, load_existing, open_existing_folder, open_existing_rows
 from trainer.attach.lengths import without_unfit
-from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
 from trainer.data.inputs import check_measured_labels
-from trainer.data.run_rows import open_rows
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_questions import ExistingAsker
 from trainer.evaluation.measured_rows import MEND, readable, say_what_is_left_out
@@ -48,7 +45,7 @@ def evaluate_existing(
     """
     folder = open_existing_folder(settings.model)
     store = open_labels(settings.labels) if settings.labels else None
-    conversations = readable(open_rows(data, partial(read_texts, chat=folder.chat)), data, store, reporter)
+    conversations = readable(open_existing_rows(folder, data), data, store, reporter)
     conversations = without_unfit(conversations, data, folder.chat, store, max_length=None, reporter=reporter)
     say_what_is_left_out(conversations, reporter)
     if store is not None:

@@ -20,6 +20,7 @@ from trainer.model.llm_weights import check_head, misplaced
 from trainer.model.lora import add_adapters
 from trainer.model.parts import quiet
 from trainer.model.pretrained import some
+from trainer.model.tensor_files import PROJECTOR
 from trainer.recipes.recipe import AspectRatio, LearningRates, Recipe
 from trainer.towers import sides, tower_grid
 
@@ -43,6 +44,11 @@ class ModelFolder:
     """Whether the projector's second layer is the identity, and must stay it."""
     other_pixels: bool = False
     """Whether the processor differs from the folder's files, because a stage asked for another aspect ratio."""
+
+    @property
+    def projector(self) -> str:
+        """Return a part of the names that the projector's tensors have in files."""
+        return PROJECTOR
 
 
 def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None) -> ModelFolder:

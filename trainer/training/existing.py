@@ -1,21 +1,24 @@
 """Open and build a run of an existing model, `model: {attach: FOLDER}`, for the same loop as any other run."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.labels.store import LabelStore
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
-from trainer.attach.folder import ExistingFolder, load_existing, open_existing_folder
+from trainer.attach.folder import (
+    ExistingFolder,
+    load_existing,
+    open_existing_folder,
+    open_existing_labels,
+    open_existing_rows,
+)
 from trainer.attach.lengths import without_unfit
-from trainer.attach.rows import read_texts
 from trainer.attach.run_model import AttachedModel
-from trainer.data.inputs import open_label_source
-from trainer.data.run_rows import Conversations, open_rows, without_unreadable
+from trainer.data.run_rows import Conversations, without_unreadable
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.premise import Premise, premise
 from trainer.model.borders import border
@@ -58,9 +61,8 @@ def existing_inputs(
     if problems := problems_of_attach(recipe):  # a later stage names no model in the file
         raise UserError("; ".join(problems))
     folder = open_existing_folder(recipe.model.attach)
-    conversations = open_rows(recipe.data, partial(read_texts, chat=folder.chat))
-    carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
-    store = open_label_source(carried, cast("Any", folder), conversations, make=make, begun_with=begun_with)
+    conversations = open_existing_rows(folder, recipe.data)
+    store = open_existing_labels(recipe, folder, conversations, make, begun_with)
     conversations = without_unreadable(conversations, recipe.data, store, reporter)
     max_length = recipe.data.max_length
     conversations = without_unfit(
@@ -82,11 +84,11 @@ def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> A
     vlm = load_existing(folder, recipe)
     model = AttachedModel(vlm, Attached(vlm, folder.processor, inputs.store, recipe.loss, recipe.seed))
     balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
-    data = chat_data(folder, conversations.train, conversations, recipe.data.max_length)
+    data = ChatData(conversations.train, conversations.locate, folder.chat, max_length=recipe.data.max_length)
     evaluator = None
     if conversations.held_out is not None:
         evaluator = ExistingEvaluator(
-            chat_data(folder, conversations.held_out, conversations, None),
+            ChatData(conversations.held_out, conversations.locate, folder.chat, max_length=None),
             inputs.store,
             vocabulary=folder.vocabulary,
             prefix=recipe.loss.sea.word_prefix,
@@ -104,8 +106,3 @@ def premise_of_existing(model: AttachedModel, inputs: ExistingInputs) -> Premise
     folder = inputs.folder
     reader = Reader(model.llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
     return premise(reader, inputs.recipe.loss.basic, None, str(folder.path))
-
-
-def chat_data(folder: ExistingFolder, rows: Any, conversations: Conversations, max_length: int | None) -> ChatData:  # noqa: ANN401
-    """Make the samples of rows."""
-    return ChatData(rows, conversations.locate, folder.chat, max_length=max_length)

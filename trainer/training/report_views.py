@@ -4,45 +4,39 @@ Shapes: I images of m visual tokens, l decoder layers, n labels a patch.
 """
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from sea_pipeline.core.devices import exact_float32, resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
-from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.store import LabelStore
-from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for, open_label_source
-from trainer.data.run_rows import Conversations, open_conversations, without_broken
+from trainer.data.run_rows import Conversations, open_conversations
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
-from trainer.evaluation.nearest_by_layer import check_finite, look_at_layers, token_texts
+from trainer.evaluation.nearest_by_layer import check_finite, look_at_layers
 from trainer.evaluation.token_replacement import TrainedTexts, answer_text, replace_and_describe
 from trainer.losses.supervision import degrees
 from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava
-from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import RunRecord, read_run
 from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Basic, ExistingModel, Loss, Recipe, Sea
 from trainer.training.existing_views import ExistingViews
-from trainer.training.view_parts import MEND, VERSION, Texts
+from trainer.training.view_parts import MEND, RunViews, none_made
 from trainer.training.view_parts import VIEWS as VIEWS
 from trainer.training.view_parts import ViewSettings as ViewSettings
 
 LENS_TOKENS = 4000
 """Number of words of the training captions in the contextual lens, a fifth of those of `evaluate`."""
-
-Made = TypeVar("Made")
 
 
 def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -67,7 +61,7 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     """
     settings = settings or ViewSettings()
     existing = isinstance(read_run(run).recipe.model, ExistingModel)
-    views: _Views | ExistingViews = ExistingViews(run, settings) if existing else _Views(run, settings)
+    views: RunViews = ExistingViews(run, settings) if existing else _Views(run, settings)
     with suppress(OSError, ValueError, RecursionError):
         kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
         if isinstance(kept, dict) and kept.get("key") == views.key:
@@ -81,80 +75,23 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     return made
 
 
-class _Views:
-    """Open the inputs of a run, and compute what its images show."""
+class _Views(RunViews):
+    """Compute what the images of a run show."""
 
-    def __init__(self, run: Path, settings: ViewSettings) -> None:
-        record = read_run(run)
-        self.recipe = record.recipe
-        self.notes: dict[str, str] = {}
-        self._settings = settings
-        self._began_with = record.began_with
-        self._folder = open_model_folder(run / "model")
-        self._conversations = open_conversations(self.recipe.data, self._folder)
-        self._store = self._or_note("labels", lambda: labels_of(record, self._folder, self._conversations))
-        self._conversations = without_broken(self._conversations, self.recipe.data, self._store)
-        self.evaluator = self._evaluator()
-        self.images = self.evaluator.first_images(settings.images)
-        self._texts = Texts()
-        self.key = fingerprint_of(
-            {
-                "version": VERSION,
-                "run": record.fingerprint,
-                "weights": weights_digest(self._folder.path),
-                "labels": None if self._store is None else file_sha256(self._store.path / "manifest.json"),
-                "before": self._start() is not None,
-                "images": [image_id for _, image_id in self.images],
-                "samples": [self.evaluator.data.rows[row]["input_ids"] for row in self._rows()],
-                "settings": settings.model_dump(exclude={"device"}),
-            }
-        )
+    folder: ModelFolder
 
-    def compute(self, advance: Advance) -> dict[str, Any]:
-        """Compute the views, see `run_views`.
+    def _open_folder(self, path: Path) -> ModelFolder:
+        return open_model_folder(path)
 
-        `advance` counts each image three times.
-        """
-        device = torch.device(resolve_device(self._settings.device))
-        images = [self._image(shown) for shown in self.images]
-        self._add(images, "before", self._or_note("before", lambda: self._before(device)))
-        model = load_model(self._folder, Recipe(model=self._folder.path))
-        model.to(device)  # type: ignore[arg-type]
-        self._add(images, "after", self._nearest(model))
-        advance(len(images))
-        data = self.recipe.data
-        held_out = self._conversations.held_out is not None and data.evaluate != data.train
-        made: dict[str, Any] = {"key": self.key, "held_out": held_out}
-        made |= {"grid": list(self._folder.grid), "labelled": self._store is not None}
-        made["summary"] = self._or_note("layers", lambda: self._layers(model, images))
-        advance(len(images))
-        made["lens"] = self._or_note("lens", lambda: self._lens(model))
-        made["replace"] = self._or_note("generated", lambda: self._generated(model, images))
-        # Last, because the attention tap changes the LLM's attention implementation.
-        self._add(images, "degree", self._or_note("degree", lambda: self._degrees(model)))
-        advance(len(images))
-        made |= {"images": images, "texts": list(self._texts.places), "notes": self.notes}
-        return {name: value for name, value in made.items() if value is not None}
+    def _open_rows(self) -> Conversations:
+        return open_conversations(self.recipe.data, self.folder)
 
-    def _or_note(self, name: str, make: Callable[[], Made]) -> Made | None:
-        try:
-            return make()
-        except UserError as problem:
-            self.notes[name] = str(problem)
-            return None
+    def _open_labels(self, conversations: Conversations, record: RunRecord) -> LabelStore | None:
+        return open_label_source(self.recipe, self.folder, conversations, make=none_made, begun_with=record.labels)
 
-    def _add(self, images: list[dict[str, Any]], name: str, found: list[Any] | None) -> None:
-        for image, one in zip(images, found or (), strict=bool(found)):
-            image[name] = one
-
-    def _rows(self) -> list[int]:
-        return list(dict.fromkeys(row for row, _ in self.images))
-
-    def _evaluator(self) -> Evaluator:
-        recipe, folder, conversations = self.recipe, self._folder, self._conversations
-        rows = conversations.train if conversations.held_out is None else conversations.held_out
-        store, sea = self._store, recipe.loss.sea
-        samples = TrainingData(rows, conversations.locate, folder.processor, folder.grid, folder.reach)
+    def _make_evaluator(self, rows: Any) -> Evaluator:  # noqa: ANN401 - mapped rows
+        recipe, folder, store, sea = self.recipe, self.folder, self.store, self.recipe.loss.sea
+        samples = TrainingData(rows, self.conversations.locate, folder.processor, folder.grid, folder.reach)
         samples.advice = MEND
         return Evaluator(
             samples,
@@ -163,29 +100,39 @@ class _Views:
             vocabulary=folder.vocabulary,
             prefix=sea.word_prefix,
             batch_size=4,
-            device=resolve_device(self._settings.device),
+            device=resolve_device(self.settings.device),
         )
 
-    def _image(self, shown: ShownImage) -> dict[str, Any]:
-        data = self.evaluator.data
-        _, box = data.image(shown.image_id, data.rows[shown.row]["id"])
-        image: dict[str, Any] = {"image": shown.image_id, "file": str(self._conversations.locate(shown.image_id))}
-        image |= {"answer": answer_text(self.evaluator, shown.row), "box": [round(float(edge), 6) for edge in box]}
-        if self._store is not None:
-            words = self._store.words
-            rows = self.evaluator.words([shown])[0].tolist()
-            image["labels"] = [self._texts.numbers(words, [word for word in row if word >= 0]) for row in rows]
-        return image
+    def compute(self, advance: Advance) -> dict[str, Any]:
+        """Compute the views, see `run_views`."""
+        device = torch.device(resolve_device(self.settings.device))
+        images = [self._image(shown) for shown in self.images]
+        self._add(images, "before", self.or_note("before", lambda: self._before(device)))
+        model = load_model(self.folder, Recipe(model=self.folder.path))
+        model.to(device)  # type: ignore[arg-type]
+        self._add(images, "after", self._nearest(model))
+        advance(len(images))
+        parts: dict[str, Any] = {"grid": list(self.folder.grid)}
+        parts["summary"] = self.or_note("layers", lambda: self._layers(model, images))
+        advance(len(images))
+        parts["lens"] = self.or_note("lens", lambda: self._lens(model))
+        parts["replace"] = self.or_note("generated", lambda: self._generated(model, images))
+        # Last, because the attention tap changes the LLM's attention implementation.
+        self._add(images, "degree", self.or_note("degree", lambda: self._degrees(model)))
+        advance(len(images))
+        return self.whole(images, **parts)
 
-    def _start(self) -> Path | None:
-        """Return the model folder that the run began with, if it exists and has not changed."""
-        path = begun_folder(self.recipe)
-        same = (path / "config.json").is_file() and weights_digest(path) == self._began_with
-        return path if same else None
+    def _add(self, images: list[dict[str, Any]], name: str, found: list[Any] | None) -> None:
+        for image, one in zip(images, found or (), strict=bool(found)):
+            image[name] = one
+
+    def _image(self, shown: ShownImage) -> dict[str, Any]:
+        _, box = self.evaluator.data.image(shown.image_id, self.evaluator.data.rows[shown.row]["id"])
+        words = self.evaluator.words([shown])[0].tolist() if self.store is not None else []
+        return self.image(shown, answer_text(self.evaluator, shown.row), box) | self.labels(words)
 
     def _before(self, device: torch.device) -> list[Any]:
-        if (path := self._start()) is None:
-            raise UserError(f"the model folder that the run began with is not at {begun_folder(self.recipe)} any more")
+        path = self.begun_with()
         alone = Loss(lm=0, sea=Sea(weight=1))  # so that the LLM's layers are not loaded
         model = load_model(open_model_folder(path), Recipe(model=path, loss=alone))
         model.to(device)  # type: ignore[arg-type]
@@ -200,43 +147,35 @@ class _Views:
             queries = torch.cat(
                 [
                     visual_tokens(model, batch)[evaluator.places(batch, self.images)]
-                    for batch in evaluator.batches(model.device, self._rows())
+                    for batch in evaluator.batches(model.device, self.rows())
                 ]
             )
             found = metrics.nearest(queries.flatten(0, 1), embeddings if table is None else table, measure="cosine")
         check_finite(found.values, "views")
         ids, cosines = (each.cpu().view(queries.shape[:2]).tolist() for each in found)
-        if self._store is None:
-            tokens = sorted({id_ for row in ids for id_ in row})
-            names: Any = token_texts(evaluator.data.processor.tokenizer, tokens)
-        else:
-            names = self._store.words
-        return [
-            {"nearest": self._texts.numbers(names, row), "cosine": [round(cosine, 4) for cosine in values]}
-            for row, values in zip(ids, cosines, strict=True)
-        ]
+        return [self.nearest(row, values) for row, values in zip(ids, cosines, strict=True)]
 
     def _layers(self, model: AlignedLlava, images: list[dict[str, Any]]) -> list[Any]:
         found = look_at_layers(self.evaluator, model, len(images))
         for position, image in enumerate(images):
-            image["layers"] = [self._texts.numbers(found.texts, row) for row in found.tokens[:, position].tolist()]
-        if self._store is not None:
+            image["layers"] = [self.numbers(found.texts, row) for row in found.tokens[:, position].tolist()]
+        if self.store is not None:
             words = self.evaluator.words(self.images)
             flags = [self.evaluator.describing(layer, words).int().tolist() for layer in found.tokens.long()]
             for image, rows in zip(images, zip(*flags, strict=True), strict=True):
-                if image["image"] in self._store:
+                if image["image"] in self.store:
                     image["describing"] = ["".join(map(str, row)) for row in rows]
         return found.summary
 
     def _lens(self, model: AlignedLlava) -> list[Any]:
         processor = self.evaluator.data.processor
-        texts = TrainedTexts(processor, self._conversations.train)
+        texts = TrainedTexts(processor, self.conversations.train)
         index = build_index(model, processor.tokenizer, texts, tokens=LENS_TOKENS)
         photos = captioned_photos(self.evaluator, len(self.images))
         return list(look_through(self.evaluator, model, index, photos).summary)
 
     def _generated(self, model: AlignedLlava, images: list[dict[str, Any]]) -> dict[str, Any]:
-        found = replace_and_describe(self.evaluator, model, len(images), self._settings.new_tokens)
+        found = replace_and_describe(self.evaluator, model, len(images), self.settings.new_tokens)
         self._add(images, "generated", found.described)
         return dict(found.summary)
 
@@ -244,10 +183,10 @@ class _Views:
         basic = self.recipe.loss.basic
         looking = Basic(degree="auto", layers=basic.layers, text=basic.text)
         recipe = self.recipe.model_copy(update={"teacher": None, "loss": Loss(basic=looking)})
-        term = basic_term(model, self._folder, recipe, [])
+        term = basic_term(model, self.folder, recipe, [])
         found: list[list[float]] = []
         with evaluating(model):
-            for batch in self.evaluator.batches(model.device, self._rows()):
+            for batch in self.evaluator.batches(model.device, self.rows()):
                 columns = batch["input_ids"] == model.config.image_token_id
                 with term.watching(dict(batch), columns, model.get_input_embeddings()) as recorder:
                     model(**batch)
@@ -261,18 +200,3 @@ class _Views:
 def visual_tokens(model: AlignedLlava, batch: Any) -> torch.Tensor:  # noqa: ANN401 - a Batch with `pixel_values`
     """Compute V, float32 (images, m, d), without the LLM."""
     return model.projected(model.tower_output(batch["pixel_values"])).float()
-
-
-def labels_of(record: RunRecord, folder: ModelFolder, conversations: Conversations) -> LabelStore | None:
-    """Find the labels of a run, or return None if none fit.
-
-    No labels are made.
-
-    Raises:
-        UserError: the folder that the recipe names is no label folder, or does not fit.
-    """
-    return open_label_source(record.recipe, folder, conversations, make=_none_made, begun_with=record.labels)
-
-
-def _none_made(_: object) -> StageRun:
-    raise UserError("no labels that fit are below runs/labels any more; run sea-pipeline label, or go where they are")

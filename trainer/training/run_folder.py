@@ -34,7 +34,6 @@ from trainer.model import checkpoints
 from trainer.model.borders import has_lost_others, lacks_memory
 from trainer.model.digests import processing_digests, start_folder, weights_digest
 from trainer.model.load import ModelFolder
-from trainer.model.tensor_files import PROJECTOR
 from trainer.model.text_lens import lens_fields
 from trainer.recipes.recipe import Parts, Recipe
 from trainer.targets.store import CODEC
@@ -108,8 +107,7 @@ def hash_images(inputs: Inputs | ExistingInputs) -> dict[str, str]:
 
 
 def _model_fields(folder: ModelFolder | ExistingFolder) -> dict[str, Any]:
-    projector = folder.projector if isinstance(folder, ExistingFolder) else PROJECTOR
-    weights = weights_digest(folder.path, projector)
+    weights = weights_digest(folder.path, folder.projector)
     return {
         "model": {"config": file_sha256(folder.path / "config.json"), "weights": weights},
         "processing": processing_digests(folder.path),
