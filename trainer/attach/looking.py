@@ -3,11 +3,9 @@
 Shapes: B samples of L tokens, T visual tokens of a forward, T_l trained tokens of a sample.
 """
 
-import hashlib
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,11 +22,10 @@ from trainer.attach.names import check_measured, names_by_sample
 from trainer.attach.tiles import ImageTokens
 from trainer.attach.watch import ForwardResults
 from trainer.measures import metrics
-from trainer.measures.blind_control import Controls, content_tokens
+from trainer.measures.blind_control import Controls, content_tokens, others
+from trainer.model.reader import at_rest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from trainer.attach.attached import Attached
 
 COUNTED = "counted_rows"
@@ -119,7 +116,7 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
         check_measured(list(looked.missing), looked.labelled, attached.cache)
         return looked.metrics()
     table: torch.Tensor | None = None
-    with _evaluating(attached.model):
+    with at_rest(attached.model):
         number = 0
         for batch in batches:
             given = _arguments(batch)
@@ -294,12 +291,9 @@ def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
     alike: dict[int, dict[str, int]] = defaultdict(dict)
     for number, (length, name) in enumerate(zip(lengths, ids, strict=True)):
         alike[length].setdefault(name, number)
-    found: list[int | None] = []
-    for length, name in zip(lengths, ids, strict=True):
-        order = sorted(alike[length], key=lambda each: hashlib.sha256(each.encode()).digest())
-        after = order[(order.index(name) + 1) % len(order)]
-        found.append(alike[length][after] if after != name else None)
-    return found
+    swaps = {length: others(names) for length, names in alike.items()}
+    pairs = zip(lengths, ids, strict=True)
+    return [alike[length][swaps[length][name]] if swaps[length] else None for length, name in pairs]
 
 
 def _samples(kept: ForwardResults, laid: Sequence[ImageTokens]) -> list[int]:
@@ -329,16 +323,6 @@ def _add(
         flags = trained[row].tolist()
         content = content_tokens(attached.processor.tokenizer, input_ids[row].tolist(), flags)
         controls.add(number + row, names, content, own[row], other[row] if names else None)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> "Iterator[None]":
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def check_batches(batches: object) -> None:

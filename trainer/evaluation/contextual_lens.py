@@ -18,8 +18,8 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_spans, content_words
 from trainer.evaluation.evaluator import evaluating
-from trainer.evaluation.nearest_by_layer import check_finite, watching_layers
-from trainer.losses.supervision import decoder_layers
+from trainer.evaluation.nearest_by_layer import check_finite
+from trainer.losses.supervision import decoder_layers, watching_layers
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise
@@ -182,8 +182,9 @@ def _states(
         if layer in wanted:
             kept[layer] = unit(hidden[rows.to(hidden.device), columns.to(hidden.device)])
 
-    wanted = index_layers(len(decoder_layers(model.model.language_model, "--lens")))
-    with watching_layers(model, look, "--lens"):
+    layers = decoder_layers(model.model.language_model, "--lens")
+    wanted = index_layers(len(layers))
+    with watching_layers(layers, look):
         # No mask is needed: padding is on the right, where causal attention does not see it.
         model.model.language_model(input_ids=ids.to(model.device), use_cache=False)
     return kept

@@ -19,9 +19,9 @@ from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import as_said, content_words, singular
 from trainer.evaluation.contextual_lens import Index, nearest_states, unit
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
-from trainer.evaluation.nearest_by_layer import FREQUENT, Frequent, watch_visual
+from trainer.evaluation.nearest_by_layer import Frequent, most_frequent, watch_visual
 from trainer.evaluation.token_replacement import answer_text
-from trainer.measures.blind_control import mean_over_photos, others
+from trainer.measures.blind_control import mean_over_photos, places_of_others
 from trainer.model.aligned_llava import AlignedLlava, Batch
 
 LENSES = ("contextual", "word")
@@ -120,7 +120,7 @@ def look_through(
         labels = (row[:, 0].tolist() for row in evaluator.words(photos))
         best = [{as_said(evaluator.word(word)) for word in row if word >= 0} for row in labels]
         truths["label_"] = _owned(index.words, best)
-    other = _others([image for _, image in photos])
+    other = places_of_others([image for _, image in photos])
     summary = []
     for number in range(words.shape[1]):
         told = _matched(number, index.layer[nearest[0, number]], words[0, number], index.words)
@@ -131,13 +131,6 @@ def look_through(
                 told |= cast("LensLayer", dict(_shares(f"{lens}_{kind}", one, own, other)))
         summary.append(told)
     return Lens(words[0].int(), truths[""], summary)
-
-
-def _others(images: Sequence[str]) -> list[int] | None:
-    """Find for each photo the number of the photo to compare with, or return None if there is no other photo."""
-    position = {image: number for number, image in enumerate(images)}
-    swap = others(images)
-    return [position[swap[image]] for image in images] if swap else None
 
 
 def _nearest(model: AlignedLlava, batch: Batch, index: Index) -> torch.Tensor:
@@ -175,22 +168,17 @@ def _owned(words: Sequence[str], own: Sequence[set[str]]) -> npt.NDArray[np.bool
 
 def _matched(number: int, layers: torch.Tensor, nearest: torch.Tensor, words: Sequence[str]) -> LensLayer:
     """Count the index layers and the words of the states nearest to a layer."""
-    ids, counts = nearest.unique(return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:FREQUENT]
     which, hits = layers.unique(return_counts=True)
     return LensLayer(
         layer=number,
         matched_layer=float(np.median(layers.numpy())),
         matched={str(layer): hit / layers.numel() for layer, hit in zip(which.tolist(), hits.tolist(), strict=True)},
-        frequent=[
-            Frequent(token=words[id_], share=count / nearest.numel())
-            for id_, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
-        ],
+        frequent=most_frequent(nearest, words),
     )
 
 
 def _shares(
-    name: str, nearest: npt.NDArray[np.int64], own: npt.NDArray[np.bool_], other: Sequence[int] | None
+    name: str, nearest: npt.NDArray[np.int64], own: npt.NDArray[np.bool_], other: Sequence[int]
 ) -> Iterator[tuple[str, float]]:
     """Yield the share, the other photos' share and the gain, each with its standard error.
 
@@ -198,7 +186,7 @@ def _shares(
         name: prefix of the names.
         nearest: (P, m), the nearest words.
         own: (P, W), see `_owned`.
-        other: for each photo the number of the photo to compare with; None if there is none.
+        other: for each photo the number of the photo to compare with; empty if there is none.
     """
     photos = [str(number) for number in range(len(nearest))]
 
@@ -208,7 +196,7 @@ def _shares(
 
     mine = hits(own)
     counted = {"share": mine}
-    if other is not None:
+    if other:
         theirs = hits(own[other])
         counted |= {"share_other": theirs, "gain": mine - theirs}
     for what, sums in counted.items():

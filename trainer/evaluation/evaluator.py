@@ -32,6 +32,7 @@ from trainer.measures.blind_control import (
     with_other_photos,
 )
 from trainer.model.aligned_llava import AlignedLlava, Batch
+from trainer.model.reader import at_rest
 from trainer.words import Prefix, llm_word_table, whole_words
 
 EvaluatedModel = AlignedLlava | AttachedModel
@@ -389,12 +390,10 @@ def evaluating(model: Any) -> Iterator[None]:  # noqa: ANN401 - an AlignedLlava,
 
     BASIC's term is switched off.
     """
-    training, basic = model.training, model.basic_term
+    basic = model.basic_term
     model.basic_term = None  # no metric needs it, and a teacher has targets of training data only
-    model.eval()
     try:
-        with torch.no_grad():
+        with at_rest(model), torch.no_grad():
             yield
     finally:
         model.basic_term = basic
-        model.train(training)

@@ -5,19 +5,17 @@ output, layer i the output of the LLM's i-th decoder layer, which is the residua
 layer's states are measured as they pass and are not kept.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple, TypedDict
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
-from trainer.losses.supervision import decoder_layers
+from trainer.losses.supervision import decoder_layers, watching_layers
 from trainer.measures import metrics
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
@@ -104,7 +102,7 @@ def look_at_layers(
     summary = []
     for number, layer in enumerate(tokens.long()):
         told = Layer(layer=number, special=float(torch.isin(layer, special).float().mean()))
-        told |= _spread(layer, texts)
+        told |= Layer(distinct_tokens=len(layer.unique()), frequent=most_frequent(layer, texts))
         if words is not None:
             shares = evaluator.meaningful(list(layer), list(words), [image_id for _, image_id in images])
             if shares is not None:
@@ -174,32 +172,14 @@ def watch_visual(
     with ExitStack() as hooks:
         projector = model.model.multi_modal_projector
         hooks.callback(projector.register_forward_hook(lambda _m, _i, given: look(0, given.flatten(0, 1))).remove)
-        hooks.enter_context(watching_layers(model, lambda layer, hidden: look(layer, hidden[at]), option))
+        layers = decoder_layers(model.model.language_model, option)
+        hooks.enter_context(watching_layers(layers, lambda layer, hidden: look(layer, hidden[at])))
         model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"],
             use_cache=False,
         )
-
-
-@contextmanager
-def watching_layers(
-    model: AlignedLlava, look: Callable[[int, torch.Tensor], None], option: str = "--layers"
-) -> Iterator[None]:
-    """Call `look` with each decoder layer that has run, from 1 on, and its output (B, L, d), within this block.
-
-    Raises:
-        UserError: see `decoder_layers`.
-    """
-
-    def after(layer: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - maybe a tuple
-        look(layer, output[0] if isinstance(output, tuple) else output)
-
-    with ExitStack() as hooks:
-        for number, layer in enumerate(decoder_layers(model.model.language_model, option), 1):
-            hooks.callback(layer.register_forward_hook(partial(after, number)).remove)
-        yield
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:
@@ -216,14 +196,11 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[
     return {token: text[start:] for token, text in zip(chosen, decoded, strict=True)}
 
 
-def _spread(tokens: torch.Tensor, texts: dict[int, str]) -> Layer:
-    """Count distinct tokens, int64 of any shape, and list the most frequent ones."""
+def most_frequent(tokens: torch.Tensor, texts: Mapping[int, str] | Sequence[str]) -> list[Frequent]:
+    """List the most frequent tokens, int64 of any shape, by their texts, see `Layer.frequent`."""
     ids, counts = tokens.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:FREQUENT]
-    return Layer(
-        distinct_tokens=len(ids),
-        frequent=[
-            Frequent(token=texts[id_], share=count / tokens.numel())
-            for id_, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
-        ],
-    )
+    return [
+        Frequent(token=texts[id_], share=count / tokens.numel())
+        for id_, count in zip(ids[order].tolist(), counts[order].tolist(), strict=True)
+    ]

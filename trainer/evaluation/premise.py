@@ -22,7 +22,7 @@ from trainer.losses.embeddings import ordinary_length
 from trainer.losses.lens import Lens, LensKind
 from trainer.losses.supervision import LayerRecorder, Supervision
 from trainer.model.plain_text import plain_text
-from trainer.model.reader import Reader
+from trainer.model.reader import Reader, at_rest
 from trainer.model.text_lens import SENTENCES, lens_fields
 from trainer.recipes.recipe import Basic
 from trainer.words import whole_words
@@ -154,7 +154,7 @@ def _das(reader: Reader, basic: Basic, lenses: Lenses, visual: torch.Tensor) -> 
     inputs = torch.cat([text.expand(len(visual), -1, -1), visual.to(text)], 1)
     columns = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     columns[:, text.shape[1] :] = True
-    with reader.at_rest(), _watching(reader, basic, lenses, columns) as recorders:
+    with at_rest(reader.llm), _watching(reader, basic, lenses, columns) as recorders:
         reader.llm(inputs_embeds=inputs, use_cache=False)
     flat = visual.flatten(0, 1)
     weights = torch.full((len(flat),), 1 / len(flat), device=flat.device)

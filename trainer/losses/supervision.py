@@ -3,7 +3,7 @@
 Shapes: B samples of L tokens, I images of m visual tokens, T = I * m of them, d the LLM's width, k layers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any, Literal, cast
@@ -41,6 +41,19 @@ def decoder_layers(llm: nn.Module, asked: str, advice: str | None = None) -> nn.
             f"{advice or f'leave {asked} out'}"
         )
     return layers
+
+
+@contextmanager
+def watching_layers(layers: Iterable[nn.Module], look: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """Call `look` with the number of each decoder layer that has run, from 1 on, and its output (B, L, d)."""
+
+    def after(number: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - maybe a tuple
+        look(number, output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for number, layer in enumerate(layers, 1):
+            hooks.callback(layer.register_forward_hook(partial(after, number)).remove)
+        yield
 
 
 def layers_of(basic: Basic, llm: nn.Module) -> int:
@@ -118,25 +131,21 @@ class LayerRecorder:
         lens: Lens | None = None,
     ) -> None:
         self._at = columns.flatten().nonzero().squeeze(1)
-        self._waiting = dict(enumerate(weights))
+        self._waiting = dict(enumerate(weights, 1))
         self._basic, self._length, self._lens = basic, length, lens
         self._sum: torch.Tensor | None = None
         self.attention_recording: AttentionRecording | None = None
 
-    def layer(self, number: int, _module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401
-        """Add the output of a layer to the sum of Eq. 4.
-
-        It is a forward hook of the layer `number`, from 0. The layer gives (B, L, d), or a tuple that begins with it.
-        """
+    def layer(self, number: int, hidden: torch.Tensor) -> None:
+        """Add the output of the layer `number`, from 1, (B, L, d), to the sum of Eq. 4."""
         weight = self._waiting.pop(number, None)
         if weight is None:  # gradient checkpointing computes a layer twice
             return
-        hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         with torch.no_grad():
             # Eq. 4: V^ = sum_i w_i H_i at the visual tokens, summed in float32 at least.
             visual = at_least_float32(hidden.flatten(0, 1)[self._at])
             if self._lens is not None:
-                visual = self._lens(number, visual)
+                visual = self._lens(number - 1, visual)
             if self._basic.normalise == "unit":
                 visual = F.normalize(visual, dim=-1)  # later layers' longer tokens would outweigh their w_i
             self._sum = weight * visual if self._sum is None else self._sum.add_(visual, alpha=weight)
@@ -221,6 +230,5 @@ class Supervision:
         with ExitStack() as stack:
             if self._tap is not None:
                 recorder.attention_recording = stack.enter_context(self._tap.open(columns, rows, valid))
-            for number, layer in enumerate(self._llm.layers[: self.k]):
-                stack.callback(layer.register_forward_hook(partial(recorder.layer, number)).remove)
+            stack.enter_context(watching_layers(self._llm.layers[: self.k], recorder.layer))
             yield recorder

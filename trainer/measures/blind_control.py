@@ -51,6 +51,12 @@ def others(images: Iterable[str]) -> dict[str, str]:
     return dict(zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)) if len(ordered) > 1 else {}
 
 
+def places_of_others(images: Sequence[str]) -> list[int]:
+    """Return for each image the place of the photo that `others` assigns to it; nothing for fewer than two photos."""
+    place, swap = {image: number for number, image in enumerate(images)}, others(images)
+    return [place[swap[image]] for image in images] if swap else []
+
+
 def one_spelling(rows: Rows) -> Rows:
     """Give each photo of rows one name, if it has several, such as `a.jpg` and `./a.jpg`.
 

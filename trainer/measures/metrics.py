@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from trainer.measures.blind_control import others
+from trainer.measures.blind_control import places_of_others
 
 Measure = Literal["cosine", "l2"]
 
@@ -185,9 +185,8 @@ def meaningful(
         return float(describing(*given, threshold=threshold, block=block).double().mean())
 
     own = share(word_ids)
-    names = list(map(str, range(len(word_ids)))) if photos is None else photos
-    place, swap = {name: number for number, name in enumerate(names)}, others(names)
-    chance = share(word_ids[[place[swap[name]] for name in names]]) if swap else None
+    other = places_of_others(list(map(str, range(len(word_ids)))) if photos is None else photos)
+    chance = share(word_ids[other]) if other else None
     return MeaningfulShares(own, chance, len(torch.unique(nearest_tokens)))
 
 

@@ -6,7 +6,7 @@ Shapes: R rows of L tokens, T of them looked at, d the LLM's width, V its vocabu
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.progress import Advance
 from trainer.losses.embeddings import input_scale, llm_embeddings
+from trainer.losses.supervision import watching_layers
 from trainer.model.prompts import front
 
 ROW = 128
@@ -99,25 +100,16 @@ class Reader:
             layers: the number of layers that are looked at; None for all.
             advance: called with the number of rows done since the last call.
         """
-        with self.at_rest():
+        with at_rest(self.llm):
             for some in rows.to(self.device).split(_AT_ONCE):
-                at = self.columns(some)
-                look(0, self.embed(some)[at].float() * input_scale(self.llm))
-                with ExitStack() as hooks:
-                    for number, layer in enumerate(self.llm.layers[:layers]):
-                        hooks.callback(layer.register_forward_hook(_looking(look, number + 1, at)).remove)
-                    self.llm(input_ids=some, use_cache=False)
+                self._read(some, look, layers)
                 advance(len(some))
 
-    @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Switch dropout of the LLM off inside this block."""
-        training = self.llm.training
-        self.llm.eval()
-        try:
-            yield
-        finally:
-            self.llm.train(training)
+    def _read(self, rows: torch.Tensor, look: Callable[[int, torch.Tensor], None], layers: int | None) -> None:
+        at = self.columns(rows)
+        look(0, self.embed(rows)[at].float() * input_scale(self.llm))
+        with watching_layers(self.llm.layers[:layers], lambda number, states: look(number, states[at].float())):
+            self.llm(input_ids=rows, use_cache=False)
 
     def digest(self) -> str:
         """Hash the LLM's sizes and the beginning of each weight with sha256.
@@ -135,8 +127,12 @@ class Reader:
         return digest.hexdigest()
 
 
-def _looking(look: Callable[[int, torch.Tensor], None], number: int, at: torch.Tensor) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:  # noqa: ANN401 - a tensor, or a tuple
-        look(number, (output[0] if isinstance(output, tuple) else output)[at].float())
-
-    return hook
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode inside this block, which switches dropout off, and restore its mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

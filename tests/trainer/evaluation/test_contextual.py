@@ -19,8 +19,8 @@ from tests.support.world import COLOURS, draw
 from trainer.evaluation import token_replacement
 from trainer.evaluation.contextual_lens import Index, _positions, build_index, index_layers, nearest_states, size_of
 from trainer.evaluation.contextual_shares import Lens, captioned_photos, look_through
-from trainer.evaluation.nearest_by_layer import watching_layers
 from trainer.evaluation.token_replacement import TrainedTexts, trained_text
+from trainer.losses.supervision import watching_layers
 from trainer.model.parts import load_tokenizer
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise
@@ -111,7 +111,8 @@ def test_the_index_is_that_of_a_slow_twin(made: Ready) -> None:
         (encoded,) = tokenise(tokenizer, [text])
         outputs: list[torch.Tensor] = []
         before = front(tokenizer)
-        with watching_layers(model, lambda _, hidden, kept=outputs: kept.append(hidden[0])), torch.no_grad():  # type: ignore[misc]
+        layers = model.model.language_model.layers
+        with watching_layers(layers, lambda _, hidden, kept=outputs: kept.append(hidden[0])), torch.no_grad():  # type: ignore[misc]
             model.model.language_model(input_ids=torch.tensor([[*before, *encoded.ids]]), use_cache=False)
         for place in _positions(text, encoded.offsets, len(before)):
             words.append(place.word)

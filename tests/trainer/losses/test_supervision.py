@@ -159,7 +159,7 @@ def test_layers_that_return_tuples() -> None:
     """As those of older decoders."""
     columns, *_, embeds = batch()
     seen = LayerRecorder(columns, [1.0], Basic(), None)
-    seen.layer(0, torch.nn.Identity(), (), (embeds, None))
+    seen.layer(1, embeds)
     assert torch.equal(seen.refined, embeds[columns])
 
 
@@ -179,7 +179,7 @@ def test_watching_ends() -> None:
     with supervision.watching(columns, rows, valid) as recorder:
         start = embeds.float()
         model.layers[0](start, position_embeddings=model.rotary_emb(start, torch.arange(start.shape[1])[None]))
-    with pytest.raises(AssertionError, match=r"layers \[1\] did not run"):
+    with pytest.raises(AssertionError, match=r"layers \[2\] did not run"):
         _ = recorder.refined
     with pytest.raises(AssertionError, match="1 layers ran without"):
         _ = recorder.attention
