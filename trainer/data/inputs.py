@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
 from trainer.targets.store import TargetStore, open_targets
 from trainer.words import word_tokens
+
+Folder = TypeVar("Folder")
 
 
 def open_label_source(
@@ -292,11 +295,11 @@ def without_untaught(conversations: Conversations, data: Data, store: TargetStor
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """All inputs that a run reads."""
+class Inputs(Generic[Folder]):
+    """All inputs that a run reads, with the folder of a LLaVA or of an existing model."""
 
     recipe: Recipe
-    folder: ModelFolder
+    folder: Folder
     conversations: Conversations
     store: LabelStore | None
     targets: TargetStore | None = None

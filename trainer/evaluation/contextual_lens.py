@@ -182,11 +182,11 @@ def _states(
         if layer in wanted:
             kept[layer] = unit(hidden[rows.to(hidden.device), columns.to(hidden.device)])
 
-    layers = decoder_layers(model.model.language_model, "--lens")
+    layers = decoder_layers(model.llm, "--lens")
     wanted = index_layers(len(layers))
     with watching_layers(layers, look):
         # No mask is needed: padding is on the right, where causal attention does not see it.
-        model.model.language_model(input_ids=ids.to(model.device), use_cache=False)
+        model.llm(input_ids=ids.to(model.device), use_cache=False)
     return kept
 
 

@@ -96,13 +96,11 @@ def _reader(llm: str, device: torch.device) -> Reader:
     said = read_json(path / "config.json", absent={}) if path.is_dir() else {}
     if path.is_dir() and is_existing(path):
         existing = open_existing_folder(path)
-        attached = load_attached(existing, None).to(device)
-        embed, tokenizer = attached.get_input_embeddings(), existing.processor.tokenizer
-        reader = Reader(attached.llm, embed, tokenizer, existing.vocabulary)
+        reader = reader_of(load_attached(existing, None).to(device), existing)
     elif said.get("model_type") == "llava" or (not said and (path / "model" / "config.json").is_file()):
         folder = open_model_folder(path)
         llava = load_model(folder, Recipe(model=path, learning_rates=LearningRates(projector=None)))
-        llava.model.language_model.to(device)
+        llava.llm.to(device)
         reader = reader_of(llava, folder)
     else:
         with quiet():

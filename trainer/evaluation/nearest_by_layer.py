@@ -172,7 +172,7 @@ def watch_visual(
     with ExitStack() as hooks:
         projector = model.model.multi_modal_projector
         hooks.callback(projector.register_forward_hook(lambda _m, _i, given: look(0, given.flatten(0, 1))).remove)
-        layers = decoder_layers(model.model.language_model, option)
+        layers = decoder_layers(model.llm, option)
         hooks.enter_context(watching_layers(layers, lambda layer, hidden: look(layer, hidden[at])))
         model.model(
             input_ids=batch["input_ids"],

@@ -139,7 +139,7 @@ def _check_analyses(
         UserError: the data, the LLM, the chat template or the sentences do not fit an analysis that was asked for.
     """
     if settings.layers:
-        decoder_layers(model.model.language_model, "--layers")
+        decoder_layers(model.llm, "--layers")
     if settings.layers or settings.replace:
         first = evaluator.first_images(1)[0]
     if settings.replace:
@@ -147,7 +147,7 @@ def _check_analyses(
         prompted(evaluator.data.processor, [photo])
     if captions is None:
         return None
-    decoder_layers(model.model.language_model, "--lens")
+    decoder_layers(model.llm, "--lens")
     file, *_ = place_of(captions.train, None)
     processor = evaluator.data.processor
     rows, columns = evaluator.data.grid

@@ -109,6 +109,11 @@ class AlignedLlava(LlavaForConditionalGeneration):
         projector: nn.Module = self.model.multi_modal_projector
         return projector
 
+    @property
+    def llm(self) -> Any:  # noqa: ANN401 - any decoder
+        """Return the decoder without its head."""
+        return self.model.language_model
+
     def part(self, name: str) -> str:
         """Return the part that a parameter belongs to, see the function `part`."""
         return part(name)

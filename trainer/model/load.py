@@ -146,7 +146,7 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         check_head(model, str(folder.path))
     model.with_lm = bool(recipe.loss.lm)
     if recipe.lora is not None:
-        add_adapters(model.model.language_model, recipe.lora, recipe.seed)
+        add_adapters(model.llm, recipe.lora, recipe.seed)
     freeze(model, trains, linear_projector=folder.linear_projector, adapted=recipe.lora is not None)
     _set_precision(model, frozen)
     return model

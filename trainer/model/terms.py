@@ -19,10 +19,9 @@ from trainer.recipes.recipe import Recipe, Sea
 from trainer.words import word_tokens
 
 
-def reader_of(model: AlignedLlava, folder: ModelFolder) -> Reader:
-    """Return the model's LLM as a reader of plain text."""
-    llm = model.model.language_model
-    return Reader(llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
+def reader_of(model: Any, folder: Any) -> Reader:  # noqa: ANN401 - a LLaVA, or an existing model
+    """Return the LLM of a model with a property `llm` as a reader of plain text."""
+    return Reader(model.llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
 
 
 def sea_term(tokenizer: Any, words: tuple[str, ...], sea: Sea) -> SeaTerm:  # noqa: ANN401 - any tokenizer
@@ -46,7 +45,7 @@ def lens_of(model: AlignedLlava, folder: ModelFolder, recipe: Recipe, reporter: 
     It is fitted on the model's LLM as it is before the run, or comes from the cache.
     """
     basic = recipe.loss.basic
-    layers = layers_of(basic, model.model.language_model) if basic.lens != "none" else 0
+    layers = layers_of(basic, model.llm) if basic.lens != "none" else 0
     return text_lenses(reader_of(model, folder), [basic.lens], layers, reporter).get(basic.lens) if layers else None
 
 
@@ -72,10 +71,10 @@ def basic_term(
     return BasicTerm(
         terms,
         folder.vocabulary,
-        supervision=Supervision(model.model.language_model, basic, lens) if recipe.teacher is None else None,
+        supervision=Supervision(model.llm, basic, lens) if recipe.teacher is None else None,
         equal=basic.degree == "equal",
         prompt_only=basic.text == "prompt",
-        scale=input_scale(model.model.language_model),
+        scale=input_scale(model.llm),
         temperature=recipe.loss.sds.temperature,
         matmul_dtype=torch.bfloat16 if half else None,
     )

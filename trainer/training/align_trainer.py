@@ -50,7 +50,6 @@ class AlignTrainer(ResumingTrainer):
 
     Args:
         model: the model with the terms that are on; frozen parts are frozen already.
-        balances: the weights of the terms other than L_lm, by name ("sea", "das", "sds").
         data: samples for training.
         recipe: the run's recipe.
         args: the result of `training_arguments`.
@@ -60,7 +59,6 @@ class AlignTrainer(ResumingTrainer):
     def __init__(
         self,
         model: TrainedModel,
-        balances: Mapping[str, Balance],
         data: TrainingData | ChatData,
         recipe: Recipe,
         args: TrainingArguments,
@@ -81,7 +79,8 @@ class AlignTrainer(ResumingTrainer):
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
         self.recipe = recipe
-        self.balances = dict(balances)
+        self.balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
+        """The weights of the terms other than L_lm, by name."""
         self.data = data
         self._evaluator = evaluator
         self._recorder = GradientRecorder(model.projector)
@@ -89,7 +88,7 @@ class AlignTrainer(ResumingTrainer):
         self._terms: dict[str, torch.Tensor] = {}
         self._weights = {"lm": recipe.loss.lm} if recipe.loss.lm else {}
         """The weight of each term in the last loss, by name."""
-        terms = [*self._weights, *balances]
+        terms = [*self._weights, *self.balances]
         self._means = StepMeans(name for term in terms for name in (f"loss_{term}", *_BESIDE.get(term, ())))
         self._measured: dict[str, float] = {}
         self._gradients: dict[str, torch.Tensor] = {}

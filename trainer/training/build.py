@@ -9,17 +9,15 @@ from trainer.data.inputs import Inputs, labels_for
 from trainer.data.kept_features import tower_features
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.premise import Premise, premise
-from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.borders import border
-from trainer.model.load import load_model
+from trainer.model.load import ModelFolder, load_model
 from trainer.model.terms import basic_term, lens_of, reader_of, sea_term
 from trainer.recipes.recipe import Recipe
 from trainer.training.align_trainer import AlignTrainer, TrainedModel, learning_rate
 from trainer.training.arguments import training_arguments
-from trainer.training.gradient_balance import Balance
 
 
-def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -> AlignTrainer:
+def build(inputs: Inputs[ModelFolder], out: Path, reporter: Reporter, callbacks: list[Any]) -> AlignTrainer:
     """Build the trainer of a run, whose checkpoints go below `out`.
 
     Raises:
@@ -34,9 +32,8 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
         assert store is not None
         model.sea_term = sea_term(folder.processor.tokenizer, store.words, sea)
     if basic := recipe.loss.basic_terms():
-        model.model.language_model.to(args.device)  # needed before the trainer moves the whole model
+        model.llm.to(args.device)  # needed before the trainer moves the whole model
         model.basic_term = basic_term(model, folder, recipe, basic, lens_of(model, folder, recipe, reporter))
-    balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = _data(inputs, labels if sea.weight else None)
     if recipe.data.keep_features:
         model.model.vision_tower.to(args.device)
@@ -47,21 +44,22 @@ def build(inputs: Inputs, out: Path, reporter: Reporter, callbacks: list[Any]) -
     if evaluator is not None:
         evaluator.reporter = reporter
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
-        return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
+        return AlignTrainer(model, data, recipe, args, evaluator, callbacks)
 
 
-def premise_of(model: AlignedLlava, inputs: Inputs) -> Premise | None:
+def premise_of(model: TrainedModel, inputs: Inputs[Any]) -> Premise | None:
     """Check BASIC's premise on the model's LLM.
 
     Returns None if no term is made from the LLM's layers.
     """
-    term, basic = model.basic_term, inputs.recipe.loss.basic
-    if term is None or term.supervision is None:
+    recipe, folder, term = inputs.recipe, inputs.folder, model.basic_term
+    if not recipe.loss.basic_terms() or recipe.teacher is not None:
         return None
-    return premise(reader_of(model, inputs.folder), basic, term.supervision.lens, str(inputs.folder.path))
+    lens = term.supervision.lens if term is not None and term.supervision is not None else None
+    return premise(reader_of(model, folder), recipe.loss.basic, lens, str(folder.path))
 
 
-def _data(inputs: Inputs, labels: TrainingLabels | None) -> TrainingData:
+def _data(inputs: Inputs[ModelFolder], labels: TrainingLabels | None) -> TrainingData:
     recipe, folder, conversations = inputs.recipe, inputs.folder, inputs.conversations
     return TrainingData(
         conversations.train,
@@ -77,7 +75,9 @@ def _data(inputs: Inputs, labels: TrainingLabels | None) -> TrainingData:
     )
 
 
-def _evaluator(inputs: Inputs, labels: TrainingLabels | None, batch_size: int, device: str) -> Evaluator | None:
+def _evaluator(
+    inputs: Inputs[ModelFolder], labels: TrainingLabels | None, batch_size: int, device: str
+) -> Evaluator | None:
     folder, conversations = inputs.folder, inputs.conversations
     if conversations.held_out is None:
         return None

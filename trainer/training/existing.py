@@ -1,12 +1,10 @@
 """Open and build a run of an existing model, `model: {attach: FOLDER}`, for the same loop as any other run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
-from sea_pipeline.labels.store import LabelStore
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
 from trainer.attach.folder import (
@@ -18,26 +16,14 @@ from trainer.attach.folder import (
 )
 from trainer.attach.lengths import without_unfit
 from trainer.attach.run_model import AttachedModel
-from trainer.data.run_rows import Conversations, without_unreadable
+from trainer.data.inputs import Inputs
+from trainer.data.run_rows import without_unreadable
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
-from trainer.evaluation.premise import Premise, premise
 from trainer.model.borders import border
-from trainer.model.reader import Reader
 from trainer.recipes.attach_keys import problems_of_attach
 from trainer.recipes.recipe import ExistingModel, Recipe
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import training_arguments
-from trainer.training.gradient_balance import Balance
-
-
-@dataclass(frozen=True)
-class ExistingInputs:
-    """All inputs that a run of an existing model reads."""
-
-    recipe: Recipe
-    folder: ExistingFolder
-    conversations: Conversations
-    store: LabelStore | None
 
 
 def existing_inputs(
@@ -45,7 +31,7 @@ def existing_inputs(
     make: Any,  # noqa: ANN401 - a function that makes labels, or None
     reporter: Reporter = SILENT,
     begun_with: str | None = None,
-) -> ExistingInputs:
+) -> Inputs[ExistingFolder]:
     """Open what a run reads.
 
     Args:
@@ -68,10 +54,10 @@ def existing_inputs(
     conversations = without_unfit(
         conversations, recipe.data, folder.chat, store, max_length=max_length, reporter=reporter
     )
-    return ExistingInputs(recipe, folder, conversations, store)
+    return Inputs(recipe, folder, conversations, store)
 
 
-def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> AlignTrainer:
+def build_existing(inputs: Inputs[ExistingFolder], out: Path, callbacks: list[Any]) -> AlignTrainer:
     """Build the trainer of a run, whose checkpoints go below `out`.
 
     Raises:
@@ -83,7 +69,6 @@ def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> A
         args.ddp_find_unused_parameters = True
     vlm = load_existing(folder, recipe)
     model = AttachedModel(vlm, Attached(vlm, folder.processor, inputs.store, recipe.loss, recipe.seed))
-    balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
     data = ChatData(conversations.train, conversations.locate, folder.chat, max_length=recipe.data.max_length)
     evaluator = None
     if conversations.held_out is not None:
@@ -96,13 +81,4 @@ def build_existing(inputs: ExistingInputs, out: Path, callbacks: list[Any]) -> A
             device=str(args.device),
         )
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
-        return AlignTrainer(model, balances, data, recipe, args, evaluator, callbacks)
-
-
-def premise_of_existing(model: AttachedModel, inputs: ExistingInputs) -> Premise | None:
-    """Check BASIC's premise on the decoder inside, or return None if no term is made from its layers."""
-    if not inputs.recipe.loss.basic_terms():
-        return None
-    folder = inputs.folder
-    reader = Reader(model.llm, model.get_input_embeddings(), folder.processor.tokenizer, folder.vocabulary)
-    return premise(reader, inputs.recipe.loss.basic, None, str(folder.path))
+        return AlignTrainer(model, data, recipe, args, evaluator, callbacks)

@@ -1,13 +1,15 @@
 """Check what a run has opened, before its folder is begun."""
 
+from typing import Any
+
 from transformers import TrainingArguments
 
 from sea_pipeline.core.errors import UserError
 from trainer.data.inputs import Inputs
-from trainer.training.existing import ExistingInputs
+from trainer.recipes.recipe import ExistingModel
 
 
-def check_inputs(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> None:
+def check_inputs(inputs: Inputs[Any], args: TrainingArguments) -> None:
     """Refuse inputs from which a step, a measurement or L_a would get nothing.
 
     Raises:
@@ -26,10 +28,10 @@ def check_inputs(inputs: Inputs | ExistingInputs, args: TrainingArguments) -> No
         _check_words(inputs)
 
 
-def _check_windows(inputs: Inputs | ExistingInputs) -> None:
+def _check_windows(inputs: Inputs[Any]) -> None:
     """Refuse windows of which none fits on the grid; those of existing models differ by image."""
     sea = inputs.recipe.loss.sea
-    if not isinstance(inputs, Inputs) or sea.ragged == "keep":
+    if isinstance(inputs.recipe.model, ExistingModel) or sea.ragged == "keep":
         return
     rows, columns = inputs.folder.grid
     if sea.window > min(rows, columns):
@@ -39,7 +41,7 @@ def _check_windows(inputs: Inputs | ExistingInputs) -> None:
         )
 
 
-def _check_words(inputs: Inputs | ExistingInputs) -> None:
+def _check_words(inputs: Inputs[Any]) -> None:
     """Refuse labels without a word for any patch."""
     store = inputs.store  # None if they are made later
     if store is not None and len(store) and not store.has_words():

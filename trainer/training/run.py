@@ -58,7 +58,7 @@ from trainer.training.arguments import without_traces
 from trainer.training.build import build, premise_of, trainable
 from trainer.training.callbacks import FewPairs, MetricsLog, Screen
 from trainer.training.checks import check_recipe, check_recipes, of_stage, unfinished
-from trainer.training.existing import ExistingInputs, build_existing, existing_inputs, premise_of_existing
+from trainer.training.existing import build_existing, existing_inputs
 from trainer.training.input_checks import check_inputs
 from trainer.training.kept_checkpoints import KeptCheckpoints
 from trainer.training.match_norm import match_norm
@@ -148,7 +148,7 @@ def _finished(out: Path, reporter: Reporter) -> TrainRun:
 
 def _inputs(
     recipe: Recipe, reporter: Reporter, *, first: bool = True, labels: bool = True, begun_with: str | None = None
-) -> Inputs | ExistingInputs:
+) -> Inputs[Any]:
     """Open what a run reads; whatever each process does for itself, the first one says.
 
     With `labels` False, labels that are to be made are not made, and absent. `begun_with` is as in `open_label_source`.
@@ -202,7 +202,7 @@ def _label(reporter: Reporter, settings: LabelSettings) -> StageRun:
 class _Training:
     """Train one run from its inputs to its summary."""
 
-    def __init__(self, inputs: Inputs | ExistingInputs, out: Path, fields: dict[str, Any], reporter: Reporter) -> None:
+    def __init__(self, inputs: Inputs[Any], out: Path, fields: dict[str, Any], reporter: Reporter) -> None:
         self.inputs = inputs
         self.out = out
         self.reporter = reporter
@@ -212,7 +212,7 @@ class _Training:
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
         callbacks = [self.log, Screen(reporter), kept]
         callbacks += [FewPairs(reporter, inputs.store.path)] if inputs.store else []
-        if isinstance(inputs, ExistingInputs):
+        if isinstance(inputs.recipe.model, ExistingModel):
             self.trainer = build_existing(inputs, out, callbacks)
         else:
             self.trainer = build(inputs, out, reporter, callbacks)
@@ -260,13 +260,7 @@ class _Training:
 
     def _say_premise(self, model: TrainedModel) -> None:
         """Announce whether BASIC's premise holds on the LLM, if a term is made from its layers."""
-        if isinstance(model, AlignedLlava):
-            assert isinstance(self.inputs, Inputs)
-            found = premise_of(model, self.inputs)
-        else:
-            assert isinstance(self.inputs, ExistingInputs)
-            found = premise_of_existing(model, self.inputs)
-        if found is not None:
+        if (found := premise_of(model, self.inputs)) is not None:
             (self.reporter.message if found.near else self.reporter.warning)(found.text)
 
     def _save(self, model: TrainedModel) -> None:
@@ -275,10 +269,8 @@ class _Training:
             if write:
                 run_folder.check_start(self.inputs.folder, self.fields, self.out)
         if isinstance(model, AlignedLlava):
-            assert isinstance(self.inputs, Inputs)
             save_model(model, self.inputs.folder, self.out / "model", recipe, write=write)
         else:
-            assert isinstance(self.inputs, ExistingInputs)
             save_existing(model.vlm, self.inputs.folder, self.out / "model", lora=recipe.lora, write=write)
 
     def _checkpoint(self) -> Path | None:

@@ -40,7 +40,6 @@ from trainer.targets.store import CODEC
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.argument_table import EARLIER, changes_weights
 from trainer.training.arguments import DEFAULTS
-from trainer.training.existing import ExistingInputs
 from trainer.training.schedule import BY_EVALUATION
 
 NO_RUN = "expected a run to go on with; found none; leave out --resume to begin one"
@@ -52,13 +51,12 @@ _MICRO_BATCHES = f"processes x training_arguments.{ACCUMULATION}"
 _ARGUMENTS = "recipe.training_arguments."
 
 
-def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any]:
+def run_fields(inputs: Inputs[Any], processes: int) -> dict[str, Any]:
     """Collect everything that decides the trained weights, by name.
 
     The number of micro-batches in a step is part of it, but not how they are shared among processes.
     """
-    recipe, folder, store = inputs.recipe, inputs.folder, inputs.store
-    targets = inputs.targets if isinstance(inputs, Inputs) else None
+    recipe, folder, store, targets = inputs.recipe, inputs.folder, inputs.store, inputs.targets
     aside = {"name", "preset", "model", "labels", "teacher", "evaluate_every", "keep_checkpoints"}
     aside |= {"lora"} if recipe.lora is None else set()
     settings = recipe.model_dump(mode="json", exclude=aside)
@@ -93,15 +91,14 @@ def run_fields(inputs: Inputs | ExistingInputs, processes: int) -> dict[str, Any
     }
 
 
-def hash_images(inputs: Inputs | ExistingInputs) -> dict[str, str]:
+def hash_images(inputs: Inputs[Any]) -> dict[str, str]:
     """Hash the images that a run's labels and its teacher's targets were made of.
 
     Their fingerprints say how they were made. The hashes are no part of a run's fields, so that runs of earlier
     versions keep their fingerprints.
     """
-    targets = inputs.targets if isinstance(inputs, Inputs) else None
     labels = inputs.store if inputs.recipe.loss.sea.weight else None
-    stores = {"labels": labels, "teacher": targets}
+    stores = {"labels": labels, "teacher": inputs.targets}
     wanted = inputs.conversations.image_ids
     return {name: store.images_sha256(wanted) for name, store in stores.items() if store is not None}
 
@@ -141,7 +138,7 @@ def begun_with_labels(out: Path | None) -> str | None:
     return None
 
 
-def _default_name(inputs: Inputs | ExistingInputs, fields: dict[str, Any], image_root: Path) -> str:
+def _default_name(inputs: Inputs[Any], fields: dict[str, Any], image_root: Path) -> str:
     """Return the name of a run's folder, which also depends on what is no part of its fields.
 
     A resumed run may find its images elsewhere, and be measured on other rows.
@@ -154,7 +151,7 @@ def _default_name(inputs: Inputs | ExistingInputs, fields: dict[str, Any], image
     return f"{inputs.recipe.name}-{fingerprint_of(fields | others)[:8]}"
 
 
-def default_folder(inputs: Inputs | ExistingInputs, fields: dict[str, Any]) -> Path:
+def default_folder(inputs: Inputs[Any], fields: dict[str, Any]) -> Path:
     """Return the folder of a run for which none is named; its name is a hash of what the run is.
 
     Earlier versions counted more arguments and the place of the whole project, so a run that one of them began is found

@@ -12,11 +12,10 @@ from trainer.data.bad_rows import image_names
 from trainer.data.conversations import summary
 from trainer.data.inputs import Inputs
 from trainer.training.callbacks import evaluated, is_evaluation
-from trainer.training.existing import ExistingInputs
 from trainer.training.run_folder import METRICS, SUMMARY
 
 
-def measured_on(inputs: Inputs | ExistingInputs) -> str:
+def measured_on(inputs: Inputs[Any]) -> str:
     """Hash what evaluations are measured on: the held-out rows, and the labels of their images."""
     rows, store = inputs.conversations, inputs.store
     if rows.held_out is None:
@@ -28,7 +27,7 @@ def measured_on(inputs: Inputs | ExistingInputs) -> str:
     return fingerprint_of({"data": file_sha256(file), **bad.fields(), "labels": labels})[:16]
 
 
-def counted_rows(inputs: Inputs | ExistingInputs) -> dict[str, int]:
+def counted_rows(inputs: Inputs[Any]) -> dict[str, int]:
     """Count the rows to train on by sort, and those left out by kind."""
     conversations = inputs.conversations
     counts = summary(conversations.train)

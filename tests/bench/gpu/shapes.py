@@ -17,7 +17,6 @@ from trainer.model.terms import basic_term
 from trainer.recipes.recipe import Recipe
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import training_arguments
-from trainer.training.gradient_balance import Balance
 
 
 class Shape(NamedTuple):
@@ -99,8 +98,7 @@ def trainer_of(setup: Setup, shape: Shape) -> AlignTrainer:
         rows=[],
         collator=lambda pad, seed: None,
     )
-    balances = {name: Balance(term.weight, term.ratio) for name, term in recipe.loss.terms().items()}
-    trainer = AlignTrainer(model, balances, data, recipe, training_arguments(recipe, Path(setup.scratch) / "run"))
+    trainer = AlignTrainer(model, data, recipe, training_arguments(recipe, Path(setup.scratch) / "run"))
     trainer.model = trainer.accelerator.prepare_model(model, evaluation_mode=False)
     ready(trainer)
     return trainer
