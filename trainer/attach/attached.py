@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
-from trainer.attach.families import parts_of, tokens_beyond, vocabulary_of
+from trainer.attach.families import parts_of, tokens_beyond
 from trainer.attach.idle import refuse_without_graph, warn_of_idle
 from trainer.attach.names import NameCheck, flat_names
 from trainer.attach.settings import Group, check_given, check_one_device, read_settings, read_state, whole_number
@@ -25,6 +25,7 @@ from trainer.attach.tiles import ImageTokens, Size, Tile, UnknownSizeError
 from trainer.attach.watch import ForwardResults, Watch
 from trainer.data.geometry import placed
 from trainer.losses.supervision import Supervision
+from trainer.model.load import vocabulary_of
 from trainer.model.terms import sea_term
 from trainer.recipes.recipe import Loss
 from trainer.sampling import draw, generator, one_patch_per_word

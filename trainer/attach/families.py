@@ -84,18 +84,6 @@ class Parts(NamedTuple):
         return "llm" if path.startswith((f"{self.family.llm.partition('.')[0]}.", "lm_head.")) else "vision"
 
 
-def vocabulary_of(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - transformers'
-    """Count the token ids of a model that are real ones.
-
-    The rows of the LLM's embedding matrix after them are placeholders or padding.
-    """
-    ids: set[int] = set(tokenizer.get_vocab().values())
-    image, rows = config.image_token_id, config.get_text_config().vocab_size
-    if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
-        return min(int(image), int(rows))
-    return min(max(ids) + 1, int(rows))
-
-
 def tokens_beyond(tokenizer: Any, config: Any) -> dict[int, str]:  # noqa: ANN401 - transformers'
     """Find the tokens that the LLM's embedding matrix has no row for, and say of each what is wrong and what to do.
 

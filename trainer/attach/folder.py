@@ -17,7 +17,7 @@ from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.store import LabelStore
 from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.publish import publish_folder, remove_folder
-from trainer.attach.families import FAMILIES, Parts, parts_of, vocabulary_of
+from trainer.attach.families import FAMILIES, parts_of
 from trainer.attach.rows import Chat, read_texts
 from trainer.attach.weights import model_names, write_trained
 from trainer.data.inputs import open_label_source
@@ -26,12 +26,13 @@ from trainer.model.borders import saving
 from trainer.model.config_check import check_plain
 from trainer.model.existing_folder import check_existing_folder
 from trainer.model.fsdp import agreed
+from trainer.model.load import frozen_dtype, vocabulary_of
 from trainer.model.lora import add_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.model.pretrained import load_weights, named
 from trainer.model.tokenise import without_limits
-from trainer.recipes.recipe import Data, LearningRates, Lora, Recipe
+from trainer.recipes.recipe import Data, Lora, Recipe
 from trainer.towers import sides, tower_reach
 
 _ADVICE = "restore it, or save the model and its processor again with transformers"
@@ -111,13 +112,14 @@ def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:
     Raises:
         UserError: a weight is missing, has another shape or has no place in the model, or the files are damaged.
     """
-    frozen, trains = _frozen_dtype(recipe), recipe.learning_rates
+    frozen, on = frozen_dtype(recipe), recipe.learning_rates.by_part(adapted=recipe.lora is not None)
     with quiet():
         model: nn.Module = load_weights(AutoModelForImageTextToText, str(folder.path), folder.config, torch.float32)
     parts = parts_of(model)
     if recipe.lora is not None:
         add_adapters(parts.llm, recipe.lora, recipe.seed)
-    freeze(model, parts, trains, adapted=recipe.lora is not None)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(on[parts.part(name)] is not None)
     if frozen != torch.float32:
         stored = set(model_names(model, folder.path).values())
         for name, parameter in model.named_parameters():
@@ -125,24 +127,6 @@ def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:
             if not parameter.requires_grad and not base:
                 parameter.data = parameter.data.to(frozen)
     return model
-
-
-def freeze(model: nn.Module, parts: Parts, rates: LearningRates, *, adapted: bool = False) -> None:
-    """Set which parameters train, which are those of the parts with a learning rate.
-
-    In an adapted LLM only the adapters train, at the LLM's rate.
-    """
-    on = {"projector": rates.projector, "vision": rates.vision, "lora": rates.llm}
-    on |= {"llm": None if adapted else rates.llm}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(on[parts.part(name)] is not None)
-
-
-def _frozen_dtype(recipe: Recipe) -> torch.dtype:
-    half = recipe.frozen_dtype == "bfloat16" or (
-        recipe.frozen_dtype == "auto" and recipe.training_arguments.get("bf16") and torch.cuda.is_available()
-    )
-    return torch.bfloat16 if half else torch.float32
 
 
 def save_existing(

@@ -66,7 +66,7 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
         checked = check_model_folder(path)
     config, processor = checked.config, checked.processor
     config.image_seq_length = checked.visual_tokens  # older folders say 576 for any tower
-    vocabulary = extra.get("vocabulary") or _vocabulary(config, processor)
+    vocabulary = extra.get("vocabulary") or vocabulary_of(processor.tokenizer, config)
     own = processor.image_processor
     processor.image_processor = with_aspect_ratio(own, image_aspect_ratio, path)
     return ModelFolder(
@@ -81,16 +81,16 @@ def open_model_folder(path: Path, image_aspect_ratio: AspectRatio | None = None)
     )
 
 
-def _vocabulary(config: Any, processor: Any) -> int:  # noqa: ANN401 - transformers'
-    """Count the ids that the LLM had before `<image>` was added.
+def vocabulary_of(tokenizer: Any, config: Any) -> int:  # noqa: ANN401 - transformers'
+    """Count the token ids of a model that are real ones, which are those before the image token if others added it.
 
-    It is for folders of others, in which more tokens may have been added after it.
+    The rows of the LLM's embedding matrix after them are placeholders or padding.
     """
-    tokenizer, image = processor.tokenizer, config.image_token_id
-    ids = set(tokenizer.get_vocab().values())
+    ids: set[int] = set(tokenizer.get_vocab().values())
+    image, rows = config.image_token_id, config.get_text_config().vocab_size
     if all(token in tokenizer.added_tokens_decoder for token in ids if token >= image):
-        return int(image)
-    return int(min(max(ids) + 1, config.text_config.vocab_size))
+        return min(int(image), int(rows))
+    return min(max(ids) + 1, int(rows))
 
 
 class _Headless(AlignedLlava):
@@ -123,7 +123,7 @@ def load_model(folder: ModelFolder, recipe: Recipe, *, layers: int | None = None
         UserError: a weight is missing or has no place in the model, or the files are damaged, or need a package that is
             not installed.
     """
-    frozen = _frozen_dtype(recipe)
+    frozen = frozen_dtype(recipe)
     trains = recipe.learning_rates
     config = AutoConfig.from_pretrained(folder.path)
     kind = AlignedLlava
@@ -215,8 +215,7 @@ def freeze(model: AlignedLlava, rates: LearningRates, *, linear_projector: bool,
 
     In an adapted LLM only the adapters train, at the LLM's rate.
     """
-    on = {"projector": rates.projector, "vision": rates.vision, "alignment": rates.projector}
-    on |= {"llm": None if adapted else rates.llm, "lora": rates.llm}
+    on = rates.by_part(adapted=adapted)
     unreached = unreached_vision(model) if rates.vision else set()
     for name, parameter in model.named_parameters():
         fixed = linear_projector and "multi_modal_projector.linear_2" in name
@@ -240,7 +239,8 @@ def unreached_vision(model: AlignedLlava) -> set[int]:
     return {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None}
 
 
-def _frozen_dtype(recipe: Recipe) -> torch.dtype:
+def frozen_dtype(recipe: Recipe) -> torch.dtype:
+    """Return the dtype of what does not train."""
     if recipe.frozen_dtype != "auto":
         return torch.float32 if recipe.frozen_dtype == "float32" else torch.bfloat16
     return torch.bfloat16 if recipe.training_arguments.get("bf16") and torch.cuda.is_available() else torch.float32

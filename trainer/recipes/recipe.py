@@ -252,6 +252,11 @@ class LearningRates(Strict):
     logit_scale: Annotated[float, Field(gt=0)] | None = None
     """The rate of the temperature. Default: the projector's."""
 
+    def by_part(self, *, adapted: bool = False) -> dict[str, float | None]:
+        """Return the rate of each part of a model; in an adapted LLM only the adapters train."""
+        rates = {"projector": self.projector, "alignment": self.projector, "vision": self.vision}
+        return rates | {"llm": None if adapted else self.llm, "lora": self.llm}
+
 
 class Lora(Strict):
     """Adapters on the LLM, with LLaVA-1.5's values.

@@ -356,10 +356,8 @@ class AlignTrainer(ResumingTrainer):
 def learning_rate(part: str, name: str, recipe: Recipe) -> float:
     """Return the peak rate of a trained parameter, by its part of the model and its name."""
     rates = recipe.learning_rates
+    rate = rates.by_part()[part]
     if name.endswith("sea_term.log_scale"):
-        rate = rates.logit_scale or rates.projector
-    else:
-        by_part = {"projector": rates.projector, "vision": rates.vision, "llm": rates.llm, "lora": rates.llm}
-        rate = by_part[part]
+        rate = rates.logit_scale or rate
     assert rate is not None, f"{name} trains, but has no rate"
     return rate
