@@ -1,6 +1,5 @@
 """Finds an existing model's weights in the files of its folder, and writes those that trained over them."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,8 @@ from torch import nn
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key, revert_weight_conversion
 
 from trainer.model.lora import A, B, merged_weight, plain
-from trainer.model.tensor_files import overwrite, tensors_of
-from trainer.model.weight_files import copy_index, weight_files
+from trainer.model.tensor_files import copy_weights, tensors_of
+from trainer.model.weight_files import weight_files
 from trainer.recipes.recipe import Lora
 
 
@@ -59,21 +58,14 @@ def write_trained(model: nn.Module, start: Path, out: Path, lora: Lora | None) -
     tensors = model.state_dict(keep_vars=True)
     direct = {id(tensors[name]) for name in names.values() if name in trained and name in tensors}
     rest = {
-        name: make().detach()
+        name: make()
         for name, make in trained.items()
         if name not in names.values() and id(tensors.get(name)) not in direct  # a tied one has another name in files
     }
     if rest:
         reverted = revert_weight_conversion(cast("Any", model), rest)
-        values |= {name: partial(_itself, value) for name, value in reverted.items()}
-    written: set[str] = set()
-    for file in weight_files(start):
-        target = out / file.relative_to(start)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)  # the original may be read-only
-        written |= overwrite(target, lambda name: values[name]() if name in values else None)
-        shutil.copymode(out / "config.json", target)  # transformers writes them readable by their owner only
-    copy_index(start, out)
+        values |= {name: value.detach for name, value in reverted.items()}
+    written = copy_weights(start, out, lambda name: values[name]() if name in values else None)
     assert written == values.keys(), f"{start}: no weight file holds {sorted(values.keys() - written)[:3]}"
 
 
@@ -88,16 +80,16 @@ def _trained(
         if adapter:
             assert lora is not None
             b, weight = tensors[name.replace(A, B)], f"{layer}.weight"
-            own = partial(_itself, tensors[f"{layer}.base_layer.weight"])
+            own = tensors[f"{layer}.base_layer.weight"].detach
             base = partial(_read, start, stored[weight]) if weight in stored else own
             found[weight] = partial(_merged, base, value, b, lora)
         elif value.requires_grad and B not in name:
-            found[name] = partial(_itself, value)
+            found[name] = value.detach
     return found
 
 
 def _merged(base: Callable[[], torch.Tensor], a: torch.Tensor, b: torch.Tensor, lora: Lora) -> torch.Tensor:
-    return merged_weight(base().detach().cpu(), a.detach().cpu(), b.detach().cpu(), lora, torch.float32)
+    return merged_weight(base().cpu(), a.detach().cpu(), b.detach().cpu(), lora, torch.float32)
 
 
 def _read(folder: Path, name: str) -> torch.Tensor:
@@ -108,7 +100,3 @@ def _read(folder: Path, name: str) -> torch.Tensor:
                 value: torch.Tensor = opened.get_tensor(name)
                 return value
     raise AssertionError(name)
-
-
-def _itself(value: torch.Tensor) -> torch.Tensor:
-    return value

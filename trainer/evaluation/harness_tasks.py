@@ -16,6 +16,7 @@ from sea_pipeline.storage.json_files import read_json
 from sea_pipeline.storage.paths import data_folder
 from trainer.model.existing_folder import EXISTING, has_attached, is_existing
 from trainer.model.run_record import kept_steps, last_step, read_run
+from trainer.model.weight_files import beside
 
 Suite = Literal["sea", "basic", "smoke"]
 Harness = Literal["lmms_eval", "lm_eval"]
@@ -119,9 +120,9 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
     if ours and settings.gpus > 1:
         raise UserError(f"--gpus {settings.gpus}: expected 1, as transformers lacks the tower of {settings.folder}")
     columns, steps = suite_columns(settings.suite), []
-    llm = settings.llm or _beside(settings.folder, "-llm")
+    llm = settings.llm or beside(settings.folder, "-llm")
     if is_existing(settings.folder) and not (llm / "config.json").is_file():
-        left_out = [name for name, column in columns.items() if column.harness == "lm_eval"]
+        left_out = list(llm_columns(settings.suite))
         columns = {name: column for name, column in columns.items() if name not in left_out}
         if left_out and settings.llm:
             raise UserError(f"--llm {llm}: expected the folder of an LLM; found no config.json; name the LLM's folder")
@@ -142,7 +143,7 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
         else:
             launch = _launch("trainer.lmms_eval" if doubled else "lmms_eval", settings.gpus, ours=ours and not doubled)
             command = [*launch, *_model("llava_hf", settings.folder, settings), "--batch_size", "1"]
-        out = settings.out or _beside(settings.folder, "-results")
+        out = settings.out or beside(settings.folder, "-results")
         steps.append(Step(name, column.note, (*command, *_task(column, out))))
     return steps
 
@@ -179,7 +180,7 @@ def curve_steps(settings: SuiteSettings) -> list[Step]:
             f"{run}: expected a run that has kept checkpoints; found none; train with keep_checkpoints, such as [0.5], "
             "or name the folder that sea-pipeline export makes of its end"
         )
-    root = (settings.out or _beside(run, "-results")) / record.recipe.name
+    root = (settings.out or beside(run, "-results")) / record.recipe.name
     _check_path(root)
     steps = []
     for step in [0, *kept, *([] if last is None else [last])]:
@@ -235,15 +236,6 @@ def _task(column: Column, out: Path) -> list[str]:
     own = data_folder("jobs") / "eval" / column.harness
     include = ["--include_path", str(own)] if (own / f"{column.task}.yaml").is_file() else []
     return ["--tasks", column.task, *column.options, *include, "--output_path", str(out)]
-
-
-def _beside(folder: Path, ending: str) -> Path:
-    """Append an ending to a folder's name.
-
-    `.` and `..` are resolved first.
-    """
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    return named.with_name(named.name + ending)
 
 
 def _llava_config(folder: Path) -> Mapping[str, Any]:

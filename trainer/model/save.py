@@ -16,9 +16,8 @@ from trainer.model.lora import merge_adapters, plain
 from trainer.model.other_files import copy_others
 from trainer.model.parts import quiet
 from trainer.model.prompts import TemplateName
-from trainer.model.tensor_files import PROJECTOR, canonical, overwrite, read_weights
+from trainer.model.tensor_files import PROJECTOR, canonical, copy_weights, read_weights
 from trainer.model.trained_template import needs_template, write_template
-from trainer.model.weight_files import copy_index, weight_files
 from trainer.recipes.recipe import Recipe
 
 
@@ -91,15 +90,10 @@ def _with_projector(model: AlignedLlava, start: Path, folder: Path) -> None:
 
     The LLM's layers were never loaded.
     """
-    trained = model.model.multi_modal_projector.state_dict()
-    written: set[str] = set()
+    trained = model.projector.state_dict()
     shutil.copy2(start / "config.json", folder / "config.json")
-    for file in weight_files(start):
-        shutil.copyfile(file, folder / file.name)  # the original may be read-only
-        names = overwrite(folder / file.name, lambda name: trained[_own(name)] if PROJECTOR in name else None)
-        written |= {_own(name) for name in names}
-        shutil.copymode(file, folder / file.name)
-    copy_index(start, folder)
+    names = copy_weights(start, folder, lambda name: trained[_own(name)] if PROJECTOR in name else None)
+    written = {_own(name) for name in names}
     assert written == trained.keys(), f"{start}: no weight file holds the projector's {trained.keys() - written}"
 
 

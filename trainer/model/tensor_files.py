@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.storage.retry import refuse_unreadable
-from trainer.model.weight_files import INDEX, weight_files
+from trainer.model.weight_files import INDEX, WHOLE, weight_files
 
 PROJECTOR = "multi_modal_projector."
 LLM = "language_model."
@@ -136,6 +137,23 @@ def overwrite(file: Path, value_of: Callable[[str], torch.Tensor | None]) -> set
                 weights.seek(start + begin)
                 weights.write(values.data)
                 written.add(name)
+    return written
+
+
+def copy_weights(start: Path, out: Path, value_of: Callable[[str], torch.Tensor | None]) -> set[str]:
+    """Copy a folder's weight files and their index into another with new values over some tensors, see `overwrite`.
+
+    They get the mode of the `config.json` there, because transformers writes them readable by their owner only.
+    """
+    written = set()
+    for file in weight_files(start):
+        target = out / file.relative_to(start)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)  # the original may be read-only
+        written |= overwrite(target, value_of)
+        shutil.copymode(out / "config.json", target)
+    if not (start / WHOLE).is_file():  # else transformers reads no index
+        shutil.copy2(start / INDEX, out / INDEX)
     return written
 
 

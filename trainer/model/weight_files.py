@@ -1,7 +1,6 @@
 """Lists the files of a folder's weights, without loading torch."""
 
 import shlex
-import shutil
 from pathlib import Path
 
 from sea_pipeline.core.errors import UserError
@@ -37,16 +36,15 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def copy_index(start: Path, out: Path) -> None:
-    """Copy the index of a folder's weights, if transformers reads one."""
-    if not (start / WHOLE).is_file():
-        shutil.copy2(start / INDEX, out / INDEX)
+def beside(folder: Path, ending: str) -> Path:
+    """Append an ending to a folder's name; `.` and `..` are resolved first."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(named.name + ending)
 
 
 def _converting(folder: Path) -> str:
     """Advise a command that writes a folder's pickled weights as safetensors to a folder of its own."""
-    whole = folder if folder.name not in ("", "..") else folder.resolve()
-    new = whole.with_name(f"{whole.name}-safetensors")
+    new = beside(folder, "-safetensors")
     lines = (
         "import shutil",
         "from transformers import AutoModelForImageTextToText as M",
