@@ -6,6 +6,7 @@ Shapes: B samples of L tokens, T visual tokens of a forward, T_l trained tokens 
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,20 +84,18 @@ def nearest_words(attached: "Attached", ids: Sequence[str]) -> list[list[TileWor
             "attached.nearest_words: expected labels, whose words it looks for; found none; give attach "
             "labels=open_labels(FOLDER)"
         )
-    kept, words, start = attached.kept(ids), attached.labels.words, 0
+    kept, words = attached.kept(ids), attached.labels.words
     found: list[list[TileWords]] = []
     table = _word_table(attached)
-    for name, one in zip(ids, attached.laid(kept, ids) if kept.visual is not None else (), strict=True):
+    images = kept.tiles(attached.laid(kept, ids)) if kept.visual is not None else ()
+    for name, tiles in zip(ids, images, strict=True):
         found.append([])
-        for tile in one.tiles:
-            assert kept.visual is not None
-            visual = kept.visual[torch.from_numpy(tile.cells + start).to(kept.visual.device)].float()
+        for tile, visual in tiles:
             near = metrics.nearest(visual, table, measure="cosine").indices.cpu().numpy()
             hits = [False] * len(near)
             if name in attached.cache:
                 hits = (attached.labels_on(name, tile).word_ids == near[:, None]).any(1).tolist()
             found[-1].append(TileWords(tile.grid, tile.box, [words[at] for at in near], hits))
-        start += one.tokens
     return found
 
 
@@ -170,21 +169,17 @@ def _look(
     count: int | None = None,
 ) -> None:
     """Add label_hit and gap of those visual tokens of a forward that lie in one of its first `count` images."""
-    start = 0
-    assert kept.visual is not None
-    for name, one in list(zip(ids, attached.laid(kept, ids), strict=True))[:count]:
+    for name, tiles in islice(zip(ids, kept.tiles(attached.laid(kept, ids)), strict=True), count):
         if name in attached.cache:
             looked.labelled += 1
         else:
             looked.missing[name] = None
-        for tile in one.tiles:
-            visual = kept.visual[torch.from_numpy(tile.cells + start).to(kept.visual.device)].float()
+        for tile, visual in tiles:
             looked.gap += metrics.gap(visual, table) * len(visual), len(visual)
             if name in attached.cache:
                 near = metrics.nearest(visual, table, measure="cosine").indices.cpu()
                 labels = torch.from_numpy(attached.labels_on(name, tile).word_ids)
                 looked.hits += [metrics.label_hits(near, labels, k) for k in (1, 10)]
-        start += one.tokens
 
 
 def _word_table(attached: "Attached") -> torch.Tensor:

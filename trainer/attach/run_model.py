@@ -134,13 +134,8 @@ class AttachedModel(nn.Module):
 
     def tiles(self, names: list[str]) -> list[list[tuple[Tile, torch.Tensor]]]:
         """Return for each image of the last forward its tiles with their visual tokens, float32 (cells, d)."""
-        kept, start, found = self.attached.kept(), 0, []
-        assert kept.visual is not None
-        for one in self.attached.laid(kept, names):
-            places = [torch.from_numpy(tile.cells).to(kept.visual.device) + start for tile in one.tiles]
-            found.append([(tile, kept.visual[at].float()) for tile, at in zip(one.tiles, places, strict=True)])
-            start += one.tokens
-        return found
+        kept = self.attached.kept()
+        return list(kept.tiles(self.attached.laid(kept, names)))
 
     def labels_on(self, name: str, tile: Tile) -> torch.Tensor:
         """Return the words on a tile of an image, int64 (cells, n), best first, filled up with -1."""

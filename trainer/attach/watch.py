@@ -4,7 +4,7 @@ Nothing is left on the model afterwards. Shapes: B samples of L tokens, T visual
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
-from trainer.attach.tiles import Call
+from trainer.attach.tiles import Call, ImageTokens, Tile
 from trainer.losses.embeddings import input_scale, llm_embeddings
 from trainer.losses.supervision import LayerRecorder, Supervision
 from trainer.model.fsdp import path_of_holder
@@ -45,6 +45,15 @@ class ForwardResults:
     """The projector's output for an input without a graph, so that its gradient ends at the projector."""
     ids: list[str] | None = None
     """The images' names, once `Attached.loss` was given them."""
+
+    def tiles(self, laid: Sequence[ImageTokens]) -> Iterator[list[tuple[Tile, torch.Tensor]]]:
+        """Yield for each image its tiles with their visual tokens, float32 (cells, d)."""
+        assert self.visual is not None
+        start = 0
+        for one in laid:
+            places = [torch.from_numpy(tile.cells + start).to(self.visual.device) for tile in one.tiles]
+            yield [(tile, self.visual[at].float()) for tile, at in zip(one.tiles, places, strict=True)]
+            start += one.tokens
 
     def check_text(self, named: int, *, needs_columns: bool) -> None:
         """Refuse a forward without visual tokens that is not one of text alone.
