@@ -17,9 +17,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from sea_pipeline.core.errors import UserError, one_line
-from sea_pipeline.inputs.pixels import BadImageError, read_image
 from trainer.attach.rows import Chat
-from trainer.data.dataset import MEND_IN_TRAINING, unreadable
+from trainer.data.dataset import MEND_IN_TRAINING, next_tokens, sample_image
 from trainer.data.sampler import BLANK
 from trainer.model.borders import lacks_memory
 
@@ -84,11 +83,7 @@ class ChatData(Dataset[ChatSample]):
         Raises:
             UserError: it cannot be read.
         """
-        path = self._locate(name)
-        try:
-            return read_image(path).image
-        except BadImageError as error:
-            raise unreadable(path, sample, error, self.advice) from error
+        return sample_image(self._locate(name), sample, self.advice)
 
     def uncut(self) -> "ChatData":
         """Return the same samples at any length."""
@@ -127,13 +122,11 @@ class ChatCollator:
             self._name_refused(samples)
             raise
         trained = self._cut(given, trained, samples)
-        ids = given["input_ids"]
-        # Position t predicts token t + 1, so the mask and the targets are shifted by one.
-        predict = trained[:, 1:].nonzero()
+        predict, targets = next_tokens(given["input_ids"], trained)
         rows = [sample["row"] for sample in samples if sample["row"] != BLANK]
         return given | {
-            "predict": predict[:, 0] * ids.shape[1] + predict[:, 1],
-            "targets": ids[:, 1:][trained[:, 1:]],
+            "predict": predict,
+            "targets": targets,
             "rows": torch.tensor(rows, dtype=torch.int64),
             "seed": self._drawn(samples[0]),
             "draws": [

@@ -182,11 +182,7 @@ class TrainingData(Dataset[TrainingSample]):
         A random crop is taken only if `random` is given.
         """
         image_id, number = image_and_crop(view) if self._crops else (view, 0)
-        path = self.locate(image_id)
-        try:
-            image = self.read(path).image
-        except BadImageError as error:
-            raise unreadable(path, sample, error, self.advice) from error
+        image = sample_image(self.locate(image_id), sample, self.advice, self.read)
         crop = WHOLE
         if number:
             image, crop = labelled_crop(image, image_id, number)
@@ -216,9 +212,25 @@ class TrainingData(Dataset[TrainingSample]):
         return ids.repeat_interleave(repeats), trained.repeat_interleave(repeats)
 
 
-def unreadable(path: Path, sample: str, error: BadImageError, advice: str) -> UserError:
-    """Make the error of a sample's image that cannot be read."""
-    return UserError(f"{path}: sample {sample!r}: expected an image; {error.message}; {advice}")
+def sample_image(
+    path: Path, sample: str, advice: str, read: Callable[[Path], DecodedImage] = read_image
+) -> Image.Image:
+    """Read the upright image of a sample.
+
+    Raises:
+        UserError: it cannot be read; the line ends with `advice`.
+    """
+    try:
+        return read(path).image
+    except BadImageError as error:
+        raise UserError(f"{path}: sample {sample!r}: expected an image; {error.message}; {advice}") from error
+
+
+def next_tokens(ids: torch.Tensor, trained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `predict` and `targets` of a `Batch` from token ids and what is trained of them, both (B, L)."""
+    # Position t predicts token t + 1, so the mask and the targets are shifted by one.
+    rows, columns = trained[:, 1:].nonzero().unbind(1)
+    return rows * ids.shape[1] + columns, ids[:, 1:][trained[:, 1:]]
 
 
 def _blank() -> TrainingSample:
@@ -257,14 +269,13 @@ class Collator:
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self._pad)
         trained = torch.nn.utils.rnn.pad_sequence([sample["trained"] for sample in samples], batch_first=True)
         lengths = torch.tensor([len(one) for one in ids])
-        # Position t predicts token t + 1, so the mask and the targets are shifted by one.
-        predict = trained[:, 1:].nonzero()
+        predict, targets = next_tokens(padded, trained)
         random = np.random.default_rng((self._seed, samples[0]["epoch"], *rows))
         batch = Batch(
             input_ids=padded,
             attention_mask=(torch.arange(padded.shape[1]) < lengths[:, None]).long(),
-            predict=predict[:, 0] * padded.shape[1] + predict[:, 1],
-            targets=padded[:, 1:][trained[:, 1:]],
+            predict=predict,
+            targets=targets,
             rows=torch.tensor(rows, dtype=torch.int64),
             seed=self._seed_of(samples),
         )
@@ -273,9 +284,9 @@ class Collator:
             batch["features"] = torch.cat(images)
         elif images:
             batch["pixel_values"] = torch.cat(images)
-        if targets := [one for sample in samples for one in sample["targets"]]:
-            batch["refined"] = torch.from_numpy(np.stack([one.refined for one in targets]))
-            batch["attention"] = torch.from_numpy(np.stack([one.attention for one in targets]))
+        if taught := [one for sample in samples for one in sample["targets"]]:
+            batch["refined"] = torch.from_numpy(np.stack([one.refined for one in taught]))
+            batch["attention"] = torch.from_numpy(np.stack([one.attention for one in taught]))
         if self._labels is not None:
             batch["sea_patches"], batch["sea_words"] = self._pairs(samples, self._labels, random)
         return batch

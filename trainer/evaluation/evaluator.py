@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
@@ -247,9 +248,7 @@ class Evaluator:
             yield self._batch(self.data, chosen[start : start + self.batch_size], device)
 
     def _batch(self, data: TrainingData, rows: Sequence[int], device: torch.device) -> Batch:
-        batch = self._collate([data[row] for row in rows])
-        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        return cast("Batch", moved)
+        return cast("Batch", send_to_device(self._collate([data[row] for row in rows]), device))
 
     def images(self, rows: Iterable[int]) -> Iterator[ShownImage]:
         """Yield the images of these rows, in the order in which their visual tokens enter the model."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image
 from transformers import GenerationConfig
 
@@ -90,9 +91,7 @@ class ExistingAsker(Asker):
         """Answer prompts, each with a photo."""
         shown = [[self._picture(image)] for image in images]
         given, _ = processed(self._chat, [one.text for one in prompts], shown, left=True)
-        given = {
-            key: value.to(self._device) if isinstance(value, torch.Tensor) else value for key, value in given.items()
-        }
+        given = send_to_device(given, self._device)
         return yes_or_no(prompts, lambda after: self._next(given, after)) if yes_no else self._written(given)
 
     def _next(self, given: dict[str, Any], after: Beginning) -> torch.Tensor:

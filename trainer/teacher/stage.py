@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sea_pipeline.core.devices import exact_float32
@@ -132,8 +133,7 @@ class Teacher:
     @torch.no_grad()
     def _targets(self, images: Sequence[_Image]) -> list[Targets]:
         model, device = self._model, self._model.device
-        batch: dict[str, Any] = dict(self._collate([image.encoded for image in images]))
-        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        batch: dict[str, Any] = send_to_device(dict(self._collate([image.encoded for image in images])), device)
         columns = batch["input_ids"] == model.config.image_token_id
         visual = model.projected(model.tower_output(batch["pixel_values"]))
         encoded = BaseModelOutputWithPooling(pooler_output=list(visual))  # type: ignore[arg-type]
