@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sea_pipeline.core.errors import UserError
-from sea_pipeline.report.figures import Kind, Panel, check_figure, patches_figure, save_figure
+from sea_pipeline.report.figures import Kind, Panel, patches_figure, save_figure
 from trainer.evaluation.evaluator import Evaluator, ShownImage
 from trainer.evaluation.nearest_by_layer import LayerTokens
 from trainer.model.aligned_llava import AlignedLlava
@@ -16,17 +15,6 @@ IMAGES = 8
 _SUFFIXES = (".pdf", ".png")
 _LAYERS = 6
 """Number of panels in a figure of layers."""
-
-
-def check_figures(*, labelled: bool, layers: bool) -> None:
-    """Check before any work that there will be something to draw, and a library to draw with.
-
-    Raises:
-        UserError: there will be neither words nor layers, or matplotlib is not installed.
-    """
-    if not labelled and not layers:
-        raise UserError("--save-figures: draws words with --labels and tokens with --layers; give one of them, or both")
-    check_figure(Path("figure.pdf"))
 
 
 def save_figures(

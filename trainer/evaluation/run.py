@@ -16,6 +16,7 @@ from sea_pipeline.core.renamed import taking_callbacks
 from sea_pipeline.inputs.captions import content_words
 from sea_pipeline.inputs.pixels import BadImageError, read_image
 from sea_pipeline.labels.store import open_labels
+from sea_pipeline.report.figures import check_figure
 from sea_pipeline.storage.results import publish_result
 from trainer.data.conversations import read_conversations, split_rows
 from trainer.data.dataset import TrainingData
@@ -26,7 +27,7 @@ from trainer.evaluation.contextual_lens import TOKENS, build_index, no_words, si
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.existing_run import evaluate_existing
-from trainer.evaluation.figures import check_figures, save_figures
+from trainer.evaluation.figures import save_figures
 from trainer.evaluation.measured_rows import MEND, readable, say_what_is_cut, say_what_is_left_out
 from trainer.evaluation.nearest_by_layer import LayerTokens, look_at_layers
 from trainer.evaluation.own_run import OwnRun, own_run
@@ -69,7 +70,7 @@ def evaluate_model(settings: EvaluateSettings, *, reporter: Reporter = SILENT) -
     settings = settings.model_copy(update={"template": template})
     captions = check_evaluate(settings)
     if settings.save_figures is not None:
-        check_figures(labelled=settings.labels is not None, layers=settings.layers)
+        check_figure(settings.save_figures / "figure.pdf")
     device = resolve_device(settings.device)
     data = Data(
         train=settings.data,

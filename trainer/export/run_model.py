@@ -14,14 +14,12 @@ from trainer.model.digests import begun_folder, weights_digest
 from trainer.model.fsdp import state_of
 from trainer.model.llm_weights import other_head
 from trainer.model.load import ModelFolder, load_in_own_dtype, open_model_folder
-from trainer.model.lora import merged_weight
+from trainer.model.lora import A, B, merged_weight
 from trainer.model.run_record import kept_path, kept_steps, last_step, read_run
 from trainer.model.tensor_files import LLM, Entry, canonical, read_file, read_weights
 from trainer.model.trained_template import set_template
 from trainer.recipes.recipe import Lora
 
-_ADAPTER = ".lora_"
-"""Separates a layer's name from `A` or `B`, the factors of its adapter."""
 _BESIDE = ("sea_term.", "balance.")
 """Prefixes of a checkpoint's tensors that belong to the losses, not to the model."""
 _ADVICE = "name another step, or train it again"
@@ -141,7 +139,7 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
 def _check_rank(trained: list[Entry], lora: Lora | None, checkpoint: Path) -> None:
     """Refuse a checkpoint whose adapters are not those of the recipe."""
     expected = None if lora is None else lora.rank
-    found = next((entry.read().shape[0] for entry in trained if f"{_ADAPTER}A." in entry.name), None)
+    found = next((entry.read().shape[0] for entry in trained if A in entry.name), None)
     if found != expected:
         said = ["no adapters" if rank is None else f"adapters of rank {rank}" for rank in (expected, found)]
         raise UserError(f"{checkpoint}: expected {said[0]}, as in the run's recipe; found {said[1]}; {_ADVICE}")
@@ -171,11 +169,11 @@ def _with_trained(
             raise UserError(
                 f"{start.path}: expected a tensor {target}, as the run trained it; found none; put back what it was"
             )
-        if _ADAPTER not in name:
-            replaced[target] = _cast(entry, dtype or there[target].read().dtype)
-        elif f"{_ADAPTER}A." in name:
+        if A in name:
             assert lora is not None
             replaced[target] = _merged(there[target], own, name, lora, dtype or torch.float32)
+        elif B not in name:
+            replaced[target] = _cast(entry, dtype or there[target].read().dtype)
     if model is not None:
         values = there | replaced
         state = {name: values[canonical(name)].read() for name in state_of(model)}
@@ -190,8 +188,8 @@ def _entries(state: Mapping[str, torch.Tensor]) -> dict[str, Entry]:
 
 def _target(name: str) -> str:
     """Return the name of the weight that a checkpoint's tensor replaces or adapts."""
-    layer, adapter, _ = name.partition(_ADAPTER)
-    return f"{layer}.weight" if adapter else name
+    layer = name.partition(A)[0].partition(B)[0]
+    return name if layer == name else f"{layer}.weight"
 
 
 def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
@@ -199,6 +197,6 @@ def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
 
 
 def _merged(base: Entry, own: Mapping[str, Entry], a: str, lora: Lora, dtype: torch.dtype) -> Entry:
-    b = own[a.replace(f"{_ADAPTER}A.", f"{_ADAPTER}B.")]
+    b = own[a.replace(A, B)]
     size = base.read().numel() * dtype.itemsize
     return Entry(base.name, size, lambda: merged_weight(base.read(), own[a].read(), b.read(), lora, dtype))

@@ -10,7 +10,6 @@ such a record count if each of their files can be read from beginning to end.
 
 import json
 import os
-import re
 import shutil
 import zipfile
 from contextlib import suppress
@@ -31,6 +30,7 @@ from sea_pipeline.storage.json_files import Sha256
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder, writing
 from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 from trainer.model.fsdp import load_state, trained
+from trainer.model.run_record import numbered
 from trainer.model.tensor_files import save_tensors
 
 TRAINED = "trained.safetensors"
@@ -159,7 +159,7 @@ def latest(folder: Path, reporter: Reporter = SILENT) -> Path | None:
         UserError: there are checkpoints, and none of them is whole.
     """
     problems: list[str] = []
-    for checkpoint in reversed(_numbered(folder)):
+    for _, checkpoint in reversed(numbered(folder)):
         problem = find_damage(checkpoint, folder.parent)
         if problem is None:
             for line in problems:
@@ -187,15 +187,9 @@ def has_record(checkpoint: Path) -> bool:
     return (checkpoint / FILES).exists()
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """List the checkpoints of a folder by step."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
 def _own(folder: Path) -> list[Path]:
     """List the checkpoints of a folder by step, without those that another run wrote."""
-    found = _numbered(folder)
+    found = [checkpoint for _, checkpoint in numbered(folder)]
     with suppress(UserError):  # a record that cannot be read says nothing
         own = _fingerprint(folder.parent)
         return [checkpoint for checkpoint in found if own is None or _run_of(checkpoint) in (None, own)]

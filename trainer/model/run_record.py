@@ -30,8 +30,13 @@ def kept_path(run: Path, step: int) -> Path:
 
 def kept_steps(run: Path) -> list[int]:
     """List the steps of the checkpoints that a run has kept so far."""
-    names = [path.name for path in (run / "kept").glob("checkpoint-*")]
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name)))
+    return [step for step, _ in numbered(run / "kept")]
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """List the checkpoints of a folder with their steps, by step."""
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in named if match)
 
 
 def last_step(run: Path) -> int | None:
