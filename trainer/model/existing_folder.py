@@ -47,8 +47,10 @@ def is_existing(folder: Path) -> bool:
     Such a LLaVA has the same model type as LLaVA-1.5. So a folder of that type counts as an existing model if it is the
     model of a run that trained it as one, because its prompts are then written otherwise.
     """
-    kind = model_type(folder)
-    return kind in EXISTING and (kind != "llava" or _was_attached(folder.resolve()))
+    kind, model = model_type(folder), folder.resolve()
+    if kind == "llava":
+        return model.name == "model" and has_attached(model.parent)
+    return kind in EXISTING
 
 
 def has_attached(run: Path) -> bool:
@@ -57,8 +59,3 @@ def has_attached(run: Path) -> bool:
     recipe = read_json(record).get("recipe") if record.is_file() else None
     model = recipe.get("model") if isinstance(recipe, dict) else None
     return isinstance(model, dict) and "attach" in model
-
-
-def _was_attached(folder: Path) -> bool:
-    """Tell whether a folder is the model of a run with `model: {attach: FOLDER}`."""
-    return folder.name == "model" and has_attached(folder.parent)

@@ -7,6 +7,7 @@ sample silently if a tokenizer disagrees with itself.
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from jinja2.exceptions import TemplateError
@@ -178,7 +179,7 @@ def render_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase, s
     Raises:
         UserError: the template cannot write them.
     """
-    return _render(form.write(messages), tokenizer, source, prompt=True)[0]
+    return _render(tokenizer, source, form.write(messages), prompt=True)[0]
 
 
 def by_chat_template(
@@ -198,21 +199,24 @@ def by_chat_template(
     """
     name, special = tokenizer.name_or_path, special_tokens(tokenizer)
     marked = GENERATION.search(source) is not None
-    taken = form or find_form(source, tokenizer)
+    taken, write = form or find_form(source, tokenizer), partial(_render, tokenizer, source)
 
     def render(given: list[Message]) -> RenderedText:
         messages = taken.write(given)
         if not any(text_of(message).strip() for message in messages if message["role"] == "assistant"):
             raise UserError(NO_ANSWER)
-        text, marks = _render(messages, tokenizer, source, marks=marked)
-        check_other_turns(messages, text, lambda other: _render(other, tokenizer, source)[0], name, otherwise)
-        if marked:
-            spans = _marked(messages, text, marks, tokenizer, source)
-        else:
-            spans = _by_prefix(messages, text, tokenizer, source, otherwise)
+        text, marks = write(messages, marks=marked)
+        check_other_turns(messages, text, lambda other: write(other)[0], name, otherwise)
+        spans = _marked(messages, text, marks, write) if marked else _by_prefix(messages, text, write)
+        if spans is None:
+            raise UserError(
+                f"template own: expected the chat template of {name} to write a conversation turn after turn, or to "
+                "mark its answers with {% generation %}; found that later turns change earlier text; mark "
+                f"them{otherwise}"
+            )
         answers = [text_of(message).strip() for message in messages if message["role"] == "assistant"]
         first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-        asked = _render(messages[:first], tokenizer, source)[0] if len(answers) > 1 else ""
+        asked = write(messages[:first])[0] if len(answers) > 1 else ""
         rendered = RenderedText(*with_ends(text, spans, answers, asked, special, tokenizer.eos_token))
         check_answers(*rendered, answers, name)
         return rendered
@@ -263,13 +267,14 @@ def _vicuna(messages: list[Message], eos: str) -> RenderedText:
 
 
 def _render(
-    messages: list[Message],
     tokenizer: PreTrainedTokenizerBase,
     source: str,
+    messages: list[Message],
     *,
     prompt: bool = False,
     marks: bool = False,
 ) -> tuple[str, Spans]:
+    """Render messages by the chat template `source`, see `render_chat`."""
     try:
         return render_chat(messages, source, tokenizer.special_tokens_map, prompt=prompt, marks=marks)
     except TemplateError as error:
@@ -277,7 +282,11 @@ def _render(
         raise UserError(f"the chat template of {tokenizer.name_or_path} cannot render this sample: {reason}") from error
 
 
-def _marked(messages: list[Message], text: str, marks: Spans, tokenizer: PreTrainedTokenizerBase, source: str) -> Spans:
+_Write = Callable[..., tuple[str, Spans]]
+"""`_render` with a tokenizer and a template."""
+
+
+def _marked(messages: list[Message], text: str, marks: Spans, write: _Write) -> Spans:
     """Take what a template marks, from where the prompt ends.
 
     SmolLM3's marks begin before the header of the answer, LLaVA-1.5's often behind the space that precedes it. A
@@ -290,31 +299,29 @@ def _marked(messages: list[Message], text: str, marks: Spans, tokenizer: PreTrai
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, _ = _render(messages[:index], tokenizer, source, prompt=True)
+        before, _ = write(messages[:index], prompt=True)
         whole = text.startswith(before)
         begin = len(before) if whole else alike(text, before)
         moved = [start < begin <= end or (whole and text[begin:start].isspace()) for start, end in spans]
         if not any(moved):
             break  # the marks begin where prompts end, in each turn
-        if not whole and (found := _by_difference(text, messages, index, tokenizer, source)):
+        if not whole and (found := _by_difference(text, messages, index, write)):
             begin = min(begin, found[0])
         spans = [
             (begin if move and (whole or start < begin) else start, end)
             for move, (start, end) in zip(moved, spans, strict=True)
         ]
     spans = [(start, end) for start, end in spans if end > start]
-    return _without_empty(text, spans, messages, tokenizer, source)
+    return _without_empty(text, spans, messages, write)
 
 
-def _without_empty(
-    text: str, spans: Spans, messages: list[Message], tokenizer: PreTrainedTokenizerBase, source: str
-) -> Spans:
+def _without_empty(text: str, spans: Spans, messages: list[Message], write: _Write) -> Spans:
     """Leave out what is marked of empty answers, such as their ends, which would be trained alone."""
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     said = [bool(text_of(messages[index]).strip()) for index in answers]
     if all(said):
         return spans
-    begins = [alike(text, _render(messages[:index], tokenizer, source, prompt=True)[0]) for index in answers]
+    begins = [alike(text, write(messages[:index], prompt=True)[0]) for index in answers]
     return [(start, end) for start, end in spans if said[bisect_left(begins, end) - 1]]
 
 
@@ -324,10 +331,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(sorted(found | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
 
 
-def _by_prefix(
-    messages: list[Message], text: str, tokenizer: PreTrainedTokenizerBase, source: str, otherwise: str
-) -> Spans:
-    """Find each answer that is not empty between the text up to it and the text through it.
+def _by_prefix(messages: list[Message], text: str, write: _Write) -> Spans | None:
+    """Find each answer that is not empty between the text up to it and the text through it; None if one is not there.
 
     A template may write an answer otherwise once another turn follows, as Qwen3's does, which puts an empty thought
     before the last one alone. Then the end of the answer is found by writing another in its place, and so is its start
@@ -336,38 +341,27 @@ def _by_prefix(
     spans = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and text_of(message).strip():
-            before, _ = _render(messages[:index], tokenizer, source, prompt=True)
-            through, _ = _render(messages[: index + 1], tokenizer, source)
+            before, _ = write(messages[:index], prompt=True)
+            through, _ = write(messages[: index + 1])
             if through.startswith(before) and text.startswith(through):
                 spans.append((len(before), len(before) + len(through[len(before) :].rstrip())))
                 continue
-            found = _by_difference(text, messages, index, tokenizer, source)
-            start = _begin(text, before, messages[:index], tokenizer, source, found[0]) if found else None
+            found = _by_difference(text, messages, index, write)
+            start = _begin(text, before, messages[:index], write, found[0]) if found else None
             if found is None or start is None:
-                raise UserError(
-                    f"template own: expected the chat template of {tokenizer.name_or_path} to write a conversation "
-                    "turn after turn, or to mark its answers with {% generation %}; found that later turns change "
-                    f"earlier text; mark them{otherwise}"
-                )
+                return None
             spans.append((start, found[1]))
     return spans
 
 
-def _begin(
-    text: str,
-    before: str,
-    earlier: list[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    source: str,
-    own: int,
-) -> int | None:
+def _begin(text: str, before: str, earlier: list[Message], write: _Write, own: int) -> int | None:
     """Return where the trained part of an answer begins whose letters begin at `own`, or None if nothing agrees.
 
     It is the end of the prompt, or `own` if the text has only the earlier turns in common with the prompt.
     """
     if text.startswith(before) and len(before) <= own:
         return len(before)
-    turns, _ = _render(earlier, tokenizer, source)
+    turns, _ = write(earlier)
     return own if text.startswith(turns) and len(turns) <= own else None
 
 
@@ -377,9 +371,7 @@ def alike(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((number for number, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(one), len(other)))
 
 
-def _by_difference(
-    text: str, messages: list[Message], index: int, tokenizer: PreTrainedTokenizerBase, source: str
-) -> tuple[int, int] | None:
+def _by_difference(text: str, messages: list[Message], index: int, write: _Write) -> tuple[int, int] | None:
     """Find the characters of an answer by what changes if another answer is in its place."""
     content = messages[index]["content"]
     if not (bare := text_of(messages[index]).strip()):
@@ -387,7 +379,7 @@ def _by_difference(
     other = "".join(next(one for one in "ab" if one != edge) for edge in (bare[0], bare[-1]))
     instead = other if isinstance(content, str) else [{"type": "text", "text": other}]
     changed = [*messages[:index], {**messages[index], "content": instead}, *messages[index + 1 :]]
-    varied, _ = _render(changed, tokenizer, source)
+    varied, _ = write(changed)
     start, end = alike(text, varied), len(text) - alike(text[::-1], varied[::-1])
     if text[start:end].strip() != bare:
         return None
