@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ def figures() -> list[Figure]:
         images = sorted({record["image"] for record in json.loads(file.read_text()) if "image" in record})
         row: dict[str, Any] = {"input_ids": [2, IMAGE, *range(3, 90)], "trained": [False] * 30 + [True] * 59}
         rows = Dataset.from_list([row | {"id": name, "images": [name]} for name in images])
-        data = TrainingData(rows, locate, _Processor(), GRID, FULL, labels=TrainingLabels(cache, Sea(), True, None))
+        folder: Any = SimpleNamespace(processor=_Processor(), grid=GRID, reach=FULL)
+        data = TrainingData(rows, locate, folder, labels=TrainingLabels(cache, Sea(), True, None))
         return [_figure(data, Collator(data, 0, 0))]
 
 

@@ -58,7 +58,7 @@ def make_ready(tiny: World) -> Make:
         conversations = open_conversations(data, folder)
         store = open_labels(labels) if labelled else None
         evaluator = Evaluator(
-            TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid, folder.reach),
+            TrainingData(conversations.train, conversations.locate, folder),
             labels_for(store, folder, Recipe().loss.sea, transfer=False) if store else None,
             store,
             vocabulary=folder.vocabulary,

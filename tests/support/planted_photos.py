@@ -46,7 +46,7 @@ class Planted(NamedTuple):
     def data(self, sea: Sea | None = None, **settings: Any) -> TrainingData:
         given = {"labels": TrainingLabels(self.cache, sea or Sea(window=1), True, None)} | settings
         locate = partial(Path.joinpath, self.photos)
-        return TrainingData(self.rows, locate, self.folder.processor, self.folder.grid, self.folder.reach, **given)
+        return TrainingData(self.rows, locate, self.folder, **given)
 
     def batch(self, *names: str, data: TrainingData | None = None, epoch: int = 0) -> Any:
         data = data or self.data()

@@ -42,23 +42,28 @@ class ChatSample(TypedDict):
 class ChatData(Dataset[ChatSample]):
     """Samples by the index `epoch * len + row` of an `EpochSampler`, with whole upright images.
 
-    `advice` is that of `TrainingData`.
-
     Args:
         rows: see `read_texts`.
         locate: returns the file of an image id.
         chat: the model's.
         max_length: the most tokens of a sample, visual ones included; what is longer loses its end. None cuts nothing.
+        advice: see `TrainingData`.
     """
 
-    advice: str = MEND_IN_TRAINING
-
-    def __init__(self, rows: Rows, locate: Callable[[str], Path], chat: Chat, *, max_length: int | None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        locate: Callable[[str], Path],
+        chat: Chat,
+        *,
+        max_length: int | None,
+        advice: str = MEND_IN_TRAINING,
+    ) -> None:
         self.rows = rows
         self.chat = chat
         self.processor = chat.processor
         self.max_length = max_length
-        self._locate = locate
+        self._locate, self._advice = locate, advice
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +88,7 @@ class ChatData(Dataset[ChatSample]):
         Raises:
             UserError: it cannot be read.
         """
-        return sample_image(self._locate(name), sample, self.advice)
+        return sample_image(self._locate(name), sample, self._advice)
 
     def uncut(self) -> "ChatData":
         """Return the same samples at any length."""

@@ -18,7 +18,6 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import (
     WHOLE,
     CropBox,
-    Reach,
     crop_id,
     image_and_crop,
     inside,
@@ -31,6 +30,7 @@ from sea_pipeline.label_cache import LabelCache
 from trainer.data import geometry
 from trainer.data.sampler import BLANK
 from trainer.model.aligned_llava import Batch
+from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import Sea
 from trainer.sampling import draw, generator, one_patch_per_word
 from trainer.targets.store import Targets, TargetStore
@@ -87,43 +87,41 @@ class TrainingLabels:
 class TrainingData(Dataset[TrainingSample]):
     """Samples by the index `epoch * len + row` of an `EpochSampler`.
 
-    `advice` says what to do about an image that cannot be read; whoever does not train sets another.
-
     What is drawn for a sample depends on (seed, epoch, row) alone, so a resumed run draws the same.
 
     Args:
         rows: tokenised rows, see `read_conversations`.
         locate: returns the file of an image id.
-        processor: the model folder's processor; its image processor makes the tower's input.
-        grid: (rows, columns) of an image's visual tokens, so m = rows * columns.
-        reach: how far the tower's patches reach in its input.
+        folder: the model's; its image processor makes the tower's input.
         labels: None if no loss term needs words.
         targets: a teacher's targets of all images; None if no loss term needs them.
         crops: number of labelled crops of each image; one of them or the whole image is drawn.
         random_crop: smallest crop, as a share of the area of the image's largest square; None leaves images whole.
         seed: seed of crops and drawn words.
-    """
+        advice: what to do about an image that cannot be read.
 
-    advice: str = MEND_IN_TRAINING
+    Attributes:
+        grid: (rows, columns) of an image's visual tokens, so m = rows * columns.
+    """
 
     def __init__(
         self,
         rows: Rows,
         locate: Callable[[str], Path],
-        processor: Any,  # noqa: ANN401 - transformers'
-        grid: tuple[int, int],
-        reach: Reach,
+        folder: ModelFolder,
         *,
         labels: TrainingLabels | None = None,
         targets: TargetStore | None = None,
         crops: int = 0,
         random_crop: float | None = None,
         seed: int = 0,
+        advice: str = MEND_IN_TRAINING,
     ) -> None:
         self.rows = rows
-        self.processor = processor
-        self.grid = grid
-        self._reach = reach
+        self.processor = folder.processor
+        self.grid = folder.grid
+        self._reach = folder.reach
+        self._advice = advice
         self.labels = labels
         self.kept: dict[str, TowerInput] | None = None
         """The tower's output for each view, see `tower_features`; used in place of pixels if it is set."""
@@ -182,7 +180,7 @@ class TrainingData(Dataset[TrainingSample]):
         A random crop is taken only if `random` is given.
         """
         image_id, number = image_and_crop(view) if self._crops else (view, 0)
-        image = sample_image(self.locate(image_id), sample, self.advice, self.read)
+        image = sample_image(self.locate(image_id), sample, self._advice, self.read)
         crop = WHOLE
         if number:
             image, crop = labelled_crop(image, image_id, number)

@@ -51,8 +51,7 @@ def evaluate_existing(
     if store is not None:
         check_measured_labels(store, conversations, reporter)
     model = load_attached(folder, store).to(device)
-    samples = ChatData(conversations.train, conversations.locate, folder.chat, max_length=None)
-    samples.advice = MEND
+    samples = ChatData(conversations.train, conversations.locate, folder.chat, max_length=None, advice=MEND)
     evaluator = ExistingEvaluator(
         samples,
         store,

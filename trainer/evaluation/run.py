@@ -106,10 +106,8 @@ def _evaluator(
     say_what_is_cut(conversations, own, reporter)
     if store is not None:
         check_measured_labels(store, conversations, reporter)
-    samples = TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid, folder.reach)
-    samples.advice = MEND
     evaluator = Evaluator(
-        samples,
+        TrainingData(conversations.train, conversations.locate, folder, advice=MEND),
         labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,
         store,
         vocabulary=folder.vocabulary,

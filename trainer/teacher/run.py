@@ -129,11 +129,10 @@ class TeachJob(ShardedJob[TeachSettings]):
         model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
         term = basic_term(model, self.folder, self.recipe, ("das", "sds"))
         locate, codec = self.conversations.locate, self.settings.codec
-        folder = self.folder
-        data = TrainingData(self.conversations.train, locate, folder.processor, folder.grid, folder.reach)
+        data = TrainingData(self.conversations.train, locate, self.folder)
         teacher, root = Teacher(model, term, data, self.settings.batch_size), self.conversations.image_root
         teacher.read_from(LastAttempt(open_source(ledger.image_root), _CALIBRATION[0]), root)
-        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec, teacher_samples(folder))
+        return TeachStage(teacher, _codec(ledger, codec, teacher), root, codec, teacher_samples(self.folder))
 
 
 def _recipe(settings: TeachSettings, folder: ModelFolder) -> Recipe:

@@ -64,9 +64,7 @@ def _data(inputs: Inputs[ModelFolder], labels: TrainingLabels | None) -> Trainin
     return TrainingData(
         conversations.train,
         conversations.locate,
-        folder.processor,
-        folder.grid,
-        folder.reach,
+        folder,
         labels=labels,
         targets=inputs.targets,
         crops=recipe.labels.crops,
@@ -82,7 +80,7 @@ def _evaluator(
     if conversations.held_out is None:
         return None
     return Evaluator(
-        TrainingData(conversations.held_out, conversations.locate, folder.processor, folder.grid, folder.reach),
+        TrainingData(conversations.held_out, conversations.locate, folder),
         labels,
         inputs.store,
         vocabulary=folder.vocabulary,

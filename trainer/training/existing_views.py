@@ -59,8 +59,7 @@ class ExistingViews(RunViews):
         return without_unfit(found, self.recipe.data, self.folder.chat, self.store, max_length=None)
 
     def _make_evaluator(self, rows: Any) -> ExistingEvaluator:  # noqa: ANN401 - mapped rows
-        samples = ChatData(rows, self.conversations.locate, self.folder.chat, max_length=None)
-        samples.advice = MEND
+        samples = ChatData(rows, self.conversations.locate, self.folder.chat, max_length=None, advice=MEND)
         prefix = self.recipe.loss.sea.word_prefix
         return ExistingEvaluator(samples, self.store, vocabulary=self.folder.vocabulary, prefix=prefix, batch_size=1)
 

@@ -91,10 +91,8 @@ class _Views(RunViews):
 
     def _make_evaluator(self, rows: Any) -> Evaluator:  # noqa: ANN401 - mapped rows
         recipe, folder, store, sea = self.recipe, self.folder, self.store, self.recipe.loss.sea
-        samples = TrainingData(rows, self.conversations.locate, folder.processor, folder.grid, folder.reach)
-        samples.advice = MEND
         return Evaluator(
-            samples,
+            TrainingData(rows, self.conversations.locate, folder, advice=MEND),
             labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store is not None else None,
             store,
             vocabulary=folder.vocabulary,

@@ -31,7 +31,7 @@ def label_hits(model: Path, data: Path, photos: Path, labels: Path, device: str 
     conversations = open_conversations(Data(train=str(data), image_root=photos), folder)
     recipe = Recipe(model=model, loss=Loss(lm=0, sea=Sea(weight=1)))
     evaluator = Evaluator(
-        TrainingData(conversations.train, conversations.locate, folder.processor, folder.grid, folder.reach),
+        TrainingData(conversations.train, conversations.locate, folder),
         labels_for(store, folder, recipe.loss.sea, transfer=False),
         store,
         vocabulary=folder.vocabulary,

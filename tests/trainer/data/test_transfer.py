@@ -158,12 +158,12 @@ def test_a_training_batch_has_the_words_of_what_the_tower_sees(
     view, store = VIEWS[target], labelled(source, photos, shelf / f"seen-by-{source}")
     m = view.grid[0] * view.grid[1]
     rows = [{"id": name, "images": [name], "input_ids": [1, 7, 2], "trained": [False, False, True]} for name in SIZES]
+    processor = SimpleNamespace(image_processor=view.processor, image_token_id=7)
+    folder: Any = SimpleNamespace(processor=processor, grid=view.grid, reach=(view.share, view.share))
     data = TrainingData(
         rows,  # type: ignore[arg-type]
         partial(Path.joinpath, photos),
-        SimpleNamespace(image_processor=view.processor, image_token_id=7),
-        view.grid,
-        (view.share, view.share),
+        folder,
         labels=TrainingLabels(label_cache(store), Sea(window=1), True, None),
     )
     samples = [data[number] for number in range(len(rows))]

@@ -169,7 +169,7 @@ def test_a_painted_cell_is_that_token(
     plain = np.full((height, width, 3), 120, np.uint8)
     Image.fromarray(plain).save(tmp_path / "plain.png")
     rows: Any = []
-    data = TrainingData(rows, tmp_path.joinpath, folder.processor, folder.grid, folder.reach)
+    data = TrainingData(rows, tmp_path.joinpath, folder)
     _, (x0, y0, x1, y1) = data.image("plain.png", "a row")
 
     def tokens(image: np.ndarray) -> torch.Tensor:
