@@ -200,7 +200,4 @@ def _shares(
         theirs = hits(own[other])
         counted |= {"share_other": theirs, "gain": mine - theirs}
     for what, sums in counted.items():
-        value, error = mean_over_photos(sums, [nearest.shape[1]] * len(photos), photos)
-        yield f"{name}{what}", value
-        if error is not None:
-            yield f"{name}{what}_se", error
+        yield from mean_over_photos(sums, [nearest.shape[1]] * len(photos), photos).named(f"{name}{what}")

@@ -13,7 +13,6 @@ from trainer.attach.batches import ChatData
 from trainer.evaluation.evaluator import Evaluator
 from trainer.measures.blind_control import content_tokens
 from trainer.model.aligned_llava import Batch
-from trainer.words import Prefix
 
 
 class ExistingEvaluator(Evaluator):
@@ -25,24 +24,11 @@ class ExistingEvaluator(Evaluator):
     Args:
         data: held-out samples; their `max_length` is not heeded, or another photo's tokens would cut them elsewhere.
         store: the labels; None leaves out the metrics that need them. The model must have been attached to with them.
-        vocabulary: see `Evaluator`.
-        prefix: see `Evaluator`.
-        batch_size: see `Evaluator`.
-        device: see `Evaluator`.
+        options: see `Evaluator`.
     """
 
-    def __init__(
-        self,
-        data: ChatData,
-        store: LabelStore | None,
-        *,
-        vocabulary: int,
-        prefix: Prefix = "space",
-        batch_size: int = 8,
-        device: str = "cpu",
-    ) -> None:
-        whole = data.uncut()
-        super().__init__(whole, None, store, vocabulary=vocabulary, prefix=prefix, batch_size=batch_size, device=device)
+    def __init__(self, data: ChatData, store: LabelStore | None, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(data.uncut(), None, store, **options)
         self._trained: dict[int, list[int]] = {}
 
     def load_encoder(self, reporter: Reporter) -> None:

@@ -186,10 +186,7 @@ class Asker:
                 advance(len(prompts))
         for ending, answers in said.items():
             scores = [vqa_accuracy(answer, one.answers) for answer, one in zip(answers, questions, strict=True)]
-            value, error = mean_over_groups(scores, groups, photos)
-            yield f"{kind}_accuracy{ending}", value
-            if error is not None:
-                yield f"{kind}_accuracy{ending}_se", error
+            yield from mean_over_groups(scores, groups, photos).named(f"{kind}_accuracy{ending}")
         yield f"{kind}_accuracy_question_only", mean_over_groups(question_only(questions), groups, photos).value
         if kind == "vqa":
             commonest = [Counter(map(normalised, one.answers)).most_common(1)[0][0] for one in questions]

@@ -40,6 +40,12 @@ class Mean(NamedTuple):
     error: float | None
     """None for fewer than two photos."""
 
+    def named(self, name: str) -> Iterator[tuple[str, float]]:
+        """Yield the mean under a name, and its error, if there is one, as `NAME_se`."""
+        yield name, self.value
+        if self.error is not None:
+            yield f"{name}_se", self.error
+
 
 def others(images: Iterable[str]) -> dict[str, str]:
     """Assign another photo to each photo, so that each is used once.
@@ -259,7 +265,4 @@ def _mean(
 ) -> Iterator[tuple[str, float]]:
     sums, tokens = zip(*map(of, samples), strict=True) if samples else ((), ())
     if sum(tokens):
-        value, error = mean_over_photos(sums, tokens, [sample.photo for sample in samples])
-        yield name, value
-        if error is not None:
-            yield f"{name}_se", error
+        yield from mean_over_photos(sums, tokens, [sample.photo for sample in samples]).named(name)
