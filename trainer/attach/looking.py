@@ -134,10 +134,11 @@ def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None)
                 table = _word_table(attached) if table is None else table
                 _look(attached, kept, flat, looked, table, sum(map(len, names[:count])))
             if labels is not None:
-                own = _nats(outputs, columns, labels, kept)[:count]
+                seen = _Forward(labels, columns, kept, laid, flat)
+                own = seen.nats(outputs)[:count]
                 del outputs  # before the logits of the other photos
-                other = _with_others(attached, given, columns, labels, kept, laid, flat)
-                _add(attached, looked.controls, number, given["input_ids"], labels, kept, own, other, laid, flat)
+                other = _with_others(attached, given, seen)
+                _add(attached, looked.controls, number, given["input_ids"], seen, own, other)
                 number += len(labels)
     looked = _of_all(looked)
     check_measured(list(looked.missing), looked.labelled, attached.cache)
@@ -210,62 +211,70 @@ def _takes_keep(model: nn.Module) -> bool:
     return "logits_to_keep" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
-def _nats(
-    outputs: Any,  # noqa: ANN401 - of any family
-    columns: torch.Tensor,
-    labels: torch.Tensor,
-    kept: ForwardResults,
-) -> list[npt.NDArray[np.float64]]:
-    """Compute the loss of each trained text token in nats, as B arrays (T_l,), from logits at some columns or all."""
-    trained = _trained(labels, kept)
-    whole = outputs.logits.shape[1] != len(columns)  # a forward that drops logits_to_keep, such as Liger's
-    found = []
-    for logits, targets, chosen in zip(outputs.logits, labels, trained, strict=True):
-        places = chosen.nonzero().squeeze(1)
-        at = places - 1 if whole else torch.searchsorted(columns, places - 1)
-        cost = F.cross_entropy(logits[at].float(), targets[places], reduction="none")
-        found.append(cost.double().cpu().numpy())
-    return found
+class _Forward(NamedTuple):
+    """A forward of samples that have labels."""
 
+    labels: torch.Tensor
+    """int64 (B, L); -100 at tokens that are not trained."""
+    columns: torch.Tensor
+    """The columns whose logits were asked for."""
+    kept: ForwardResults
+    laid: Sequence[ImageTokens]
+    ids: Sequence[str]
+    """The images' names."""
 
-def _trained(labels: torch.Tensor, kept: ForwardResults) -> torch.Tensor:
-    """Mark the text tokens that are predicted, bool (B, L)."""
-    trained = labels != -100
-    trained[:, 0] = False
-    return trained if kept.columns is None else trained & ~kept.columns
+    def trained(self) -> torch.Tensor:
+        """Mark the text tokens that are predicted, bool (B, L)."""
+        trained = self.labels != -100
+        trained[:, 0] = False
+        return trained if self.kept.columns is None else trained & ~self.kept.columns
+
+    def nats(self, outputs: Any) -> list[npt.NDArray[np.float64]]:  # noqa: ANN401 - of any family
+        """Compute the loss of each trained text token in nats, as B arrays (T_l,), from logits at columns or all."""
+        whole = outputs.logits.shape[1] != len(self.columns)  # a forward that drops logits_to_keep, such as Liger's
+        found = []
+        for logits, targets, chosen in zip(outputs.logits, self.labels, self.trained(), strict=True):
+            places = chosen.nonzero().squeeze(1)
+            at = places - 1 if whole else torch.searchsorted(self.columns, places - 1)
+            cost = F.cross_entropy(logits[at].float(), targets[places], reduction="none")
+            found.append(cost.double().cpu().numpy())
+        return found
+
+    def samples(self) -> list[int]:
+        """Find the sample of each image."""
+        if not self.laid:
+            return []
+        assert self.kept.columns is not None
+        rows = self.kept.columns.nonzero()[:, 0].tolist()
+        starts = np.cumsum([0, *(one.tokens for one in self.laid)])
+        return [rows[start] for start in starts[:-1]]
 
 
 def _with_others(
-    attached: "Attached",
-    given: Mapping[str, Any],
-    columns: torch.Tensor,
-    labels: torch.Tensor,
-    kept: ForwardResults,
-    laid: Sequence[ImageTokens],
-    ids: Sequence[str],
+    attached: "Attached", given: Mapping[str, Any], seen: _Forward
 ) -> list[npt.NDArray[np.float64] | None]:
     """Compute the same losses with the visual tokens of other photos.
 
     The entry is None for a sample without a photo, or with a photo that has no partner.
     """
-    partner = _partners([one.tokens for one in laid], ids)
+    lengths = [one.tokens for one in seen.laid]
+    partner = _partners(lengths, seen.ids)
     has_others = any(other is not None for other in partner)
     if not _is_any(attached.model, has_others):
-        return [None] * len(labels)
+        return [None] * len(seen.labels)
     if not has_others:
         attached.model(**given)
-        return [None] * len(labels)
-    lengths = [one.tokens for one in laid]
+        return [None] * len(seen.labels)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     # The partner's visual tokens in place of the image's own; an image without a partner keeps its own.
     parts = [
         np.arange(lengths[number]) + starts[number if other is None else other] for number, other in enumerate(partner)
     ]
-    assert kept.visual is not None
-    with attached.watch.reordered(torch.from_numpy(np.concatenate(parts)).to(kept.visual.device)):
-        nats = _nats(attached.model(**given), columns, labels, kept)
-    samples = _samples(kept, laid)
-    shown = [[partner[image] for image, sample in enumerate(samples) if sample == row] for row in range(len(labels))]
+    assert seen.kept.visual is not None
+    with attached.watch.reordered(torch.from_numpy(np.concatenate(parts)).to(seen.kept.visual.device)):
+        nats = seen.nats(attached.model(**given))
+    samples = seen.samples()
+    shown = [[partner[image] for image, sample in enumerate(samples) if sample == row] for row in range(len(nats))]
     return [one if some and None not in some else None for one, some in zip(nats, shown, strict=True)]
 
 
@@ -291,30 +300,18 @@ def _partners(lengths: Sequence[int], ids: Sequence[str]) -> list[int | None]:
     return [alike[length][swaps[length][name]] if swaps[length] else None for length, name in pairs]
 
 
-def _samples(kept: ForwardResults, laid: Sequence[ImageTokens]) -> list[int]:
-    """Find the sample of each image."""
-    assert kept.columns is not None
-    rows = kept.columns.nonzero()[:, 0].tolist()
-    starts = np.cumsum([0, *(one.tokens for one in laid)])
-    return [rows[start] for start in starts[:-1]]
-
-
 def _add(
     attached: "Attached",
     controls: Controls,
     number: int,
     input_ids: torch.Tensor,
-    labels: torch.Tensor,
-    kept: ForwardResults,
+    seen: _Forward,
     own: Sequence[npt.NDArray[np.float64]],
     other: Sequence[npt.NDArray[np.float64] | None],
-    laid: Sequence[ImageTokens],
-    ids: Sequence[str],
 ) -> None:
-    trained = _trained(labels, kept)
-    samples = _samples(kept, laid) if laid else []
+    trained, samples = seen.trained(), seen.samples()
     for row in range(len(own)):
-        names = [name for name, sample in zip(ids, samples, strict=False) if sample == row]
+        names = [name for name, sample in zip(seen.ids, samples, strict=False) if sample == row]
         flags = trained[row].tolist()
         content = content_tokens(attached.processor.tokenizer, input_ids[row].tolist(), flags)
         controls.add(number + row, names, content, own[row], other[row] if names else None)
