@@ -133,10 +133,7 @@ def conversations(world: World, folder: Path, random: random.Random) -> str:
     processor = open_model_folder(world.training.model).processor
 
     def read() -> list[Any]:
-        made = partial(
-            conversation_rows, world.training.data, processor.tokenizer, template="plain", image_tokens=16,
-            image_token=processor.image_token,
-        )  # fmt: skip
+        made = partial(conversation_rows, world.training.data, processor.tokenizer, template="plain", image_tokens=16)
         return kept_rows(made, FEATURES, folder / "cache", "0" * 16).to_list()
 
     whole = read()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -72,7 +73,6 @@ def read_conversations(
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: TemplateName,
-    image_token: str = PLACEHOLDER,
     image_tokens: int,
     max_length: int = 2048,
 ) -> ConversationRows:
@@ -88,28 +88,19 @@ def read_conversations(
 
     Args:
         path: a `.json` or `.jsonl` file.
-        tokenizer: a fast one that knows `image_token`. Its own BOS is kept; an EOS comes from the template alone.
+        tokenizer: a fast one that knows `<image>`. Its own BOS is kept; an EOS comes from the template alone.
         template: see `templates.load_template`.
-        image_token: the tokenizer's name of an image; data files always use `<image>`.
         image_tokens: number of tokens that an image becomes in the model.
         max_length: most tokens of a row, expanded images included.
 
     Raises:
         UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
     """
-    _check_arguments(path, tokenizer, image_token, image_tokens, max_length)
-    settings = [VERSION, template, image_token, image_tokens, max_length, _tokenizer_sha256(tokenizer), has_lines(path)]
-
-    def rows() -> Iterator[dict[str, Any]]:
-        return conversation_rows(
-            path,
-            tokenizer,
-            template=template,
-            image_token=image_token,
-            image_tokens=image_tokens,
-            max_length=max_length,
-        )
-
+    _check_arguments(path, tokenizer, image_tokens, max_length)
+    settings = [VERSION, template, PLACEHOLDER, image_tokens, max_length, _tokenizer_sha256(tokenizer), has_lines(path)]
+    rows = partial(
+        conversation_rows, path, tokenizer, template=template, image_tokens=image_tokens, max_length=max_length
+    )
     return kept_conversations(path, settings, rows, FEATURES)
 
 
@@ -139,21 +130,13 @@ def conversation_rows(
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: TemplateName,
-    image_token: str = PLACEHOLDER,
     image_tokens: int,
     max_length: int = 2048,
     limit: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Tokenise the records of a file one after the other, without a cache.
 
-    Args:
-        path: see `read_conversations`.
-        tokenizer: see `read_conversations`.
-        template: see `read_conversations`.
-        image_token: see `read_conversations`.
-        image_tokens: see `read_conversations`.
-        max_length: see `read_conversations`.
-        limit: stop after this many records; None reads all.
+    It takes what `read_conversations` does, and stops after `limit` records; None reads all.
 
     Yields:
         Rows with the columns of `FEATURES`. `number` is the record's place in the file, from 1. `refused` is why it
@@ -162,11 +145,11 @@ def conversation_rows(
     Raises:
         UserError: the file or the template does not fit.
     """
-    render = load_template(template, tokenizer, image_token)
-    encode = ConversationTokenizer(tokenizer, image_token, image_tokens, max_length)
+    render = load_template(template, tokenizer)
+    encode = ConversationTokenizer(tokenizer, image_tokens, max_length)
 
     def rendered(turns: Any, images: int) -> RenderedText:  # noqa: ANN401 - whatever a data file holds
-        return render(read_messages(turns, images, image_token))
+        return render(read_messages(turns, images))
 
     rows = islice(numbered_records(path), limit)
     while chunk := [
@@ -256,19 +239,17 @@ def split_rows(
     return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
 
 
-def _check_arguments(
-    path: Path, tokenizer: PreTrainedTokenizerBase, image_token: str, image_tokens: int, max_length: int
-) -> None:
+def _check_arguments(path: Path, tokenizer: PreTrainedTokenizerBase, image_tokens: int, max_length: int) -> None:
     name = tokenizer.name_or_path
     check_conversations_file(path)
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenizer {name}: expected a fast one, which knows where its tokens come from; found a slow one"
         )
-    if image_token not in tokenizer.get_added_vocab():
+    if PLACEHOLDER not in tokenizer.get_added_vocab():
         raise UserError(
-            f"tokenizer {name}: expected the added token {image_token!r}; found none; add it with "
-            f"tokenizer.add_tokens([{image_token!r}], special_tokens=True)"
+            f"tokenizer {name}: expected the added token {PLACEHOLDER!r}; found none; add it with "
+            f"tokenizer.add_tokens([{PLACEHOLDER!r}], special_tokens=True)"
         )
     if image_tokens < 1 or max_length < 1:
         raise UserError(f"expected image_tokens and max_length of 1 or more; found {image_tokens} and {max_length}")

@@ -80,7 +80,6 @@ def row_tokens(settings: TokensSettings) -> Iterator[RowTokens]:
             settings.data,
             tokenizer,
             template=settings.template,
-            image_token=IMAGE_TOKEN,
             image_tokens=visual_tokens,
             max_length=settings.max_length,
             limit=settings.limit,

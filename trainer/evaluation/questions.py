@@ -149,9 +149,9 @@ class Asker:
         processor = folder.processor
         self._model, self._processor, self._picture, self._batch_size = model, processor, picture, batch_size
         self._tokens = folder.grid[0] * folder.grid[1]
-        self._render = load_template(template, processor.tokenizer, processor.image_token)
-        self._prompt = load_prompt(template, processor.tokenizer, processor.image_token)
-        self._encode = ConversationTokenizer(processor.tokenizer, processor.image_token, self._tokens, UNCUT)
+        self._render = load_template(template, processor.tokenizer)
+        self._prompt = load_prompt(template, processor.tokenizer)
+        self._encode = ConversationTokenizer(processor.tokenizer, self._tokens, UNCUT)
 
     def __call__(self, questions: Sequence[Question], advance: Advance = lambda _: None) -> dict[str, float]:
         """Ask all questions with their own photos and with others', and score the answers.
@@ -211,8 +211,7 @@ class Asker:
 
     def _texts(self, question: Question) -> list[RenderedText]:
         """Write a yes/no question with each answer, and any other question up to its answer."""
-        image_token = self._processor.image_token
-        chats = [read_messages(question_turns(question, answer), 1, image_token) for answer in ANSWERS]
+        chats = [read_messages(question_turns(question, answer), 1) for answer in ANSWERS]
         if question.yes_no:
             return [self._render(chat) for chat in chats]
         text = free_prompt(self._prompt(chats[0][:-1]), [self._render(chat).text for chat in chats])

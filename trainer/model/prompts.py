@@ -125,7 +125,7 @@ def _check_order(roles: list[str]) -> None:
         )
 
 
-def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER) -> Template:
+def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> Template:
     """Return the function that renders messages.
 
     `plain` is LLaVA's first stage: images, caption, newline. The question is dropped, caption and newline are trained,
@@ -141,7 +141,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
             messages that the template cannot render, or whose answers are all empty.
     """
     if name == "plain":
-        return lambda messages: _plain(messages, image_token)
+        return _plain
     if name == "vicuna_v1":
         eos = tokenizer.eos_token
         if not isinstance(eos, str):
@@ -156,9 +156,7 @@ def load_template(name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_
     return by_chat_template(with_fixed_date(source), tokenizer, otherwise=", or choose vicuna_v1")
 
 
-def load_prompt(
-    name: TemplateName, tokenizer: PreTrainedTokenizerBase, image_token: str = PLACEHOLDER
-) -> Callable[[list[Message]], str]:
+def load_prompt(name: TemplateName, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[Message]], str]:
     """Return the function that writes messages up to an answer that is to follow, as processors write prompts.
 
     Raises:
@@ -169,7 +167,7 @@ def load_prompt(
         source = with_fixed_date(str(chat_template(tokenizer)))
         form = find_form(source, tokenizer)
         return lambda messages: render_prompt(messages, tokenizer, source, form)
-    render = load_template(name, tokenizer, image_token)
+    render = load_template(name, tokenizer)
     return lambda messages: render([*messages, {"role": "assistant", "content": ""}]).text
 
 
@@ -242,12 +240,12 @@ def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(whole[: starts[0]]) if starts else []
 
 
-def _plain(messages: list[Message], image_token: str) -> RenderedText:
+def _plain(messages: list[Message]) -> RenderedText:
     if [message["role"] for message in messages] != ["user", "assistant"]:
         raise UserError(
             f"template plain: expected exactly two turns, human and gpt; found {len(messages)}; choose another template"
         )
-    images = image_token * messages[0]["content"].count(image_token)
+    images = PLACEHOLDER * messages[0]["content"].count(PLACEHOLDER)
     text = f"{images}{messages[1]['content']}\n"
     return RenderedText(text, [(len(images), len(text))])
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from trainer.model.answer_ends import Spans
-from trainer.model.prompts import NO_ANSWER, RenderedText, front
+from trainer.model.prompts import NO_ANSWER, PLACEHOLDER, RenderedText, front
 
 SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""
@@ -117,18 +117,14 @@ class ConversationTokenizer:
     text (EOS) is left out, because the template writes the EOS.
 
     Args:
-        tokenizer: a fast one.
-        image_token: an added token of it.
+        tokenizer: a fast one, which knows `<image>`.
         image_tokens: the number of tokens that each image token becomes in the model.
         max_length: the most tokens that a sample may have after that.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, image_token: str, image_tokens: int, max_length: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokens: int, max_length: int) -> None:
         self._tokenizer = tokenizer
-        self._image_token = image_token
-        self._image_id = tokenizer.get_added_vocab()[image_token]
+        self._image_id = tokenizer.get_added_vocab()[PLACEHOLDER]
         self._image_tokens = image_tokens
         self._max_length = max_length
         self._front = front(tokenizer)
@@ -139,9 +135,7 @@ class ConversationTokenizer:
         A row is refused if its conversation was refused before, if the template lost an image token, or if no trained
         token is left within `max_length`.
         """
-        cut = [
-            [] if isinstance(one.rendered, str) else one.rendered.text.split(self._image_token) for one in conversations
-        ]
+        cut = [[] if isinstance(one.rendered, str) else one.rendered.text.split(PLACEHOLDER) for one in conversations]
         tokens = iter(tokenise(self._tokenizer, [piece for pieces in cut for piece in pieces]))
         for conversation, pieces in zip(conversations, cut, strict=True):
             rendered, found = conversation.rendered, [next(tokens) for _ in pieces]
@@ -172,7 +166,7 @@ class ConversationTokenizer:
                 trained.append(np.zeros(1, bool))
             ids += tokens.ids
             trained.append(_within(np.array(tokens.offsets, np.int64).reshape(-1, 2) + offset, rendered.spans))
-            offset += len(piece) + len(self._image_token)
+            offset += len(piece) + len(PLACEHOLDER)
         return np.array(ids, np.int32), np.concatenate(trained)
 
     def _row(

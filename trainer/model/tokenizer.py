@@ -36,8 +36,8 @@ _PROMPTS = (
 """Texts with images, to compare saved tokenizers with those in memory, and prompts with what is trained."""
 
 
-def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> PreTrainedTokenizerBase:
-    """Add the image token, after which a text begins anew.
+def with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Add `<image>`, after which a text begins anew.
 
     Training tokenises the text after an image as a text of its own, see `tokenise.ConversationTokenizer`. A
     processor of transformers tokenises a prompt whole, and a tokenizer that imitates SentencePiece then puts no space
@@ -46,14 +46,14 @@ def with_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAG
     Returns:
         The same tokenizer, or another with the same ids for any text without an image.
     """
-    tokenizer = _exact(tokenizer, image_token)
-    there = image_token in tokenizer.get_added_vocab()
-    if there and _as_trained(tokenizer, image_token):
+    tokenizer = _exact(tokenizer, IMAGE_TOKEN)
+    there = IMAGE_TOKEN in tokenizer.get_added_vocab()
+    if there and _as_trained(tokenizer):
         return tokenizer
-    spaced = _spaced(tokenizer, image_token, _before_text(tokenizer, image_token)) if adds_space(tokenizer) else None
+    spaced = _spaced(tokenizer, IMAGE_TOKEN, _before_text(tokenizer, IMAGE_TOKEN)) if adds_space(tokenizer) else None
     if not there:
-        tokenizer.add_tokens([image_token], special_tokens=True)
-    if spaced is None or _as_trained(tokenizer, image_token) or not _as_trained(spaced, image_token):
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if spaced is None or _as_trained(tokenizer) or not _as_trained(spaced):
         return tokenizer
     return spaced
 
@@ -82,12 +82,11 @@ def _without_gaps(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return rebuilt(tokenizer, Tokenizer.from_str(json.dumps(state)))
 
 
-def _as_trained(tokenizer: PreTrainedTokenizerBase, image_token: str) -> bool:
+def _as_trained(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Check whether prompts, tokenised whole, have the ids that training gives their pieces."""
-    image = (tokenizer.convert_tokens_to_ids(image_token),)
-    texts = (prompt.replace(IMAGE_TOKEN, image_token) for prompt in _PROMPTS)
-    for prompt in (*texts, *(f"{image_token}{token}" for token in _added(tokenizer))):
-        first, *others = [tokens.ids for tokens in tokenise(tokenizer, prompt.split(image_token))]
+    image = (tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),)
+    for prompt in (*_PROMPTS, *(f"{IMAGE_TOKEN}{token}" for token in _added(tokenizer))):
+        first, *others = [tokens.ids for tokens in tokenise(tokenizer, prompt.split(IMAGE_TOKEN))]
         trained = [*first, *(token for ids in others for token in (*image, *ids))]
         if tokenizer.encode(prompt, add_special_tokens=False) != trained:
             return False
