@@ -21,7 +21,8 @@ from trainer.data.bad_rows import BadRow, bad_rows, without
 from trainer.data.files import check_conversations_file
 from trainer.data.row_cache import Rows, kept_rows
 from trainer.model.fixed_date import with_fixed_date
-from trainer.model.prompts import PLACEHOLDER, RenderedText, TemplateName, chat_template, load_template, read_messages
+from trainer.model.message_forms import IMAGE_TOKEN
+from trainer.model.prompts import RenderedText, TemplateName, chat_template, load_template, read_messages
 from trainer.model.tokenise import Conversation, ConversationTokenizer
 
 VERSION = 12
@@ -97,7 +98,7 @@ def read_conversations(
         UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
     """
     _check_arguments(path, tokenizer, image_tokens, max_length)
-    settings = [VERSION, template, PLACEHOLDER, image_tokens, max_length, _tokenizer_sha256(tokenizer), has_lines(path)]
+    settings = [VERSION, template, IMAGE_TOKEN, image_tokens, max_length, _tokenizer_sha256(tokenizer), has_lines(path)]
     rows = partial(
         conversation_rows, path, tokenizer, template=template, image_tokens=image_tokens, max_length=max_length
     )
@@ -246,10 +247,10 @@ def _check_arguments(path: Path, tokenizer: PreTrainedTokenizerBase, image_token
         raise UserError(
             f"tokenizer {name}: expected a fast one, which knows where its tokens come from; found a slow one"
         )
-    if PLACEHOLDER not in tokenizer.get_added_vocab():
+    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
         raise UserError(
-            f"tokenizer {name}: expected the added token {PLACEHOLDER!r}; found none; add it with "
-            f"tokenizer.add_tokens([{PLACEHOLDER!r}], special_tokens=True)"
+            f"tokenizer {name}: expected the added token {IMAGE_TOKEN!r}; found none; add it with "
+            f"tokenizer.add_tokens([{IMAGE_TOKEN!r}], special_tokens=True)"
         )
     if image_tokens < 1 or max_length < 1:
         raise UserError(f"expected image_tokens and max_length of 1 or more; found {image_tokens} and {max_length}")

@@ -18,9 +18,9 @@ from trainer.data.conversations import conversation_rows
 from trainer.data.files import check_conversations_file
 from trainer.data.settings import TokensSettings as TokensSettings
 from trainer.model.answer_ends import Spans
-from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.folder_check import check_model_folder
 from trainer.model.llava_folder import check_form, read_config
+from trainer.model.message_forms import IMAGE_TOKEN
 from trainer.model.parts import load_tokenizer, quiet
 from trainer.model.tokenizer import prepare_tokenizer
 

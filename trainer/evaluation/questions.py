@@ -25,8 +25,8 @@ from trainer.evaluation.token_replacement import generate, stock
 from trainer.measures.blind_control import others
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
+from trainer.model.message_forms import IMAGE_TOKEN
 from trainer.model.prompts import (
-    PLACEHOLDER,
     RenderedText,
     TemplateName,
     alike,
@@ -71,7 +71,7 @@ class Prompt(NamedTuple):
 
 def question_turns(question: Question, answer: str) -> list[dict[str, str]]:
     """Return a question about a photo and an answer as turns of LLaVA's data."""
-    return [{"from": "human", "value": f"{PLACEHOLDER}\n{question.text}\n{SHORT}"}, {"from": "gpt", "value": answer}]
+    return [{"from": "human", "value": f"{IMAGE_TOKEN}\n{question.text}\n{SHORT}"}, {"from": "gpt", "value": answer}]
 
 
 def beginnings(rows: Sequence[Sequence[int]]) -> tuple[frozenset[Beginning], frozenset[Beginning]]:

@@ -20,12 +20,12 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.hashing import canonical_json
 from sea_pipeline.storage.publish import publish_folder
 from trainer.model.borders import border, saving
-from trainer.model.chat_template import IMAGE_TOKEN
 from trainer.model.digests import part_path
 from trainer.model.folder_check import check_model_folder as check_model_folder
 from trainer.model.folder_check import image_shape
 from trainer.model.llava_folder import ALIGNMENT
 from trainer.model.llm_weights import OTHER_LLM, body, check_head, check_places, unread
+from trainer.model.message_forms import IMAGE_TOKEN
 from trainer.model.parts import LlmPart, VisionPart, load_llm, load_vision, quiet
 from trainer.model.pretrained import some
 from trainer.model.prompts import front

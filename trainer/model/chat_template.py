@@ -11,12 +11,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError, one_line
-from trainer.model.message_forms import ROLES, best_form
+from trainer.model.message_forms import IMAGE_TOKEN, ROLES, best_form
 from trainer.model.prompts import GENERATION, VICUNA_SYSTEM, by_chat_template, front
 from trainer.model.rendering import render_chat
-
-IMAGE_TOKEN = "<image>"
-"""The literal that evaluation harnesses write. Another would not be replaced by image tokens."""
 
 BOS_FIRST = "{{- bos_token -}}"
 """The prelude of a template that does not write a BOS."""

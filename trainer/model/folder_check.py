@@ -12,9 +12,10 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import Reach
 from sea_pipeline.storage.json_files import read_json
 from trainer.model.borders import border
-from trainer.model.chat_template import IMAGE_TOKEN, both_forms, default_template
+from trainer.model.chat_template import both_forms, default_template
 from trainer.model.config_check import check_plain
 from trainer.model.llava_folder import read_config
+from trainer.model.message_forms import IMAGE_TOKEN
 from trainer.model.tokenise import without_limits
 from trainer.towers import sides, tower_reach
 

@@ -14,7 +14,8 @@ Message: TypeAlias = dict[str, Any]
 
 ROLES = frozenset(("user", "assistant", "system"))
 _QUESTION, _ANSWER, _SYSTEM = "some question", "some answer", "some rule"
-_IMAGE = "<image>"
+IMAGE_TOKEN = "<image>"
+"""The mark of an image in LLaVA's data and in prompts of evaluation harnesses, and the token of our model folders."""
 _UNREAD = "unread-key"
 """A key of parts that no template reads. Its name is in the text if a template prints a list instead of reading it."""
 _WRONG, _RAISES = 0, -1
@@ -75,7 +76,7 @@ def best_form(source: str, names: Mapping[str, Any], mark: str | None = None) ->
         The form, or None if the template writes an answer as it is in none.
     """
     chat = [
-        {"role": "user", "content": f"{mark or _IMAGE}\n{_QUESTION}"},
+        {"role": "user", "content": f"{mark or IMAGE_TOKEN}\n{_QUESTION}"},
         {"role": "assistant", "content": _ANSWER},
     ]
     both, one, none, other = map(frozenset, (("user", "assistant"), ("user",), (), ("assistant",)))
@@ -100,7 +101,7 @@ def _score(source: str, names: Mapping[str, Any], form: Form, chat: list[Message
         return _RAISES
     if _ANSWER not in text or _UNREAD in text:
         return _WRONG
-    return 1 + sum(text.count(each) == 1 for each in (form.mark or _IMAGE, _QUESTION, _SYSTEM))
+    return 1 + sum(text.count(each) == 1 for each in (form.mark or IMAGE_TOKEN, _QUESTION, _SYSTEM))
 
 
 def _parts(text: str, mark: str | None) -> list[dict[str, str]]:

@@ -18,13 +18,10 @@ from sea_pipeline.inputs.llava_json import shown
 from trainer.model.answer_ends import Spans, with_ends
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.lost_text import check_answers, check_other_turns
-from trainer.model.message_forms import Form, find_form, text_of
+from trainer.model.message_forms import IMAGE_TOKEN, Form, find_form, text_of
 from trainer.model.message_forms import Message as Message
 from trainer.model.rendering import render_chat
 from trainer.recipes.options import TemplateName as TemplateName
-
-PLACEHOLDER = "<image>"
-"""The mark of an image in LLaVA's data, whatever the tokenizer calls its image token."""
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -47,7 +44,7 @@ class RenderedText(NamedTuple):
 Template: TypeAlias = Callable[[list[Message]], RenderedText]
 
 
-def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDER) -> list[Message]:  # noqa: ANN401
+def read_messages(conversations: Any, images: int, image_token: str = IMAGE_TOKEN) -> list[Message]:  # noqa: ANN401
     """Convert LLaVA's turns to messages with `image_token` at the place of each image.
 
     A message with one `<image>` gets it at its front, with a newline after it, as in LLaVA. Several stay where they
@@ -69,28 +66,28 @@ def read_messages(conversations: Any, images: int, image_token: str = PLACEHOLDE
         del messages[first]  # LLaVA leaves out an answer without a question, too
     _check_order([message["role"] for message in messages])
     for number, message in enumerate(messages, start=1):
-        for token in {PLACEHOLDER, image_token}:
-            if token in message["content"] and (message["role"] != "user" or token != PLACEHOLDER):
+        for token in {IMAGE_TOKEN, image_token}:
+            if token in message["content"] and (message["role"] != "user" or token != IMAGE_TOKEN):
                 raise UserError(
-                    f"expected {PLACEHOLDER} in questions only, where an image goes; found {token!r} in turn {number} "
+                    f"expected {IMAGE_TOKEN} in questions only, where an image goes; found {token!r} in turn {number} "
                     f"({message['role']}); remove it there"
                 )
     questions = [message for message in messages if message["role"] == "user"]
-    written = [message["content"].count(PLACEHOLDER) for message in questions]
+    written = [message["content"].count(IMAGE_TOKEN) for message in questions]
     found = sum(written)
     fused = found != images == sum(map(bool, written))
     if images and not found:
-        questions[0]["content"] = f"{PLACEHOLDER * images}\n{questions[0]['content'].strip()}".strip()
+        questions[0]["content"] = f"{IMAGE_TOKEN * images}\n{questions[0]['content'].strip()}".strip()
     elif found != images and not fused:
         raise UserError(
-            f"expected one {PLACEHOLDER} in the questions for each of {images} images, or none at all; found {found}; "
+            f"expected one {IMAGE_TOKEN} in the questions for each of {images} images, or none at all; found {found}; "
             "make them agree"
         )
     for message in questions:
         text = message["content"]
-        if text.count(PLACEHOLDER) == 1 or (fused and PLACEHOLDER in text):
-            text = f"{PLACEHOLDER}\n{text.replace(PLACEHOLDER, '').strip()}".strip()
-        message["content"] = text.replace(PLACEHOLDER, image_token)
+        if text.count(IMAGE_TOKEN) == 1 or (fused and IMAGE_TOKEN in text):
+            text = f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
+        message["content"] = text.replace(IMAGE_TOKEN, image_token)
     return messages
 
 
@@ -245,7 +242,7 @@ def _plain(messages: list[Message]) -> RenderedText:
         raise UserError(
             f"template plain: expected exactly two turns, human and gpt; found {len(messages)}; choose another template"
         )
-    images = PLACEHOLDER * messages[0]["content"].count(PLACEHOLDER)
+    images = IMAGE_TOKEN * messages[0]["content"].count(IMAGE_TOKEN)
     text = f"{images}{messages[1]['content']}\n"
     return RenderedText(text, [(len(images), len(text))])
 

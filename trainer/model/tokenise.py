@@ -10,7 +10,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from trainer.model.answer_ends import Spans
-from trainer.model.prompts import NO_ANSWER, PLACEHOLDER, RenderedText, front
+from trainer.model.message_forms import IMAGE_TOKEN
+from trainer.model.prompts import NO_ANSWER, RenderedText, front
 
 SPACES = (" ", "\u2581")
 """A space, and SentencePiece's letter for it."""
@@ -124,7 +125,7 @@ class ConversationTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_tokens: int, max_length: int) -> None:
         self._tokenizer = tokenizer
-        self._image_id = tokenizer.get_added_vocab()[PLACEHOLDER]
+        self._image_id = tokenizer.get_added_vocab()[IMAGE_TOKEN]
         self._image_tokens = image_tokens
         self._max_length = max_length
         self._front = front(tokenizer)
@@ -135,7 +136,7 @@ class ConversationTokenizer:
         A row is refused if its conversation was refused before, if the template lost an image token, or if no trained
         token is left within `max_length`.
         """
-        cut = [[] if isinstance(one.rendered, str) else one.rendered.text.split(PLACEHOLDER) for one in conversations]
+        cut = [[] if isinstance(one.rendered, str) else one.rendered.text.split(IMAGE_TOKEN) for one in conversations]
         tokens = iter(tokenise(self._tokenizer, [piece for pieces in cut for piece in pieces]))
         for conversation, pieces in zip(conversations, cut, strict=True):
             rendered, found = conversation.rendered, [next(tokens) for _ in pieces]
@@ -166,7 +167,7 @@ class ConversationTokenizer:
                 trained.append(np.zeros(1, bool))
             ids += tokens.ids
             trained.append(_within(np.array(tokens.offsets, np.int64).reshape(-1, 2) + offset, rendered.spans))
-            offset += len(piece) + len(PLACEHOLDER)
+            offset += len(piece) + len(IMAGE_TOKEN)
         return np.array(ids, np.int32), np.concatenate(trained)
 
     def _row(

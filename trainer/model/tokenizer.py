@@ -11,7 +11,6 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 from sea_pipeline.core.errors import UserError
 from trainer.model.chat_template import (
     BOS_FIRST,
-    IMAGE_TOKEN,
     chat_template,
     default_template,
     turn_end,
@@ -23,6 +22,7 @@ from trainer.model.chat_template import (
     writes_bos,
 )
 from trainer.model.fixed_date import with_fixed_date
+from trainer.model.message_forms import IMAGE_TOKEN
 from trainer.model.prompts import front
 from trainer.model.sentence_piece import rebuilt, same_tokenizer
 from trainer.model.tokenise import SPACES, adds_space, tokenise

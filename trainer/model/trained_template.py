@@ -11,11 +11,12 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Reporter
 from sea_pipeline.storage.json_files import read_json
 from trainer.model.chat_template import chat_template
-from trainer.model.prompts import PLACEHOLDER, Message, TemplateName, load_template
+from trainer.model.message_forms import IMAGE_TOKEN
+from trainer.model.prompts import Message, TemplateName, load_template
 from trainer.model.tokenizer import begin_with_bos
 
 _SAMPLE: list[Message] = [
-    {"role": "user", "content": f"{PLACEHOLDER}\nWhat is it?"},
+    {"role": "user", "content": f"{IMAGE_TOKEN}\nWhat is it?"},
     {"role": "assistant", "content": "A cat."},
     {"role": "user", "content": "And that?"},
     {"role": "assistant", "content": "A mat."},
