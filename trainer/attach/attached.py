@@ -234,7 +234,8 @@ class Attached:
             each cell one of `words` and of `hits`, which tells whether the word is one of the cell's labels.
 
         Raises:
-            UserError: there are no labels, there was no forward, or its images do not match the ids.
+            UserError: there are no labels, there was no forward, or its images do not match the ids; or a visual token
+                is not finite.
         """
         from trainer.attach.looking import nearest_words  # imported here because training does not need it
 

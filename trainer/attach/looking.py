@@ -56,6 +56,7 @@ class _MetricSums:
                 found[f"label_hit@{k}"] = hits / labelled
         if self.gap[1]:
             found["gap"] = float(self.gap[0] / self.gap[1])
+            found = metrics.known(found)
         return found | dict(self.controls.metrics())
 
 
@@ -77,7 +78,7 @@ def nearest_words(attached: "Attached", ids: Sequence[str]) -> list[list[TileWor
     """Find the words of `Attached.nearest_words`.
 
     Raises:
-        UserError: there are no labels, or the images do not match the ids.
+        UserError: there are no labels, or the images do not match the ids; or a visual token is not finite.
     """
     if attached.words is None or attached.labels is None:
         raise UserError(
@@ -91,7 +92,9 @@ def nearest_words(attached: "Attached", ids: Sequence[str]) -> list[list[TileWor
     for name, tiles in zip(ids, images, strict=True):
         found.append([])
         for tile, visual in tiles:
-            near = metrics.nearest(visual, table, measure="cosine").indices.cpu().numpy()
+            nearest = metrics.nearest(visual, table, measure="cosine")
+            metrics.check_finite(nearest.values, f"attached.nearest_words: {name}")
+            near = nearest.indices.cpu().numpy()
             hits = [False] * len(near)
             if name in attached.cache:
                 hits = (attached.labels_on(name, tile).word_ids == near[:, None]).any(1).tolist()

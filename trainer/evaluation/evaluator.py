@@ -24,14 +24,7 @@ from trainer.data.bad_rows import image_names
 from trainer.data.dataset import TrainingData, TrainingLabels
 from trainer.losses.embeddings import llm_embeddings
 from trainer.measures import metrics
-from trainer.measures.blind_control import (
-    Controls,
-    by_sample,
-    content_tokens,
-    one_spelling,
-    others,
-    with_other_photos,
-)
+from trainer.measures.blind_control import Controls, by_sample, content_tokens, one_spelling, others, with_other_photos
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.model.reader import at_rest
 from trainer.words import Prefix, llm_word_table, whole_words
@@ -121,9 +114,12 @@ class Evaluator:
 
         For images: `tacs`, over content words; with labels also `label_hit@1`, `label_hit@10`, `gap`, `meaningful`,
         `meaningful_chance` and `distinct_tokens`. See `metrics`. `label_hit` and `meaningful` are over labelled images.
+        A metric is NaN if the model gives numbers for it that are not finite, and the reporter is warned.
         """
         with evaluating(model):
-            return dict(self._metrics(model, advance))
+            found = dict(self._metrics(model, advance))
+        metrics.warn_of_unknown(found, self.reporter)
+        return found
 
     def _metrics(self, model: EvaluatedModel, advance: Advance) -> Iterator[tuple[str, float]]:
         controls, tacs = Controls(), list[float]()
@@ -151,7 +147,7 @@ class Evaluator:
         if tacs:
             yield "tacs", float(np.mean(tacs))
         if sums.tokens:
-            yield from self._word_metrics(sums)
+            yield from metrics.known(dict(self._word_metrics(sums))).items()
         yield from spoken.items()
 
     def _control(self, model: EvaluatedModel, batch: Batch, nats: torch.Tensor, controls: Controls) -> None:
@@ -222,14 +218,18 @@ class Evaluator:
         """Find the nearest list word for each visual token of a sample's first image, row-major.
 
         A caller with many rows passes the model's `word_table` as `table`.
+
+        Raises:
+            UserError: a visual token is not finite.
         """
         table = self.word_table(self.embeddings(model)) if table is None else table
         assert table is not None
         assert self._store is not None
         with torch.no_grad():
             given = model(**next(self.batches(table.device, [row])))
-        found = metrics.nearest(given["visual"][0].float(), table, measure="cosine").indices
-        return [self._store.words[index] for index in found.tolist()]
+        found = metrics.nearest(given["visual"][0].float(), table, measure="cosine")
+        metrics.check_finite(found.values, f"sample {self.data.rows[row]['id']!r}")
+        return [self._store.words[index] for index in found.indices.tolist()]
 
     def word(self, word_id: int) -> str:
         """Return a word of the labels' list."""

@@ -23,6 +23,7 @@ from trainer.evaluation.questions import (
     shared_length,
     yes_or_no,
 )
+from trainer.evaluation.token_replacement import CHECKED
 
 
 class ChatPrompt(NamedTuple):
@@ -116,5 +117,6 @@ class ExistingAsker(Asker):
             eos_token_id=ends.eos_token_id if ends.eos_token_id is not None else tokenizer.eos_token_id,
             pad_token_id=ends.pad_token_id if ends.pad_token_id is not None else tokenizer.pad_token_id,
         )
-        ids = self._vlm.generate(**given, generation_config=settings)[:, given["input_ids"].shape[1] :]
+        written = self._vlm.generate(**given, generation_config=settings, logits_processor=CHECKED)
+        ids = written[:, given["input_ids"].shape[1] :]
         return [str(text).strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

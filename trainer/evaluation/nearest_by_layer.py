@@ -12,11 +12,11 @@ from typing import NamedTuple, TypedDict
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.losses.supervision import decoder_layers, watching_layers
 from trainer.measures import metrics
+from trainer.measures.metrics import check_finite as check_finite
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 
@@ -137,19 +137,6 @@ def nearest_by_layer(model: AlignedLlava, batch: Batch, embeddings: torch.Tensor
 
     watch_visual(model, batch, look)
     return torch.stack(found)
-
-
-def check_finite(found: torch.Tensor, name: str, what: str = "visual tokens") -> None:
-    """Refuse what a model with broken weights makes.
-
-    Raises:
-        UserError: a value is not finite.
-    """
-    if not found.isfinite().all():
-        raise UserError(
-            f"{name}: expected numbers as {what}; found some that are not finite; the model's training has diverged, "
-            "or its precision is too low for it"
-        )
 
 
 def watch_visual(

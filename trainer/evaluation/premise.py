@@ -78,6 +78,8 @@ class TextNearness(NamedTuple):
 def nearness(vectors: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tensor, block: int = 64) -> Nearness:
     """Compare vectors with all input embeddings.
 
+    The figures of vectors of which some are not finite are NaN.
+
     Args:
         vectors: (T, d).
         tokens: int64 (T,), the vectors' own tokens, each below V.
@@ -92,8 +94,10 @@ def nearness(vectors: torch.Tensor, tokens: torch.Tensor, embeddings: torch.Tens
         own.append(found.squeeze(1))
         # The rank is 1 plus the number of embeddings that are nearer than the own one.
         ranks.append((cosines > found + _ALIKE).sum(1) + 1)
-    rank = torch.cat(ranks).double()
-    return Nearness(float((rank == 1).double().mean()), float(torch.cat(own).mean()), float(rank.quantile(0.5)))
+    known = torch.cat(own).isfinite()
+    rank = torch.cat(ranks).double().where(known, torch.nan)
+    first = (rank == 1).double().where(known, torch.nan)
+    return Nearness(float(first.mean()), float(torch.cat(own).mean()), float(rank.quantile(0.5)))
 
 
 def text_rows(reader: Reader, text: str | None = None) -> torch.Tensor:

@@ -23,6 +23,7 @@ from trainer.evaluation.question_file import left_out
 from trainer.evaluation.question_file import read_questions as read_questions
 from trainer.evaluation.token_replacement import generate, stock
 from trainer.measures.blind_control import others
+from trainer.measures.metrics import check_finite
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder
 from trainer.model.message_forms import IMAGE_TOKEN
@@ -110,6 +111,9 @@ def yes_or_no(prompts: Sequence[Any], logits: Callable[[Beginning], torch.Tensor
     Args:
         prompts: B prompts with `yes` and `no`.
         logits: returns the logits of the token that follows each prompt and some tokens, float32 (B, V).
+
+    Raises:
+        UserError: the logits are not finite, which would be a "no".
     """
     every = [one.yes | one.no for one in prompts]
     contexts = {beginning[:end] for each in every for beginning in each for end in range(len(beginning))}
@@ -120,7 +124,9 @@ def yes_or_no(prompts: Sequence[Any], logits: Callable[[Beginning], torch.Tensor
         parts = [[after[one[:end]][row, token] for end, token in enumerate(one)] for one in sorted(chosen)]
         return torch.stack([torch.stack(each).sum() for each in parts]).logsumexp(-1)
 
-    return ["yes" if score(row, one.yes) > score(row, one.no) else "no" for row, one in enumerate(prompts)]
+    scores = [torch.stack([score(row, one.yes), score(row, one.no)]) for row, one in enumerate(prompts)]
+    check_finite(torch.stack(scores).clamp(min=0), "--questions", "the LLM's logits")  # -inf is no probability
+    return ["yes" if yes > no else "no" for yes, no in scores]
 
 
 class Asker:

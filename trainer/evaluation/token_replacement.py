@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 import torch
 from PIL import Image
 from torch import nn
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.progress import Advance
@@ -87,7 +87,7 @@ def replace_and_describe(
         advance: called with the number of images done.
 
     Raises:
-        UserError: no sample has an image, or the folder's processor cannot write the prompt.
+        UserError: no sample has an image, the folder's processor cannot write the prompt, or logits are not finite.
     """
     images = evaluator.first_images(limit)
     processor = evaluator.data.processor
@@ -157,10 +157,23 @@ def prompted(processor: Any, pictures: Sequence[Image.Image]) -> Any:  # noqa: A
         ) from error
 
 
+class _Checked(LogitsProcessor):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        metrics.check_finite(scores.clamp(min=0), "a generated text", "the LLM's logits")  # -inf is no probability
+        return scores
+
+
+CHECKED = LogitsProcessorList([_Checked()])
+"""The `logits_processor` that raises a `UserError` for logits that are not finite; greedily they would be a text."""
+
+
 def generate(model: AlignedLlava, inputs: Any, new_tokens: int) -> torch.Tensor:  # noqa: ANN401 - transformers'
     """Decode greedily with transformers, as int64 (images, at most new_tokens).
 
     Padding follows a text's end.
+
+    Raises:
+        UserError: logits are not finite.
     """
     ends = model.generation_config
     settings = GenerationConfig(
@@ -170,7 +183,8 @@ def generate(model: AlignedLlava, inputs: Any, new_tokens: int) -> torch.Tensor:
         eos_token_id=ends.eos_token_id,
         pad_token_id=ends.pad_token_id,
     )
-    written = cast("torch.Tensor", stock(model).generate(**inputs, generation_config=settings))
+    generated = stock(model).generate(**inputs, generation_config=settings, logits_processor=CHECKED)
+    written = cast("torch.Tensor", generated)
     return written[:, inputs["input_ids"].shape[1] :]
 
 

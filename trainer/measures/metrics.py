@@ -2,15 +2,19 @@
 
 Shapes: P patches, n labels per patch; m visual tokens of one image; d the LLM's embedding width; V its vocabulary; q
 words of the list; D the width of the label encoder's text side. Everything is computed in float32 without gradients,
-even within autocast. A token that is not finite gives a value that is not finite, never a good one.
+even within autocast. A token that is not finite gives a value that is not finite, never a good one; a row of a table
+that is not finite is nearest to none.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import Reporter
 from trainer.measures.blind_control import places_of_others
 
 Measure = Literal["cosine", "l2"]
@@ -63,8 +67,12 @@ def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, blo
     with torch.autocast(queries.device.type, enabled=False):
         for start, rows in _blocks(table, block):
             entries = rows.float() if measure == "l2" else F.normalize(rows.float(), dim=-1)
+            # A row with NaN would be the highest of its block, and hide all others.
+            whole = entries.isfinite().all(-1)
+            entries = entries.where(whole.unsqueeze(-1), 0)
             # L2: |x - t|^2 = |x|^2 - 2 (x.t - |t|^2 / 2), so the nearest t has the highest x.t - |t|^2 / 2.
-            offset = entries.square().sum(-1) / 2 if measure == "l2" else 0
+            offset = entries.square().sum(-1) / 2 if measure == "l2" else torch.zeros_like(entries[:, 0])
+            offset = offset.where(whole, torch.inf)
             for chunk, index, value in views:
                 score, position = (chunk.float() @ entries.T - offset).max(-1)
                 higher = score > value
@@ -77,6 +85,37 @@ def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, blo
             index.copy_(torch.where(equal, lowest[index], index))
             value.copy_(_value(chunk.float(), table[index].float(), measure))
     return Nearest(indices, values)
+
+
+def known(of_tokens: dict[str, float]) -> dict[str, float]:
+    """Return metrics of the same visual tokens, as NaN if their `gap` is not finite.
+
+    A token that is not finite has no nearest row, though `nearest` gives it an index, which may be that of a label.
+    """
+    return of_tokens if math.isfinite(of_tokens["gap"]) else dict.fromkeys(of_tokens, math.nan)
+
+
+def warn_of_unknown(found: Mapping[str, float], reporter: Reporter) -> None:
+    """Warn of metrics that are not finite."""
+    names = [name for name, value in found.items() if not (math.isfinite(value) or name.endswith("_se"))]
+    if names:
+        reporter.warning(
+            f"{', '.join(names)}: not known, because the model gives numbers that are not finite; its training has "
+            "diverged, or its precision is too low for it"
+        )
+
+
+def check_finite(found: torch.Tensor, name: str, what: str = "visual tokens") -> None:
+    """Refuse what a model with broken weights makes.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    if not found.isfinite().all():
+        raise UserError(
+            f"{name}: expected numbers as {what}; found some that are not finite; the model's training has diverged, "
+            "or its precision is too low for it"
+        )
 
 
 def label_hits(nearest_words: torch.Tensor, word_ids: torch.Tensor, k: int) -> tuple[int, int]:

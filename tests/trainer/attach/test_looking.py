@@ -52,6 +52,10 @@ def test_planted_tokens_hit_their_labels(name: str, pictures: Pictures, attached
     assert not all(hit for tile in one.nearest_words(flat[::-1])[0] for hit in tile.hits), "of the other photo"
     kept.ids = flat[::-1]
     assert one.metrics()["label_hit@1"] < 0.8
+    kept.visual[0, 0] = torch.nan
+    assert all(np.isnan(one.metrics()[each]) for each in ("label_hit@1", "label_hit@10", "gap"))
+    with pytest.raises(UserError, match=r"^attached.nearest_words: .*expected numbers as visual tokens"):
+        one.nearest_words(flat[::-1])
 
 
 def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures, attached: Any) -> None:

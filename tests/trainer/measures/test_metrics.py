@@ -106,6 +106,20 @@ def test_what_is_not_finite_shows_in_the_value() -> None:
     assert math.isnan(tacs(queries, random(5, 4, seed=1), best=1))
 
 
+@pytest.mark.parametrize("measure", ["cosine", "l2"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_is_nearest_to_none(measure: str, value: float) -> None:
+    queries, table = random(9, 4, seed=1), random(7, 4, seed=2)
+    whole = torch.tensor([1, 2, 4, 5])
+    expected = nearest(queries, table[whole], measure=measure)
+    table[[0, 3, 6], 1] = value
+    for block in (1, 2, 2048):
+        indices, values = nearest(queries, table, measure=measure, block=block)
+        assert indices.equal(whole[expected.indices])
+        assert values.equal(expected.values)
+    assert not nearest(queries, table[[3]], measure=measure).values.isfinite().any()
+
+
 def test_no_queries_and_no_table() -> None:
     indices, values = nearest(torch.empty(0, 4), random(5, 4), measure="cosine")
     assert indices.shape == values.shape == (0,)
