@@ -18,7 +18,7 @@ from sea_pipeline.inputs.crops import CropBox
 from sea_pipeline.inputs.pixels import read_image
 from sea_pipeline.output.run_files import RunFile, SummaryFile, comparable, read_log, read_run_file
 from sea_pipeline.report.packing import narrow, packed, thumbnail
-from sea_pipeline.storage.hashing import file_sha256, leaves
+from sea_pipeline.storage.hashing import file_sha256, fingerprint_of, leaves
 from sea_pipeline.storage.json_files import json_object
 from sea_pipeline.storage.retry import refuse_unreadable
 
@@ -67,10 +67,23 @@ def kept_views(run: Path) -> dict[str, Any] | None:
     """
     path = run / VIEWS
     try:
-        return json_object(path.read_bytes()) if path.exists() else None
+        return read_views(path) if path.exists() else None
     except (OSError, ValueError) as error:
         refuse_unreadable(path, error)
         raise UserError(f"{path}: damaged: {one_line(error)}; {_AGAIN}") from error
+
+
+def read_views(path: Path) -> dict[str, Any]:
+    """Read a file of views, without its `sha256`, which files of earlier versions lack.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    found = json_object(path.read_bytes())
+    if found.pop("sha256", None) not in (None, fingerprint_of(found)):
+        raise ValueError("its content is not as it was written")
+    return found
 
 
 def runs_data(runs: Sequence[RunInput], longest: int = 320) -> dict[str, Any]:

@@ -256,6 +256,7 @@ RUN_DAMAGE |= {
     "a box of three edges": ("views.json", lambda path: changed(path, "images", 0, "box", value=[0, 0, 1])),
     "a box of text": ("views.json", lambda path: changed(path, "images", 0, "box", value=list("abcd"))),
     "a word that is text": ("views.json", lambda path: changed(path, "images", 0, "after", "nearest", value=["x"])),
+    "views that are not as they were written": ("views.json", lambda path: changed(path, "sha256", value="e" * 64)),
     "a folder for views": ("views.json", made_a_folder),
 }
 

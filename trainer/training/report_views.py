@@ -14,6 +14,8 @@ from sea_pipeline.core.devices import exact_float32, resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Advance, Reporter
 from sea_pipeline.labels.store import LabelStore
+from sea_pipeline.report.runs import read_views
+from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.publish import publish_bytes
 from trainer.data.dataset import TrainingData
 from trainer.data.inputs import labels_for, open_label_source
@@ -54,7 +56,8 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     and `after` have `nearest` and `cosine`, m values each: the nearest word of the list to a visual token by cosine, or
     without labels the nearest LLM token.
 
-    Words and tokens are positions in `texts`. A part that could not be computed is absent.
+    Words and tokens are positions in `texts`. A part that could not be computed is absent. The file also has `sha256`,
+    the hash of all else in it.
 
     Raises:
         UserError: the run is not finished, or its inputs do not exist any more.
@@ -63,13 +66,14 @@ def run_views(run: Path, settings: ViewSettings | None = None, *, reporter: Repo
     existing = isinstance(read_run(run).recipe.model, ExistingModel)
     views: RunViews = ExistingViews(run, settings) if existing else _Views(run, settings)
     with suppress(OSError, ValueError, RecursionError):
-        kept: Any = json.loads((run / VIEWS).read_text("utf-8"))
-        if isinstance(kept, dict) and kept.get("key") == views.key:
+        kept = read_views(run / VIEWS)
+        if kept.get("key") == views.key:
             return kept
     bar = reporter.progress(f"looking at {run.name}", 3 * len(views.images))
     with bar as advance, exact_float32():  # the views are kept
         made = views.compute(advance)
-    text = json.dumps(made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    written = made | {"sha256": fingerprint_of(made)}
+    text = json.dumps(written, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     with suppress(UserError):  # the run may be read-only; the next call computes them again
         publish_bytes(run / VIEWS, text.encode(), run)
     return made

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import label_images
 from sea_pipeline.labels.store import open_labels
+from sea_pipeline.storage.hashing import fingerprint_of
 from tests.support.analysis_models import nearest_twin
 from tests.support.run_values import write_run
 from tests.support.tiny_runs import FinishedRuns, World, colours, label_settings, tiny_recipe
@@ -135,13 +136,17 @@ def test_degrees_are_the_attention_of_an_eager_model(run: Path, layers: int | No
 
 def test_views_are_kept_while_they_fit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_views(run, SETTINGS)
-    assert json.loads((run / VIEWS).read_text()) == first
+    written = json.loads((run / VIEWS).read_text())
+    assert written == first | {"sha256": fingerprint_of(first)}
     with monkeypatch.context() as patch:
         patch.setattr(report_views, "load_model", lambda *_: pytest.fail("computed again"))
         assert run_views(run, SETTINGS) == first
     assert len(run_views(run, ViewSettings(images=1, new_tokens=3, device="cpu"))["images"]) == 1
-    (run / VIEWS).write_text('{"key": "half')
-    assert run_views(run, SETTINGS) == first
+    for harmed in ('{"key": "half', json.dumps(written | {"texts": [f"{text}!" for text in first["texts"]]})):
+        (run / VIEWS).write_text(harmed)
+        assert run_views(run, SETTINGS) == first
+    (run / VIEWS).write_text(json.dumps(first | {"notes": {"layers": "as earlier versions write it"}}))
+    assert "layers" in run_views(run, SETTINGS)["notes"]
 
 
 def test_other_weights_are_looked_at_again(tiny: World, run: Path) -> None:
@@ -195,5 +200,5 @@ def test_a_run_that_diverged_is_said(part: str, run: Path) -> None:
             run_views(run, SETTINGS)
         return
     found = run_views(run, SETTINGS)
-    assert {"layers", "lens", "degree"} <= found["notes"].keys()
+    assert {"layers", "lens", "degree", "generated"} <= found["notes"].keys()
     assert all("after" in image for image in found["images"])
