@@ -109,7 +109,9 @@ def refuse_in_place(folder: str | Place) -> None:
 
 
 @contextmanager
-def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path | None = None) -> Iterator[Path]:
+def publish(
+    path: Place, root: Place, *, exclusive: bool = False, scratch: Path | None = None, in_parts: bool = True
+) -> Iterator[Path]:
     """Yield a temporary path of this machine whose file appears at `path` on success, whole.
 
     After an exception or a kill nothing new has appeared at `path`, and an older file there is unchanged. On this
@@ -121,11 +123,12 @@ def publish(path: Place, root: Place, *, exclusive: bool = False, scratch: Path 
         root: the output folder that holds it, and the temporary folder.
         exclusive: fail if the file exists.
         scratch: the temporary path to use; None creates one.
+        in_parts: see `writing`.
     """
     scratch = scratch or scratch_path(root, path.name)
     make_folder(scratch.parent)
     make_folder(path.parent)
-    with writing(path, root if isinstance(root, Path) else scratch.parent):
+    with writing(path, root if isinstance(root, Path) else scratch.parent, in_parts=in_parts):
         try:
             yield scratch
             if isinstance(path, Path):

@@ -76,5 +76,5 @@ def publish_result(out: Path) -> Iterator[Path]:
     If `out` is a link, the file that it leads to appears. See `publish`.
     """
     real = followed(out)
-    with publish(real, real.parent, scratch=scratch_beside(real)) as scratch:
+    with publish(real, real.parent, scratch=scratch_beside(real), in_parts=False) as scratch:
         yield scratch

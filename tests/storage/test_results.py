@@ -1,5 +1,6 @@
 """A result replaces its like alone: no data, nothing that the command reads, no device; a link stays one."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def test_an_earlier_result_is_replaced(there: bytes | None, tmp_path: Path) -> N
         out.write_bytes(there)
     assert written(out, tmp_path / "gone") == OURS
     assert written(out, out.parent) == OURS, "also in a folder that is read"
+
+
+def test_nothing_of_a_result_is_kept_by_a_full_disk(tmp_path: Path) -> None:
+    said = r"r: cannot be written: No space .* run the same command again$"
+    with pytest.raises(UserError, match=said), publish_result(tmp_path / "r"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
