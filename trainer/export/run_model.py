@@ -126,6 +126,8 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     if checkpoint is None:
         return RunModel(folder, weights, step, ("These are the weights that the run began with.",))
     notes = [f"These are the weights of step {step}, before the run's end."]
+    if not checkpoints.has_record(checkpoint):
+        notes.append("No files.json of the checkpoint says whether they are as the run wrote them.")
     if not recipe.loss.lm and recipe.loss.sea.match_norm and not recipe.loss.sds.weight:
         notes.append("Its visual tokens are not scaled to the length of the LLM's embeddings, as at the run's end.")
     if problem := checkpoints.find_damage(checkpoint, run, checkpoints.TRAINED):

@@ -4,17 +4,19 @@ A checkpoint of stage 1 is the projector, not the LLM, because the frozen parts 
 from.
 
 A checkpoint is written in a separate folder. When all of it is on disk, `files.json` is written into it, with the size
-and the hash of each file and the fingerprint of the run, and the folder gets its name. Checkpoints of versions without
-such a record count if each of their files can be read from beginning to end.
+and the hash of each file, the step and the fingerprint of the run, and the folder gets its name. Checkpoints of
+versions without such a record count if each of their files can be read from beginning to end.
 """
 
 import json
 import os
 import shutil
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,9 +26,10 @@ from torch import nn
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
 from sea_pipeline.core.progress import SILENT, Reporter
+from sea_pipeline.core.settings import Count
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record, whole_record
 from sea_pipeline.output.run_files import RunFile
-from sea_pipeline.storage.json_files import Sha256
+from sea_pipeline.storage.json_files import Sha256, json_object
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder, writing
 from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 from trainer.model.fsdp import load_state, trained
@@ -35,7 +38,8 @@ from trainer.model.tensor_files import save_tensors
 
 TRAINED = "trained.safetensors"
 _BALANCE = "balance."
-_PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+_STATE = "trainer_state.json"
+_PARTS = (TRAINED, "optimizer*", "scheduler.pt", "rng_state*.pth", _STATE)
 """The files that a run needs to go on as if it had not been stopped."""
 
 
@@ -44,9 +48,11 @@ class CheckpointRecord(FilesRecord):
 
     run: Sha256 | None = None
     """The fingerprint of its run. Those of earlier versions lack it."""
+    step: Count | None = None
+    """The optimizer step after which it was written. Those of earlier versions lack it."""
 
     def to_bytes(self) -> bytes:
-        """Encode the record as `Record` does, without `run` if there is none."""
+        """Encode the record as `Record` does, without what is None."""
         return (self.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
@@ -114,7 +120,7 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
         best: the step of a checkpoint to keep in any case.
     """
     sync_folder(written)
-    write_record(written, folder.parent)
+    write_record(written, folder.parent, step_of(written))
     sync(written / FILES)
     sync(written)
     path = folder / written.name
@@ -130,12 +136,12 @@ def publish(written: Path, folder: Path, *, limit: int | None = None, best: int 
     clear(folder)
 
 
-def write_record(checkpoint: Path, run: Path) -> None:
-    """Write `files.json` into a checkpoint of a run, with the size and the hash of each of its files."""
+def write_record(checkpoint: Path, run: Path, step: int) -> None:
+    """Write `files.json` into a run's checkpoint of a step, with the size and the hash of each of its files."""
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPool() as pool:  # large files are hashed in parallel
         files = list(prefetched_map(pool, partial(file_record, checkpoint), paths))
-    record = CheckpointRecord(files=files, run=_fingerprint(run))
+    record = CheckpointRecord(files=files, run=_fingerprint(run), step=step)
     (checkpoint / FILES).write_bytes(record.to_bytes())
 
 
@@ -217,7 +223,7 @@ def find_damage(checkpoint: Path, run: Path, only: str | None = None) -> str | N
         only: name of the one file to hash. Without a record, which older versions lack, it is taken as it is.
     """
     if not has_record(checkpoint):
-        return None if only else _unrecorded_problem(checkpoint)
+        return _unrecorded_problem(checkpoint, (only,) if only else _PARTS) or _other_step(checkpoint, None)
     try:
         record = load_record(checkpoint / FILES, CheckpointRecord)
     except StoreError:
@@ -227,14 +233,30 @@ def find_damage(checkpoint: Path, run: Path, only: str | None = None) -> str | N
     files, own = record.files, _fingerprint(run)
     if own and record.run and record.run != own:
         return f"{checkpoint}: expected a checkpoint of the run {own[:12]}…; found one of the run {record.run[:12]}…"
+    if problem := _other_step(checkpoint, record.step):
+        return problem
     if only and not (files := [file for file in files if file.path == only]):
         return f"{checkpoint / FILES}: damaged: expected {only} in it; found none"
     with ThreadPool() as pool:
         return next(filter(None, prefetched_map(pool, partial(check_file, checkpoint), files)), None)
 
 
-def _unrecorded_problem(checkpoint: Path) -> str | None:
-    for pattern in _PARTS:
+def _other_step(checkpoint: Path, written: Any) -> str | None:  # noqa: ANN401 - whatever JSON holds
+    """Describe a step that is not the one of the folder's name, or return None.
+
+    If no record says the step at which it was `written`, transformers' state of a checkpoint to resume from does.
+    """
+    expected = step_of(checkpoint)
+    if written is None:
+        with suppress(OSError, ValueError):
+            written = json_object((checkpoint / _STATE).read_bytes()).get("global_step")
+    if written in (None, expected):
+        return None
+    return f"{checkpoint}: expected a checkpoint of step {expected}, as its name says; found one of step {written}"
+
+
+def _unrecorded_problem(checkpoint: Path, patterns: Sequence[str]) -> str | None:
+    for pattern in patterns:
         files = sorted(checkpoint.glob(pattern))
         if not files:
             return f"{checkpoint / pattern}: expected a file, as no {FILES} says what there was; found none"

@@ -35,7 +35,7 @@ def kept_steps(run: Path) -> list[int]:
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """List the checkpoints of a folder with their steps, by step."""
-    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    named = ((re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", path.name), path) for path in folder.glob("checkpoint-*"))
     return sorted((int(match[1]), path) for match, path in named if match)
 
 

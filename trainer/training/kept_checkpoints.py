@@ -93,4 +93,4 @@ class KeptCheckpoints(TrainerCallback):
                 remove_folder(out)  # written before the run resumed from an earlier step
                 with publish_folder(out) as scratch:
                     checkpoints.save_trained(state, nn.ModuleDict(), scratch)
-                    checkpoints.write_record(scratch, self._run)
+                    checkpoints.write_record(scratch, self._run, step)

@@ -166,9 +166,31 @@ def test_one_of_another_run_is_left_out(tmp_path: Path) -> None:
         checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
         checkpoints.publish(written, own / "checkpoints", limit=2)
     assert steps_of(own) == [3, 4, 9]
-    without(of(other, 1) / "files.json", "run")
+    for key in ("run", "step"):
+        without(of(other, 1) / "files.json", key)
     assert checkpoints.latest(own / "checkpoints") == of(own, 9)
     assert checkpoints.find_damage(of(own, 4), tmp_path) is None, "its run has lost its record"
+
+
+@pytest.mark.parametrize("lost", [[], ["files.json"], ["trainer_state.json"]])
+def test_one_that_has_the_name_of_another_step_is_left_out(lost: list[str], tmp_path: Path) -> None:
+    """Earlier versions wrote no step into the record; what transformers keeps of the run says it, too."""
+    for step in (2, 4, 6):
+        written = checkpoints.unfinished(tmp_path / "checkpoints") / f"checkpoint-{step}"
+        checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
+        (written / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        checkpoints.publish(written, tmp_path / "checkpoints")
+    if lost != ["trainer_state.json"]:
+        without(of(tmp_path, 4) / "files.json", "step")
+    shutil.rmtree(of(tmp_path, 6))
+    of(tmp_path, 4).rename(of(tmp_path, 6))
+    for name in lost:
+        (of(tmp_path, 6) / name).unlink()
+    expected = f"{of(tmp_path, 6)}: expected a checkpoint of step 6, as its name says; found one of step 4"
+    assert checkpoints.find_damage(of(tmp_path, 6), tmp_path, checkpoints.TRAINED) == expected
+    said: list[str] = []
+    assert checkpoints.latest(tmp_path / "checkpoints", Heard(said)) == of(tmp_path, 2)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("harm", ["file", "link"])

@@ -50,7 +50,7 @@ def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: 
 def test_another_step_is_named_or_it_is_trained_again(
     command: Any, tiny: World, finished: FinishedRuns, tmp_path: Path, run: Path
 ) -> None:
-    """Also where a bit of a weight is another, or the record of its hash lacks it."""
+    """Also if a bit of a weight is another, the record of its hash lacks it, or the folder has another step's name."""
     asked = ("export", run, "--out", tmp_path / "exported", "--checkpoint")
     resumed = run / "checkpoints" / "checkpoint-2"
     for step, file, harm in (
@@ -58,12 +58,18 @@ def test_another_step_is_named_or_it_is_trained_again(
         (1, kept_path(run, 1) / TRAINED, HARMS["emptied"]),
         (1, kept_path(run, 1) / FILES, lambda path: path.write_text('{"files": []}')),
         (2, resumed / TRAINED, HARMS["one bit"]),
+        (1, kept_path(run, 1), lambda path: (shutil.rmtree(path), shutil.copytree(kept_path(run, 3), path))),
+        (1, kept_path(run, 1) / TRAINED, lambda path: (shutil.rmtree(path.parent), path.parent.mkdir())),
     ):
         harm(file)
         code, _, line = command(*asked, step)
         assert (code, line.startswith(f"error: {file}: "), line.count("\n")) == (1, True, 1), line
         assert "name another step, or train it again" in line
-    assert command(*asked, 3)[0] == 0
+    (kept_path(run, 1).parent / "checkpoint-03").mkdir()
+    assert "files.json" not in command(*asked, 3)[2]
+    (kept_path(run, 3) / FILES).unlink()  # as an earlier version left it, or somebody removed it
+    shutil.rmtree(tmp_path / "exported")
+    assert "No files.json of the checkpoint says whether" in "".join(map(str, command(*asked, 3)))
     again = finished(short(tiny))
     assert command("export", again, "--out", tmp_path / "x", "--checkpoint", 1)[0] == 0
 
