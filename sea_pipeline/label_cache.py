@@ -23,6 +23,7 @@ from sea_pipeline.labels.format import from_stored
 from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, whole_record
 from sea_pipeline.output.row_store import NoSuchImageError
+from sea_pipeline.storage.json_files import Sha256
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_folder
@@ -30,6 +31,13 @@ from sea_pipeline.storage.publish import make_folder, publish_folder
 _ARRAYS = ("words", "scores", "crop_box")
 _IDS = "ids.json"
 _FILES = {_IDS, *(f"{name}.npy" for name in _ARRAYS)}
+
+
+class _CacheRecord(FilesRecord):
+    """`files.json` of unpacked labels."""
+
+    manifest: Sha256 | None = None
+    """The hash of the manifest that they were unpacked for. Those of earlier versions lack it."""
 
 
 class LabelCache:
@@ -95,15 +103,18 @@ def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache
     """
     root = Path(root) if root else cache_folder() / "labels"
     make_folder(root)
-    # Hash the manifest that the store was opened with, because the file may be an extension's by now.
-    manifest = Manifest.model_validate(store.manifest).to_bytes()
-    folder = root / hashlib.sha256(manifest).hexdigest()[:32]
+    folder = root / _manifest_sha256(store)[:32]
     found = _made(folder)
     if not _is_whole(folder):
         with locked(root):  # all processes of a training run come at once, and the first one unpacks
             if _made(folder) == found:
                 _unpack_anew(store, folder)
     return LabelCache(folder, store.grid, store.top_n)
+
+
+def _manifest_sha256(store: LabelStore) -> str:
+    """Hash the manifest that the store was opened with, because the file may be an extension's by now."""
+    return hashlib.sha256(Manifest.model_validate(store.manifest).to_bytes()).hexdigest()
 
 
 def _unpack_anew(store: LabelStore, folder: Path) -> None:
@@ -126,12 +137,13 @@ def _columns(store: LabelStore) -> dict[str, tuple[type[np.generic], int]]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Tell whether every file is as it was written.
+    """Tell whether every file is as it was written, and for the manifest whose hash the folder's name begins.
 
-    Each file is hashed, in threads, because a flipped bit would look like a label. The folder's name is the manifest's
-    hash, so files that are as written are this run's. Earlier versions wrote no record.
+    Each file is hashed, in threads, because a flipped bit would look like a label. Folders without a record, of early
+    versions, are not whole.
     """
-    if (record := whole_record(folder / FILES, FilesRecord)) is None:
+    record = whole_record(folder / FILES, _CacheRecord)
+    if record is None or not (record.manifest or folder.name).startswith(folder.name):
         return False
     with ThreadPool(len(_FILES)) as pool:
         problems = list(prefetched_map(pool, lambda file: check_file(folder, file), record.files))
@@ -164,5 +176,6 @@ def _unpack(store: LabelStore, folder: Path) -> None:
                 assert values.size == len(table) * width, "every row has a value for each place"
                 arrays[name].write(np.ascontiguousarray(values).data)
     (folder / _IDS).write_text(json.dumps(store.ids), "utf-8")
-    record = FilesRecord(files=[file_record(folder, folder / name) for name in sorted(_FILES)])
+    records = [file_record(folder, folder / name) for name in sorted(_FILES)]
+    record = _CacheRecord(files=records, manifest=_manifest_sha256(store))
     (folder / FILES).write_bytes(record.to_bytes())

@@ -93,7 +93,7 @@ def text_embeddings(encoder: Encoder, texts: Sequence[str], sha256: str, reporte
     key = fingerprint_of({"encoder": dict(encoder.word_fields()), "words": sha256, "version": _VERSION})
 
     def read(path: Path) -> torch.Tensor | None:
-        cached = _read(path, (len(texts), encoder.width))
+        cached = _read(path, key, (len(texts), encoder.width))
         if cached is not None:
             _LOG.debug("the words' embeddings are those of %s", path)
         return cached
@@ -103,7 +103,7 @@ def text_embeddings(encoder: Encoder, texts: Sequence[str], sha256: str, reporte
         with reporter.progress("embedding words", len(texts)) as advance:
             return _embedded(encoder, texts, advance)
 
-    return remembered(f"{_FOLDER}/{key}.npz", read, make, _write)
+    return remembered(f"{_FOLDER}/{key}.npz", read, make, lambda made, path: _write(key, made, path))
 
 
 @exact_float32()  # the key knows nothing of a caller's autocast or TF32, whichever encoder it is
@@ -114,19 +114,20 @@ def _embedded(encoder: Encoder, texts: Sequence[str], advance: Advance) -> torch
     return embeddings
 
 
-def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+def _read(path: Path, key: str, shape: tuple[int, int]) -> torch.Tensor | None:
     try:
         # The file is a zip archive, whose checksums are checked.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             values = torch.from_numpy(archive["embeddings"])
+            made_for = str(archive.get("key", key))  # earlier versions wrote none
     except Exception:  # absent, or damaged in one of the many ways of zip files, so it is made again
         return None
-    return values if values.shape == shape and _not_unit(values) is None else None
+    return values if made_for == key and values.shape == shape and _not_unit(values) is None else None
 
 
-def _write(embeddings: torch.Tensor, path: Path) -> None:
+def _write(key: str, embeddings: torch.Tensor, path: Path) -> None:
     with path.open("wb") as file:  # an open file, because to another suffix of a path NumPy would add .npz
-        np.savez(file, embeddings=embeddings.numpy())
+        np.savez(file, embeddings=embeddings.numpy(), key=np.array(key))
 
 
 def _not_unit(embeddings: torch.Tensor) -> int | None:

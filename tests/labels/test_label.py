@@ -112,6 +112,22 @@ def test_words_are_embedded_once_for_a_list(label: Label, encoder: ColourEncoder
     assert encoder.embedded_words == 8 * 5
 
 
+def test_embeddings_that_changed_places_are_made_again(encoder: ColourEncoder, tmp_path: Path) -> None:
+    """Those of earlier versions do not say what they were made for."""
+    lists = [WordList.of("list", words) for words in (("red", "blue"), ("blue", "red"))]
+    plain = [word_embeddings(encoder, words) for words in lists]
+    one, other = (tmp_path / "cache" / "words").glob("*.npz")
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    for _ in range(2):
+        assert all(torch.equal(word_embeddings(encoder, *each), made) for *each, made in zip(lists, plain, strict=True))
+    assert encoder.embedded_words == 2 * 4
+    np.savez(one, embeddings=np.load(one)["embeddings"])
+    assert all(torch.equal(word_embeddings(encoder, *each), made) for *each, made in zip(lists, plain, strict=True))
+    assert encoder.embedded_words == 2 * 4
+
+
 def test_embedding_words_is_said_before_unless_the_cache_has_them(
     encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
-from tests.support.damage import Harm, changed, flip, made_a_folder
+from tests.support.damage import Harm, changed, flip, made_a_folder, without
 from tests.support.kills import DEAD
 from tests.support.old_labels import made_old
 from tests.support.programs import FORKS
@@ -90,6 +90,23 @@ def test_what_is_not_as_it_was_written_is_unpacked_again(store: LabelStore, tmp_
         np.testing.assert_array_equal(again[image_id].word_ids, store[image_id].word_ids)
         np.testing.assert_array_equal(again[image_id].scores, store[image_id].scores)
         assert again[image_id].crop_box == store[image_id].crop_box
+
+
+@pytest.mark.slow
+def test_unpacked_labels_that_changed_places_are_unpacked_again(
+    store: LabelStore, shelved: Shelved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of earlier versions do not say what they were unpacked for."""
+    stores = store, open_labels(shelved(4, top_n=4, max_bad=1) / "labels")
+    one, other = (label_cache.label_cache(each, tmp_path).folder for each in stores)
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    for each in stores:
+        assert label_cache.label_cache(each, tmp_path).ids == each.ids
+    without(one / "files.json", "manifest")
+    monkeypatch.setattr(label_cache, "_unpack", None)
+    assert label_cache.label_cache(store, tmp_path).ids == store.ids
 
 
 def test_of_two_that_find_it_damaged_one_unpacks(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
