@@ -19,6 +19,7 @@ from sea_pipeline.core.progress import is_heard
 from sea_pipeline.encoders.base import Preprocess
 from sea_pipeline.encoders.weight_forms import other_form_of_file, other_form_of_folder
 from sea_pipeline.storage.hashing import file_sha256, fingerprint_of
+from sea_pipeline.storage.paths import expanded
 
 _LOG = logging.getLogger(__name__)
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
@@ -153,7 +154,7 @@ def find_model(model: str, option: str) -> ModelSource:
     Raises:
         UserError: there is no such model, its config is not open_clip's, or its tokenizer lacks a package.
     """
-    folder = Path(model.removeprefix(_LOCAL)).expanduser()
+    folder = expanded(model.removeprefix(_LOCAL))
     if model.startswith(_HUB):
         found = _hub_model(model, option)
     else:
@@ -166,9 +167,8 @@ def find_model(model: str, option: str) -> ModelSource:
 def _listed_model(model: str, option: str) -> ModelSource:
     open_clip = require("open_clip", "clip")
     arch, _, pretrained = model.partition("/")
-    if arch not in open_clip.list_models():  # get_model_config would open what has a schema, such as local-dir:
-        local = model.startswith(_LOCAL)
-        found, near = (model, "") if local else (arch or model, _suggestions(arch, open_clip.list_models()))
+    if arch not in (listed := open_clip.list_models()):  # get_model_config would open a schema, such as local-dir:
+        found, near = (model, "") if model.startswith(_LOCAL) else (arch or model, _suggestions(arch, listed))
         raise UserError(
             f"{option}: expected an architecture of open_clip, a folder or hf-hub:ORG/NAME; found {found!r}{near}"
         )
@@ -179,7 +179,7 @@ def _listed_model(model: str, option: str) -> ModelSource:
             return Path(open_clip.download_pretrained(chosen))
 
         return ModelSource(option, model, arch, *_of_tag(arch, pretrained), download)
-    file = Path(pretrained).expanduser().absolute()
+    file = expanded(pretrained).absolute()
     if not pretrained or not file.is_file():
         raise UserError(
             f"{option}: expected {arch}/ and then a tag of open_clip or a file of weights; found "

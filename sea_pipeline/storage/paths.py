@@ -66,8 +66,26 @@ def without_local(text: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps computed files between runs, `$SEA_PIPELINE_CACHE` or the user's cache folder."""
-    return Path(os.environ.get("SEA_PIPELINE_CACHE") or platformdirs.user_cache_dir("sea-pipeline"))
+    """Return the folder that keeps computed files between runs, `$SEA_PIPELINE_CACHE` or the user's cache folder.
+
+    Raises:
+        UserError: neither exists, because the user has no home folder.
+    """
+    if given := os.environ.get("SEA_PIPELINE_CACHE"):
+        return Path(given)
+    with suppress(RuntimeError):
+        found = platformdirs.user_cache_dir("sea-pipeline")
+        if not found.startswith("~"):  # as older versions of platformdirs leave it
+            return Path(found)
+    raise UserError(
+        "SEA_PIPELINE_CACHE: expected a folder for computed files; found none, and no home folder of this user; set it "
+        "to a folder that can be written"
+    )
+
+
+def expanded(path: str) -> Path:
+    """Return a path with `~` in front replaced by the home folder, or as it is if there is no such user or folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises then
 
 
 def data_folder(name: str) -> Path:

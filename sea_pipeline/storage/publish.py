@@ -61,9 +61,11 @@ def writing(path: Place, root: Path | None = None, *, in_parts: bool = True) -> 
 
 
 def _advice(path: Place, code: int) -> str:
-    advice, cache = _CANNOT_WRITE[code], cache_folder().absolute()
-    if advice.startswith("choose") and isinstance(path, Path) and path.absolute().is_relative_to(cache):
-        return "set SEA_PIPELINE_CACHE to a folder that can be written"  # no option names the cache
+    advice = _CANNOT_WRITE[code]
+    if advice.startswith("choose") and isinstance(path, Path):
+        with suppress(UserError):  # there is no cache folder
+            if path.absolute().is_relative_to(cache_folder().absolute()):
+                return "set SEA_PIPELINE_CACHE to a folder that can be written"  # no option names the cache
     return advice
 
 

@@ -273,6 +273,7 @@ def test_pixels_of_a_file_are_those_that_all_tags_share(
         ("ViT-L-14-33/openai", "ViT-L-14-336"),
         ("/nowhere/model", "an architecture of open_clip, a folder or hf-hub:ORG/NAME; found '/nowhere/model'"),
         ("local-dir:/nowhere/model", "a folder or hf-hub:ORG/NAME; found 'local-dir:/nowhere/model'"),
+        ("~nobody/model", "an architecture of open_clip, a folder or hf-hub:ORG/NAME; found '~nobody'"),
         ("ViT-L-14-336", "ViT-L-14-336/ and then a tag of open_clip or a file of weights; found nothing; near it: op"),
         ("ViT-L-14/opena", "found opena; near it: openai"),
         ("ViT-B-32/openai#vv2", "expected one of #final, #value, #vv, #pool after the model, then + or the hyphen -"),

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pwd
 import random
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish as publishing
 from sea_pipeline.storage.cache import remembered
 from sea_pipeline.storage.locks import locked
+from sea_pipeline.storage.paths import cache_folder, expanded
 from sea_pipeline.storage.publish import TEMPORARY, publish, publish_bytes, publish_folder, sweep, writing
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
@@ -75,6 +77,24 @@ def test_a_cache_that_cannot_be_written_is_a_clear_line(
         remembered("a/b", lambda path: None, lambda: 1, lambda value, path: path.write_text("1"))
     with refused("out: cannot be written: Permission denied; choose a folder "), writing(tmp_path / "out"):
         refuse(tmp_path / "out")
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container; other folders can be written all the same, and have their own advice."""
+
+    def unknown(number: int) -> Any:
+        raise KeyError(number)
+
+    for name in ("SEA_PIPELINE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with refused("no home folder of this user; set it to a folder that can", start="SEA_PIPELINE_CACHE: "):
+        cache_folder()
+    with refused("Permission denied; choose a folder that can be written"), writing(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "out"))
+    assert expanded("~/clip") == Path("~/clip")
+    monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
 
 
 def test_a_file_is_locked_on_a_network_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
