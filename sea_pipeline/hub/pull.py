@@ -27,7 +27,7 @@ from sea_pipeline.storage.hub import asking, commit_of, silent_client
 from sea_pipeline.storage.leftovers import is_leftover
 from sea_pipeline.storage.locks import claimed_for_run
 from sea_pipeline.storage.paths import entries, place
-from sea_pipeline.storage.publish import check_replaceable, replace_folder, sync, sync_folder, writing
+from sea_pipeline.storage.publish import check_replaceable, remove_folder, replace_folder, sync, sync_folder, writing
 
 _AT_ONCE = 8
 """The number of files that are fetched at once."""
@@ -150,7 +150,13 @@ def _is_there(target: Path, there: dict[str, HubFile], reporter: Reporter) -> bo
     """
     if not target.exists() or (target.is_dir() and not entries(target)):
         return False
-    if not all(is_same(target / name, there[name]) for name in (DATASET, MANIFEST)):
+    others = [name for name in (DATASET, MANIFEST) if not is_same(target / name, there[name])]
+    if len(others) == 1:
+        raise UserError(
+            f"{target}: expected no such folder, or the same one; found another state of it, or a damaged {others[0]}; "
+            f"choose another --out, or remove {target}, and pull it again"
+        )
+    if others:
         raise UserError(
             f"{target}: expected no such folder, or the same one; found something else; choose another --out"
         )
@@ -169,6 +175,7 @@ def _fetch(
     missing = [path for path in paths if not is_same(scratch / path, there[path])]
 
     def fetch(path: str) -> None:
+        remove_folder(scratch / path)
         (scratch / path).unlink(missing_ok=True)  # the client would believe that the file is whole, by its times
         with asking(f"{name}@{commit[:12]}"), writing(scratch / path):
             hub.hf_hub_download(name, path, repo_type="dataset", revision=commit, local_dir=scratch)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sea_pipeline.hub import pull as pulling
 from sea_pipeline.hub.pull import pull
 from tests.hub.helpers import NAME, clients_own, fetched, files_in, left_beside, own
 from tests.hub.stand_in import Hub
+from tests.support.damage import flip, made_a_folder
 from tests.support.kills import killed_around
 from tests.support.refused import refuses
 from tests.support.world import Label
@@ -38,6 +40,13 @@ def test_a_folder_that_holds_something_else_is_refused(
     shutil.rmtree(tmp_path / "empty")
     assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
     assert files_in(tmp_path / "empty") == own(labels)
+    for record, harm in (("manifest.json", partial(flip, offset=30)), ("dataset.json", Path.unlink)):
+        held = (tmp_path / "empty" / record).read_bytes()
+        harm(tmp_path / "empty" / record)
+        said = f"damaged {record}; choose another --out, or remove {tmp_path / 'empty'}, and pull it again"
+        refuses(command, said, "pull", NAME, "--out", tmp_path / "empty")
+        (tmp_path / "empty" / record).write_bytes(held)
+    assert command("pull", NAME, "--out", tmp_path / "empty")[0] == 0
 
 
 @pytest.mark.parametrize("form", ["leftovers", "link", "dangling link", "here"])
@@ -88,6 +97,14 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_fetched(
     assert files_in(mount) == {".DS_Store": b"left"}
     assert left_beside(tmp_path) == []
     assert command("pull", NAME, "--out", mount / "labels")[0] == 0
+
+
+def test_a_folder_in_the_place_of_a_file_on_its_way_is_replaced(labels: Path, tmp_path: Path) -> None:
+    with killed_around(pulling, "_settle", 1, before=True):
+        pull(NAME, tmp_path / "out")
+    made_a_folder(next((tmp_path / ".out.pulling" / "labels").iterdir()))
+    assert pull(NAME, tmp_path / "out").fetched == 1
+    assert files_in(tmp_path / "out") == own(labels)
 
 
 def test_leftovers_survive_a_kill(labels: Path, tmp_path: Path) -> None:

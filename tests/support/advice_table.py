@@ -3,6 +3,10 @@
 FOLLOWED: dict[str, list[str]] = {
     "tests/hub/test_pull_target.py::test_a_folder_that_holds_something_else_is_refused": [
         "{}: expected no such folder, or the same one; found something else; choose another --out",
+        (
+            "{}: expected no such folder, or the same one; found another state of it, or a damaged {}; "
+            "choose another --out, or remove {}, and pull it again"
+        ),
         "{}; remove {}, and pull it again",
     ],
     "tests/hub/test_hub_pull.py::test_a_program_that_is_killed_for_real": [
