@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from sea_pipeline.core.errors import UserError
 from tests.trainer.attach.families import MAKERS, Tiny
 from tests.trainer.attach.trained import attached_to, sft_trainer
 from tests.trainer.attach.worlds import NAMES, Pictures
-from trainer.attach import Attached
+from trainer.attach import Attached, attach
 
 BOTH: dict[str, Any] = {"sea": {}, "basic": {}}
 
@@ -62,6 +63,23 @@ def test_without_peft_the_advice_helps(pictures: Pictures, attached: Any) -> Non
     made.model.requires_grad_(False)
     made.model.get_submodule(path).requires_grad_(True)
     assert first_loss(made, attached(made, labels=pictures.open(), **BOTH), pictures) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's use of transformers
+def test_merged_adapters_on_the_projector_are_refused_until_unmerged(pictures: Pictures) -> None:
+    peft = pytest.importorskip("peft")
+    made = MAKERS["llava"]()
+    model = peft.get_peft_model(made.model, peft.LoraConfig(target_modules=["linear_1", "linear_2"])).train()
+    one = attach(model, made.processor, labels=pictures.open(), **BOTH)
+    batch = made.batch(pictures.batch(NAMES))
+    model.merge_adapter()
+    model(**batch)
+    with pytest.raises(UserError, match=r"found its adapters merged; call unmerge_adapter\(\) before the forward"):
+        one.loss(NAMES)
+    model.unmerge_adapter()
+    model(**batch)
+    assert one.loss(NAMES).requires_grad
+    one.detach()
 
 
 @pytest.mark.slow
