@@ -54,7 +54,7 @@ OTHERS: dict[str, list[str]] = {
         "{}: cannot be {}: {}; the rights to list, read, write and delete are needed",
     ],
     "a model that the losses are attached to": [
-        "attached: it was detached; call attach() again",
+        "attached: it was detached, or copied, as a spawned process gets it; call attach() again",
         "loss.basic.lens: is fitted before a run of sea-pipeline train; set it to none",
     ],
     "labels that cannot teach, whose words or encoder their owner chooses": [

@@ -248,6 +248,12 @@ class Attached:
             self._watch = None
         self.terms = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this model, so that a copy, as a spawned process gets it, is detached."""
+        read_anew = ("cache", "_names", "_sizes")
+        kept = {name: value for name, value in vars(self).items() if name not in read_anew}
+        return kept | {"_watch": None, "terms": {}}
+
     @property
     def scale(self) -> float:
         """Return 1 / tau, as L_a uses it."""
@@ -266,10 +272,10 @@ class Attached:
         """Return what replaces the model's methods.
 
         Raises:
-            UserError: `detach` was called.
+            UserError: `detach` was called, or this is a copy.
         """
         if self._watch is None:
-            raise UserError("attached: it was detached; call attach() again")
+            raise UserError("attached: it was detached, or copied, as a spawned process gets it; call attach() again")
         return self._watch
 
     def kept(self, ids: Sequence[str] = ()) -> ForwardResults:
@@ -300,13 +306,7 @@ class Attached:
     def _sizes(self) -> dict[str, Size]:
         """Map each labelled image to its (width, height)."""
         assert self.labels is not None
-        columns = ("image_id", "width", "height")
-        tables = (table.to_pydict() for table in self.labels.tables(columns))
-        return {
-            name: (width, height)
-            for table in tables
-            for name, width, height in zip(*map(table.get, columns), strict=True)
-        }
+        return self.labels.sizes()
 
     def laid(self, kept: ForwardResults, ids: Sequence[str]) -> list[ImageTokens]:
         """Locate a forward's visual tokens, image by image.

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.attach.families import MAKERS, Tiny
+from sea_pipeline.core.errors import UserError
+from tests.trainer.attach.families import MAKERS, Tiny, tiny
 from tests.trainer.attach.trained import attached_to, own_trainer
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import attach
@@ -85,6 +86,24 @@ def adapted(model: nn.Module) -> Any:
     projector = ["multi_modal_projector"] if any("multi_modal" in name for name, _ in model.named_modules()) else None
     config = LoraConfig(r=4, target_modules=targets, init_lora_weights=True, modules_to_save=projector)
     return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def test_copies_and_pickles_of_the_terms_are_detached(pictures: Pictures, attached: Any) -> None:
+    """Lightning copies the module that holds them, or pickles it for spawned processes."""
+    made, settings = tiny("qwen2_vl"), {"labels": pictures.open(), "sea": {}}
+    one = attached(made, **settings)
+    batch = made.batch(pictures.batch(NAMES))
+    made.model(**batch)
+    total, state = float(one.loss(NAMES).detach()), one.state_dict()
+    for model, other in (copy.deepcopy((made.model, one)), pickle.loads(pickle.dumps((made.model, one)))):
+        assert other.model is model
+        assert other.state_dict() == state
+        with pytest.raises(UserError, match=r"was detached, or copied, .*; call attach\(\) again"):
+            other.loss(NAMES)
+        again = attached(made._replace(model=model), **settings)
+        model(**batch)
+        assert float(again.loss(NAMES).detach()) == total
+    one.loss(NAMES)
 
 
 @pytest.mark.slow
