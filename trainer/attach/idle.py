@@ -39,7 +39,7 @@ def refuse_without_graph(parts: Parts, visual: torch.Tensor | None) -> None:
         UserError: the last forward was not the one that trains.
     """
     if visual is not None and not visual.requires_grad and _trains(parts.projector.parameters()):
-        found = "a forward under torch.no_grad(); call loss right after the forward that trains"
+        found = "a forward under torch.no_grad() or with adapters off; call loss right after the forward that trains"
         if any(getattr(module, "merged", False) for module in parts.projector.modules()):  # layers of peft
             found = "its adapters merged; call unmerge_adapter() before the forward"
         raise UserError(

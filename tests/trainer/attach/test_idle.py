@@ -66,12 +66,16 @@ def test_without_peft_the_advice_helps(pictures: Pictures, attached: Any) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's use of transformers
-def test_merged_adapters_on_the_projector_are_refused_until_unmerged(pictures: Pictures) -> None:
+def test_a_forward_without_the_projectors_adapters_is_refused(pictures: Pictures) -> None:
     peft = pytest.importorskip("peft")
     made = MAKERS["llava"]()
     model = peft.get_peft_model(made.model, peft.LoraConfig(target_modules=["linear_1", "linear_2"])).train()
     one = attach(model, made.processor, labels=pictures.open(), **BOTH)
     batch = made.batch(pictures.batch(NAMES))
+    with model.disable_adapter():
+        model(**batch)
+    with pytest.raises(UserError, match=r"or with adapters off; call loss right after the forward that trains"):
+        one.loss(NAMES)
     model.merge_adapter()
     model(**batch)
     with pytest.raises(UserError, match=r"found its adapters merged; call unmerge_adapter\(\) before the forward"):
