@@ -152,7 +152,7 @@ class Attached:
             if not self._trained:
                 self._trained = True
                 warn_of_idle(self._parts, self.weights)
-            refuse_without_graph(self._parts, kept.visual)
+            refuse_without_graph(self._parts, kept.visual, self.weights)
         looks = "sea" in self.weights and draws is None  # a recipe's run has looked at all of its data before
         if looks:
             self._names.look(ids)

@@ -1,13 +1,16 @@
 """Tell of terms that train nothing of a model, because all that they reach is frozen or the forward had no graph."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
+
+_Each = TypeVar("_Each", nn.Parameter, nn.Module)
 
 
 def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
@@ -16,11 +19,7 @@ def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
     BASIC's gradient ends at the projector. SEA's goes on into the tower.
     """
     path = parts.family.projector if parts.family.late else f"model.{parts.family.projector}"
-    llm = parts.family.llm.partition(".")[0]
-    projector = _trains(parts.projector.parameters())
-    beyond = (f"{llm}.", "lm_head.", *parts.family.beside)  # no visual token with a place depends on these
-    before_llm = _trains(each for name, each in parts.inner.named_parameters() if not name.startswith(beyond))
-    idle = [name for name in terms if not (before_llm if name == "sea" else projector)]
+    idle = [name for name in terms if not _trains(parts, name)]
     if not idle:
         return
     frozen = "neither its projector nor its tower trains" if "sea" in idle else "its projector does not train"
@@ -32,20 +31,29 @@ def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
     )
 
 
-def refuse_without_graph(parts: Parts, visual: torch.Tensor | None) -> None:
-    """Refuse visual tokens without a graph if the projector trains.
+def refuse_without_graph(parts: Parts, visual: torch.Tensor | None, terms: Iterable[str]) -> None:
+    """Refuse visual tokens without a graph if a term's gradient would reach a weight that trains.
 
     Raises:
         UserError: the last forward was not the one that trains.
     """
-    if visual is not None and not visual.requires_grad and _trains(parts.projector.parameters()):
+    if visual is not None and not visual.requires_grad and any(_trains(parts, name) for name in terms):
         found = "a forward under torch.no_grad() or with adapters off; call loss right after the forward that trains"
-        if any(getattr(module, "merged", False) for module in parts.projector.modules()):  # layers of peft
-            found = "its adapters merged; call unmerge_adapter() before the forward"
+        if any(getattr(module, "merged", False) for module in _before_llm(parts, parts.inner.named_modules())):
+            found = "merged adapters; call unmerge_adapter() before the forward"
         raise UserError(
-            f"attached.loss: expected visual tokens with a graph, because the projector trains; found {found}"
+            "attached.loss: expected visual tokens with a graph, because the projector or the tower trains; found "
+            f"{found}"
         )
 
 
-def _trains(parameters: Iterable[nn.Parameter]) -> bool:
-    return any(each.requires_grad for each in parameters)
+def _trains(parts: Parts, term: str) -> bool:
+    """Tell whether a weight trains that a term's gradient may reach."""
+    reached = _before_llm(parts, parts.inner.named_parameters()) if term == "sea" else parts.projector.parameters()
+    return any(each.requires_grad for each in reached)
+
+
+def _before_llm(parts: Parts, named: Iterable[tuple[str, _Each]]) -> Iterator[_Each]:
+    """Leave out what no visual token with a place depends on."""
+    beyond = (f"{parts.family.llm.partition('.')[0]}.", "lm_head.", *parts.family.beside)
+    return (each for name, each in named if not name.startswith(beyond))

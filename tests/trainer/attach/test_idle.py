@@ -66,11 +66,15 @@ def test_without_peft_the_advice_helps(pictures: Pictures, attached: Any) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's use of transformers
-def test_a_forward_without_the_projectors_adapters_is_refused(pictures: Pictures) -> None:
+@pytest.mark.parametrize(("layers", "terms"), [(["linear_1", "linear_2"], BOTH), (["fc1"], {"sea": {}})])
+def test_a_forward_without_its_adapters_is_refused(
+    layers: list[str], terms: dict[str, Any], pictures: Pictures
+) -> None:
+    """Those of the projector, or of the tower alone."""
     peft = pytest.importorskip("peft")
     made = MAKERS["llava"]()
-    model = peft.get_peft_model(made.model, peft.LoraConfig(target_modules=["linear_1", "linear_2"])).train()
-    one = attach(model, made.processor, labels=pictures.open(), **BOTH)
+    model = peft.get_peft_model(made.model, peft.LoraConfig(target_modules=layers)).train()
+    one = attach(model, made.processor, labels=pictures.open(), **terms)
     batch = made.batch(pictures.batch(NAMES))
     with model.disable_adapter():
         model(**batch)
@@ -78,11 +82,12 @@ def test_a_forward_without_the_projectors_adapters_is_refused(pictures: Pictures
         one.loss(NAMES)
     model.merge_adapter()
     model(**batch)
-    with pytest.raises(UserError, match=r"found its adapters merged; call unmerge_adapter\(\) before the forward"):
+    with pytest.raises(UserError, match=r"found merged adapters; call unmerge_adapter\(\) before the forward"):
         one.loss(NAMES)
     model.unmerge_adapter()
     model(**batch)
-    assert one.loss(NAMES).requires_grad
+    one.loss(NAMES).backward()
+    assert any("lora" in name and each.grad is not None for name, each in model.named_parameters())
     one.detach()
 
 
