@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 Advance = Callable[[int], None]
@@ -94,30 +94,57 @@ def progress_line(what: str, done: int, total: int, seconds_left: float | None) 
 
 
 SLOW = 3.0
-"""Seconds after which `progress_if_slow` speaks."""
+"""Seconds after which `progress_if_slow` and `say_if_slow` speak."""
+_AGAIN = 60.0
+"""Seconds after which `say_if_slow` speaks again."""
 
 
 @contextmanager
 def progress_if_slow(reporter: Reporter, what: str, total: int) -> Iterator[Advance]:
     """Show nothing of work that is done within seconds, and of other work a line with its forecast, and a bar.
 
-    Yields the function that counts items.
+    Yields the function that counts items, from any thread.
     """
-    begun, done = time.monotonic(), 0
+    begun, done, lock = time.monotonic(), 0, threading.Lock()
     shown: Advance | None = None
 
     def advance(count: int) -> None:
         nonlocal done, shown
-        done += count
-        seconds = time.monotonic() - begun
-        if shown is not None:
-            shown(count)
-        elif seconds > SLOW and done < total:
-            reporter.message(progress_line(what, done, total, seconds / max(1, done) * (total - done)))
-            shown = stack.enter_context(reporter.progress(what, total, done))
+        with lock:
+            done += count
+            seconds = time.monotonic() - begun
+            if shown is not None:
+                shown(count)
+            elif seconds > SLOW and 0 < done < total:
+                reporter.message(progress_line(what, done, total, seconds / done * (total - done)))
+                shown = stack.enter_context(reporter.progress(what, total, done))
 
     with ExitStack() as stack:
         yield advance
+
+
+@contextmanager
+def say_if_slow(reporter: Reporter, what: str) -> Iterator[None]:
+    """Say after some seconds, and then every minute, that work goes on whose items cannot be counted."""
+    if reporter is SILENT:
+        yield
+        return
+    begun, over = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        seconds = min(SLOW, threading.TIMEOUT_MAX)
+        with suppress(BrokenPipeError):  # nobody reads the lines any more
+            while not over.wait(seconds):
+                reporter.long_work(f"{what}: {time.monotonic() - begun:.0f} s so far")
+                seconds = _AGAIN
+
+    speaker = threading.Thread(target=speak, name="say_if_slow", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 def is_heard() -> bool:

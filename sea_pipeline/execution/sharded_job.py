@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import SILENT, Advance, Reporter
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, say_if_slow
 from sea_pipeline.execution.cluster_settings import WorkerSettings
 from sea_pipeline.execution.dispatch import StageRun, driver_role
 from sea_pipeline.execution.local import run
@@ -68,6 +68,8 @@ class ShardedJob(ABC, Generic[S]):
         self.settings = settings
         self.device = ""
         """The device of this process, known from `open` on."""
+        self.reporter = SILENT
+        """Receives the progress of `open` and the methods after it, on the driver."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[S]]:
         """Pickle the settings alone, for workers."""
@@ -179,17 +181,19 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
     refuse_in_place(settings.out or "")
     job.check()
     role = driver_role(settings.crew, settings.device)
-    job.device = role.device
+    job.device, job.reporter = role.device, reporter
     job.open(None)
-    listing = job.listing()
+    with say_if_slow(reporter, "listing the images"):
+        listing = job.listing()
     fields = job.fields()
     out = place(settings.out or _default_folder(job, listing, fields))
     job.check_folder(out, listing, reporter)
-    ledger = open_or_create(
-        out, job.kind, fields, listing, settings.shard_size, job.companions(),
-        encoder=job.spec(), extend=settings.extend, growing=job.growing(), advice=job.advice(out),
-        limited=settings.limit is not None,
-    )  # fmt: skip
+    with say_if_slow(reporter, f"planning the shards of {out}"):
+        ledger = open_or_create(
+            out, job.kind, fields, listing, settings.shard_size, job.companions(),
+            encoder=job.spec(), extend=settings.extend, growing=job.growing(), advice=job.advice(out),
+            limited=settings.limit is not None,
+        )  # fmt: skip
     job.announce(ledger, reporter)
     _reopen_shards(settings, ledger, reporter)
     if ledger.complete:

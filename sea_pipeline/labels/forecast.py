@@ -9,7 +9,7 @@ from typing import Any
 
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import SILENT, Advance, Reporter, process_peak_bytes
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, process_peak_bytes, say_if_slow
 from sea_pipeline.encoders.word_cache import word_embeddings
 from sea_pipeline.execution.stage import ShardResult
 from sea_pipeline.inputs.samples import Listing, Sample
@@ -74,7 +74,8 @@ def forecast(settings: ForecastSettings, reporter: Reporter = SILENT) -> Forecas
     """
     device = resolve_device(settings.device)
     stage, start, of_words = _started(settings, device, reporter)
-    listing = images_of(settings)
+    with say_if_slow(reporter, "listing the images"):
+        listing = images_of(settings)
     count = max(settings.measure, _ROUNDS * stage.batch_size * stage.encode_threads)
     with reporter.progress("measuring", count) as advance:
         seconds, bytes_per_image, result = _measured(stage, listing, count, advance)

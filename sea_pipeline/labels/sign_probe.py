@@ -18,7 +18,7 @@ import torch
 from sea_pipeline.core.devices import resolve_device
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import batched
-from sea_pipeline.core.progress import SILENT, Advance, Reporter
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, say_if_slow
 from sea_pipeline.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder, paths_of
 from sea_pipeline.encoders.base import finite_images
 from sea_pipeline.encoders.word_cache import word_embeddings
@@ -196,7 +196,8 @@ def probe_encoders(settings: ProbeSettings, reporter: Reporter = SILENT) -> Prob
     words = words_of(settings)
     device = resolve_device(settings.device)
     specs = dict.fromkeys(signed(path, None) for spec in settings.encoder for path in paths_of(spec, device))
-    listing = list_samples(str(settings.data), settings.image_root)
+    with say_if_slow(reporter, "listing the images"):
+        listing = list_samples(str(settings.data), settings.image_root)
     images = captioned_images(settings.data, listing.samples, settings.limit, settings.seed)
     if len(images) < 2:
         raise UserError(

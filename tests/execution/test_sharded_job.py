@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sea_pipeline.core import progress
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.execution.sharded_job import run_job
+from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
 from tests.support.count_job import CountJob, CountSettings
-from tests.support.heard import Heard
+from tests.support.heard import Heard, waited_for
 from tests.support.kills import killed_around
 
 COUNT = 11
@@ -70,6 +72,19 @@ def test_it_counts_and_keeps_bad_images_aside(images: Path, tmp_path: Path) -> N
     assert (told["run"]["device"], told["run"]["backend"], told["run"]["images"]) == ("cpu", "", COUNT - 1)
     again = count(images, tmp_path / "out")
     assert (again.report.images, again.device) == (0, "cpu")
+
+
+def test_a_long_listing_is_heard(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, job = Heard(), asked(images, tmp_path / "out")
+    plain = job.listing
+
+    def listing() -> Listing:
+        waited_for(lambda: heard.lines == ["listing the images: 0 s so far"])
+        return plain()
+
+    monkeypatch.setattr(progress, "SLOW", 0)
+    monkeypatch.setattr(job, "listing", listing)
+    assert len(counts(run_job(job, heard))) == COUNT - 1
 
 
 def test_a_worker_makes_the_stage_from_the_settings_alone(images: Path, tmp_path: Path) -> None:

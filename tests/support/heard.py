@@ -1,6 +1,7 @@
 """Reporters that keep what they hear, or print it."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sea_pipeline.core.progress import Reporter
@@ -32,6 +33,14 @@ class Heard(TrainReporter):
 
     def metrics(self, title: str, values: Mapping[str, float]) -> None:
         self.measured.setdefault(title, dict(values))
+
+
+def waited_for(said: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until another thread has said something."""
+    end = time.monotonic() + seconds
+    while not said():
+        assert time.monotonic() < end, "nothing was said"
+        time.sleep(0.001)
 
 
 class Printing(Reporter):
