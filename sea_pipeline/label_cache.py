@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.parallel import ThreadPool, prefetched_map
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, progress_if_slow, say_if_slow
 from sea_pipeline.labels.format import from_stored
 from sea_pipeline.labels.store import Labels, LabelStore
 from sea_pipeline.output.records import FILES, FilesRecord, Manifest, check_file, file_record, whole_record
@@ -88,7 +89,7 @@ class LabelCache:
         return {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
 
 
-def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache:
+def label_cache(store: LabelStore, root: str | Path | None = None, *, reporter: Reporter = SILENT) -> LabelCache:
     """Open the unpacked labels of a run, and unpack them first if they are absent or damaged.
 
     They are found by the hash of the manifest.
@@ -97,6 +98,7 @@ def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache
         store: opened with `open_labels`, which has verified the shards.
         root: the folder of all unpacked labels; None for the cache folder. Labels take 4 bytes each, which is 13 GB for
             half a million images of 576 patches and 10 labels.
+        reporter: receives progress if it takes longer than seconds.
 
     Raises:
         UserError: the folder cannot be written.
@@ -105,10 +107,14 @@ def label_cache(store: LabelStore, root: str | Path | None = None) -> LabelCache
     make_folder(root)
     folder = root / _manifest_sha256(store)[:32]
     found = _made(folder)
-    if not _is_whole(folder):
-        with locked(root):  # all processes of a training run come at once, and the first one unpacks
+    with say_if_slow(reporter, f"checking the unpacked labels in {folder}"):
+        is_whole = _is_whole(folder)
+    if not is_whole:
+        with ExitStack() as stack:  # all processes of a training run come at once, and the first one unpacks
+            with say_if_slow(reporter, f"waiting for a process that unpacks labels to {root}"):
+                stack.enter_context(locked(root))
             if _made(folder) == found:
-                _unpack_anew(store, folder)
+                _unpack_anew(store, folder, reporter)
     return LabelCache(folder, store.grid, store.top_n)
 
 
@@ -117,14 +123,17 @@ def _manifest_sha256(store: LabelStore) -> str:
     return hashlib.sha256(Manifest.model_validate(store.manifest).to_bytes()).hexdigest()
 
 
-def _unpack_anew(store: LabelStore, folder: Path) -> None:
+def _unpack_anew(store: LabelStore, folder: Path, reporter: Reporter) -> None:
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)  # a cache cleaner may have removed a file of it
     else:
         folder.unlink(missing_ok=True)
     try:
-        with publish_folder(folder) as scratch:
-            _unpack(store, scratch)
+        with (
+            progress_if_slow(reporter, "unpacking labels", len(store)) as advance,
+            publish_folder(folder) as scratch,
+        ):
+            _unpack(store, scratch, advance)
     except (OSError, UserError):
         if not _is_whole(folder):  # else another machine's process, without a lock between us, was first
             raise
@@ -162,7 +171,7 @@ def _made(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _unpack(store: LabelStore, folder: Path) -> None:
+def _unpack(store: LabelStore, folder: Path, advance: Advance) -> None:
     columns = _columns(store)
     with ExitStack() as files:
         # They are not mapped, because the system kills a process that writes to a mapped file when the disk is full.
@@ -175,6 +184,7 @@ def _unpack(store: LabelStore, folder: Path) -> None:
                 values = table[name].combine_chunks().flatten().to_numpy().astype(dtype, copy=False)
                 assert values.size == len(table) * width, "every row has a value for each place"
                 arrays[name].write(np.ascontiguousarray(values).data)
+            advance(len(table))
     (folder / _IDS).write_text(json.dumps(store.ids), "utf-8")
     records = [file_record(folder, folder / name) for name in sorted(_FILES)]
     record = _CacheRecord(files=records, manifest=_manifest_sha256(store))

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.crops import CropBox, image_and_crop
 from sea_pipeline.labels.format import KIND, label_arrays, label_schema, read_mean_similarity, read_words
 from sea_pipeline.output.ledger import Ledger
@@ -79,16 +80,17 @@ class LabelStore(RowStore):
         return Labels(word_ids[0], scores[0], self.grid, tuple(float(edge) for edge in crop))  # type: ignore[arg-type]
 
 
-def open_labels(path: str | Place, *, verify: bool = True) -> LabelStore:
+def open_labels(path: str | Place, *, verify: bool = True, reporter: Reporter = SILENT) -> LabelStore:
     """Open the labels that `sea-pipeline label` wrote.
 
     Args:
         path: the output folder, on this machine or as the URL of a store elsewhere (`s3://…`).
         verify: hash every shard first. Otherwise damage is found only when the damaged page is read.
+        reporter: receives progress if it takes longer than seconds.
 
     Raises:
         ValueError: the folder is not one of labels, is not finished, or has a file that is not as written. The
             message names the file.
     """
-    ledger, manifest = open_finished(path, KIND, verify=verify)
+    ledger, manifest = open_finished(path, KIND, verify=verify, reporter=reporter)
     return LabelStore(ledger, manifest, read_words(ledger.root))

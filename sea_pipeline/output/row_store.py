@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.near_names import nearest_name
+from sea_pipeline.core.progress import SILENT, Reporter, progress_if_slow
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.verify import refuse_damage
@@ -192,7 +193,9 @@ class NoSuchImageError(KeyError):
         return type(self), (str(self),)
 
 
-def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger, Manifest]:
+def open_finished(
+    path: str | Place, kind: str, *, verify: bool, reporter: Reporter = SILENT
+) -> tuple[Ledger, Manifest]:
     """Open a finished folder of one kind and check its files, those of shards only if `verify`.
 
     Raises:
@@ -202,5 +205,6 @@ def open_finished(path: str | Place, kind: str, *, verify: bool) -> tuple[Ledger
     found = ledger.dataset.kind
     if found != kind and (ledger.root / found).is_dir():  # else `refuse_damage` says that the name is damaged
         raise UserError(f"{ledger.root}: expected {kind}, found {found}")
-    refuse_damage(ledger, shards=verify)
+    with progress_if_slow(reporter, f"checking the shards of {ledger.root}", ledger.dataset.shards) as advance:
+        refuse_damage(ledger, advance, shards=verify)
     return ledger, ledger.manifest()

@@ -5,6 +5,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline import LabelStore, label_cache, open_labels
+from sea_pipeline.core import progress
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
@@ -20,6 +23,7 @@ from sea_pipeline.storage.hashing import file_sha256
 from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
 from tests.support.damage import Harm, changed, flip, made_a_folder, without
+from tests.support.heard import Heard, waited_for
 from tests.support.kills import DEAD
 from tests.support.old_labels import made_old
 from tests.support.programs import FORKS
@@ -49,6 +53,31 @@ def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
     assert list(cache) == cache.ids == store.ids
     with pytest.raises(KeyError, match=r"'3.png' is none of the 69 images; the nearest is '0?[0-9]*3.png'"):
         cache["3.png"]
+
+
+def test_it_is_said_if_it_takes_long(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, plain = Heard(), label_cache._is_whole
+
+    def looked(folder: Path) -> bool:
+        waited_for(lambda: heard.lines[-1].startswith("checking the unpacked"))
+        return plain(folder)
+
+    @contextmanager
+    def taken(_: Path) -> Iterator[None]:
+        waited_for(lambda: heard.lines[-1].startswith("waiting for"))
+        yield
+
+    monkeypatch.setattr(progress, "SLOW", 0)
+    monkeypatch.setattr(label_cache, "_is_whole", looked)
+    monkeypatch.setattr(label_cache, "locked", taken)
+    open_labels(store.path, reporter=heard)
+    folder = label_cache.label_cache(store, reporter=heard).folder
+    assert [line.split(" done")[0] for line in heard.lines] == [
+        f"checking the shards of {store.path}: 1 of 2",
+        f"checking the unpacked labels in {folder}: 0 s so far",
+        f"waiting for a process that unpacks labels to {folder.parent}: 0 s so far",
+        "unpacking labels: 32 of 69",
+    ]
 
 
 def test_it_is_unpacked_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:

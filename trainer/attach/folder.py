@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.crops import FULL, Reach
 from sea_pipeline.labels.run import LabelSettings
@@ -86,9 +87,9 @@ def open_existing_folder(path: Path) -> ExistingFolder:
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
 
 
-def open_existing_rows(folder: ExistingFolder, data: Data) -> Conversations:
+def open_existing_rows(folder: ExistingFolder, data: Data, reporter: Reporter = SILENT) -> Conversations:
     """Read a recipe's data for an existing model, see `open_rows` and `read_texts`."""
-    return open_rows(data, partial(read_texts, chat=folder.chat))
+    return open_rows(data, partial(read_texts, chat=folder.chat, reporter=reporter), reporter)
 
 
 def open_existing_labels(
@@ -97,10 +98,13 @@ def open_existing_labels(
     conversations: Conversations,
     make: Callable[[LabelSettings], StageRun] | None,
     begun_with: str | None,
+    reporter: Reporter = SILENT,
 ) -> LabelStore | None:
     """Open the labels of a run, which are always carried to the family's grids, see `open_label_source`."""
     carried = recipe.model_copy(update={"labels": recipe.labels.model_copy(update={"transfer": True})})
-    return open_label_source(carried, cast("Any", folder), conversations, make=make, begun_with=begun_with)
+    return open_label_source(
+        carried, cast("Any", folder), conversations, make=make, begun_with=begun_with, reporter=reporter
+    )
 
 
 def load_existing(folder: ExistingFolder, recipe: Recipe) -> nn.Module:

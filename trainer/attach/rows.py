@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.llava_json import has_lines
 from trainer.attach.families import tokens_beyond
 from trainer.data.conversations import ConversationRows, kept_conversations, numbered_records, read_record
@@ -133,12 +134,12 @@ class Chat:
         return ChatText(f"{self.mark * images}{question.replace(self.mark, '').strip()}", [], answer)
 
 
-def read_texts(path: Path, chat: Chat) -> ConversationRows:
+def read_texts(path: Path, chat: Chat, reporter: Reporter = SILENT) -> ConversationRows:
     """Write the conversations of LLaVA's JSON or JSONL as texts, or load what an earlier call cached.
 
     Columns: `id`; `images`, image ids as the file spells them; `text`, `answer` and `spans`, see `ChatText`;
     `truncated`, False, because what is cut depends on the images' sizes, see `without_unfit`; `number`, the record's
-    place in the file, from 1.
+    place in the file, from 1. `reporter` receives progress, see `reported`.
 
     Raises:
         UserError: the file is not LLaVA's or holds no records.
@@ -149,7 +150,7 @@ def read_texts(path: Path, chat: Chat) -> ConversationRows:
     made = [_VERSION, chat.template, chat.in_two, chat.mark, names, special_tokens(tokenizer), has_lines(path)]
     if not chat.in_two and chat.form.listed != ROLES:
         made.append(sorted(chat.form.listed))  # other rows than those of earlier states, which gave lists always
-    return kept_conversations(path, made, partial(_rows, path, chat), FEATURES)
+    return kept_conversations(path, made, partial(_rows, path, chat), FEATURES, reporter)
 
 
 def _rows(path: Path, chat: Chat) -> Iterator[dict[str, Any]]:

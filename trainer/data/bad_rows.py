@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from datasets import Dataset as Rows
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.parallel import ThreadPool, prefetched_map
-from sea_pipeline.core.progress import Advance
+from sea_pipeline.core.parallel import ThreadPool, batched, prefetched_map
+from sea_pipeline.core.progress import SILENT, Advance, Reporter, progress_if_slow
 from sea_pipeline.inputs.llava_json import record_name, relative_path, shown
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError, read_image
 
@@ -24,6 +24,10 @@ _IDS = 10
 _BATCH = 10_000
 _READERS = 4
 """Images decoded at once."""
+_LOOKERS = 32
+"""Threads that look for files. They are more than cores, because they wait for a disk or a network."""
+_CHUNK = 64
+"""Files that a thread looks for before it gets others."""
 
 
 class BadRow(NamedTuple):
@@ -129,19 +133,35 @@ def image_names(rows: Rows) -> set[str]:
     return names
 
 
-def missing_images(rows: Rows, root: Path) -> dict[str, str]:
+def missing_images(rows: Rows, root: Path, reporter: Reporter = SILENT) -> dict[str, str]:
     """Find the images that are not files below the image root, each with the reason."""
-    found = {}
-    for name in image_names(rows):
-        try:
-            there = (root / relative_path(name, str(root))).is_file()
-            if not there:
-                found[name] = f"expected image files that are there; found no {shown(name)} below {root}"
-        except ValueError as error:
-            found[name] = f"expected paths below the image root; found {shown(name)}: {error} ({root})"
-        except OSError as error:  # a name that is too long, a folder that may not be read
-            found[name] = f"expected image files that can be opened; found {shown(name)}: {error.strerror}"
+    names = image_names(rows)
+    found: dict[str, str] = {}
+
+    def look(chunk: list[str]) -> list[str | None]:
+        return [_missing(name, root) for name in chunk]
+
+    chunks = list(batched(iter(names), _CHUNK))
+    with (
+        ThreadPool(_LOOKERS) as pool,
+        progress_if_slow(reporter, "looking for images", len(names)) as advance,
+    ):
+        for chunk, reasons in zip(chunks, prefetched_map(pool, look, chunks, 2 * _LOOKERS), strict=True):
+            found.update((name, reason) for name, reason in zip(chunk, reasons, strict=True) if reason is not None)
+            advance(len(chunk))
     return found
+
+
+def _missing(name: str, root: Path) -> str | None:
+    """Return why an image is no file below the image root, or None if it is one."""
+    try:
+        if not (root / relative_path(name, str(root))).is_file():
+            return f"expected image files that are there; found no {shown(name)} below {root}"
+    except ValueError as error:
+        return f"expected paths below the image root; found {shown(name)}: {error} ({root})"
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        return f"expected image files that can be opened; found {shown(name)}: {error.strerror}"
+    return None
 
 
 def unreadable_images(

@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.inputs.llava_json import check_path, check_record, has_lines, images_of, records, turns_of
 from sea_pipeline.storage.hashing import canonical_json, file_sha256
 from sea_pipeline.storage.paths import cache_folder
 from trainer.data.bad_rows import BadRow, bad_rows, without
 from trainer.data.files import check_conversations_file
-from trainer.data.row_cache import Rows, kept_rows
+from trainer.data.row_cache import Rows, kept_rows, reported
 from trainer.model.fixed_date import with_fixed_date
 from trainer.model.message_forms import IMAGE_TOKEN
 from trainer.model.prompts import RenderedText, TemplateName, chat_template, load_template, read_messages
@@ -76,6 +77,7 @@ def read_conversations(
     template: TemplateName,
     image_tokens: int,
     max_length: int = 2048,
+    reporter: Reporter = SILENT,
 ) -> ConversationRows:
     """Tokenise LLaVA's JSON or JSONL in one streaming pass, or load what an earlier call cached for the same input.
 
@@ -93,6 +95,7 @@ def read_conversations(
         template: see `templates.load_template`.
         image_tokens: number of tokens that an image becomes in the model.
         max_length: most tokens of a row, expanded images included.
+        reporter: receives progress, see `reported`.
 
     Raises:
         UserError: the tokenizer or the template does not fit, or the file is not LLaVA's or holds no records.
@@ -102,10 +105,12 @@ def read_conversations(
     rows = partial(
         conversation_rows, path, tokenizer, template=template, image_tokens=image_tokens, max_length=max_length
     )
-    return kept_conversations(path, settings, rows, FEATURES)
+    return kept_conversations(path, settings, rows, FEATURES, reporter)
 
 
-def kept_conversations(path: Path, settings: list[Any], rows: Rows, features: datasets.Features) -> ConversationRows:
+def kept_conversations(
+    path: Path, settings: list[Any], rows: Rows, features: datasets.Features, reporter: Reporter
+) -> ConversationRows:
     """Load the rows that an earlier call cached for a file, or make them.
 
     Args:
@@ -113,6 +118,7 @@ def kept_conversations(path: Path, settings: list[Any], rows: Rows, features: da
         settings: all that decides the rows besides the file's content.
         rows: yields the rows; called only if they must be made.
         features: columns of the rows, among them `number`, `id` and `refused`.
+        reporter: receives progress, see `reported`.
 
     Raises:
         UserError: the file cannot be read, or `rows` raises it.
@@ -121,7 +127,7 @@ def kept_conversations(path: Path, settings: list[Any], rows: Rows, features: da
         fingerprint = hashlib.sha256(canonical_json([*settings, file_sha256(path)])).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    cached = kept_rows(rows, features, cache_folder() / "conversations", fingerprint)
+    cached = kept_rows(reported(rows, path, reporter), features, cache_folder() / "conversations", fingerprint)
     bad = bad_rows(cached)
     return ConversationRows(without(cached, bad).remove_columns("refused"), bad)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from sea_pipeline.inputs.pixels import BadImageError, upright_size
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_bytes
 from trainer.data.bad_rows import unreadable_because
+
+_Answer = TypeVar("_Answer")
 
 _THREADS = 32
 """More than cores, because they wait for a disk or a network."""
@@ -50,8 +52,7 @@ def unreadable_files(
 ) -> dict[str, str]:
     """Find the images that cannot be read, each with the reason.
 
-    A file that was found whole is not opened again until its size or time changes. The first process looks, and all
-    processes of a run get its answer.
+    A file that was found whole is not opened again until its size or time changes. The first process looks.
 
     Args:
         names: image ids, each once.
@@ -59,11 +60,16 @@ def unreadable_files(
         root: folder of the images; for each there is one list of files that were found whole.
         reporter: receives progress if it takes longer than seconds.
     """
+    return of_first_process(lambda: _unreadable(names, locate, root, reporter))
+
+
+def of_first_process(look: Callable[[], _Answer]) -> _Answer:
+    """Let the first process look for all processes of a run, and return what it found or raise its error."""
     group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    found: list[dict[str, str] | Exception] = [{}]
+    found: list[_Answer | Exception | None] = [None]
     if not group or torch.distributed.get_rank() == 0:
         try:
-            found = [_unreadable(names, locate, root, reporter)]
+            found = [look()]
         except (UserError, OSError) as problem:  # the others wait for an answer
             found = [problem]
     if group:
@@ -71,7 +77,7 @@ def unreadable_files(
     (answer,) = found
     if isinstance(answer, Exception):
         raise answer
-    return answer
+    return cast("_Answer", answer)
 
 
 def _unreadable(names: Sequence[str], locate: Callable[[str], Path], root: Path, reporter: Reporter) -> dict[str, str]:

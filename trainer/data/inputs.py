@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import Reporter
+from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.encoders.spec import EncoderSpec
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.inputs.llava_json import shown
@@ -38,6 +38,7 @@ def open_label_source(
     *,
     make: Callable[[LabelSettings], StageRun] | None = label_images,
     begun_with: str | None = None,
+    reporter: Reporter = SILENT,
 ) -> LabelStore | None:
     """Open the labels of a run, or make them.
 
@@ -52,7 +53,7 @@ def open_label_source(
     labels = recipe.labels
     wanted = conversations.image_ids
     if labels.path is not None:
-        store = open_labels(labels.path)
+        store = open_labels(labels.path, reporter=reporter)
         _refuse_foreign(store, wanted, conversations)
         if _crops(store) < labels.crops:
             raise UserError(
@@ -60,7 +61,7 @@ def open_label_source(
                 f"label with --crops {labels.crops}, or set labels.crops to {_crops(store)}"
             )
         return store
-    if (newest := _newest(folder, wanted, labels, begun_with)) is not None:
+    if (newest := _newest(folder, wanted, labels, begun_with, reporter)) is not None:
         return newest
     if not recipe.loss.sea.weight:
         return None
@@ -69,7 +70,7 @@ def open_label_source(
             f"labels.transfer: {folder.path} pads images to a square, and the labels to be made are of the image "
             "itself; set it to true"
         )
-    return None if make is None else _made(recipe, conversations, make)
+    return None if make is None else _made(recipe, conversations, make, reporter)
 
 
 def _refuse_foreign(store: LabelStore, wanted: set[str], conversations: Conversations) -> None:
@@ -101,7 +102,9 @@ def check_measured_labels(store: LabelStore, conversations: Conversations, repor
         )
 
 
-def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSettings], StageRun]) -> LabelStore:
+def _made(
+    recipe: Recipe, conversations: Conversations, make: Callable[[LabelSettings], StageRun], reporter: Reporter
+) -> LabelStore:
     """Make the labels of a run."""
     labels, samples = recipe.labels, recipe.data.train == SAMPLES
     made = make(
@@ -114,7 +117,7 @@ def _made(recipe: Recipe, conversations: Conversations, make: Callable[[LabelSet
             crops=labels.crops,
         )
     )
-    return open_labels(made.ledger.root)
+    return open_labels(made.ledger.root, reporter=reporter)
 
 
 def say_unread_teacher(stages: Collection[Recipe], reporter: Reporter) -> None:
@@ -169,7 +172,9 @@ def _openable(manifests: Iterable[Path]) -> Iterator[LabelStore]:
             yield open_labels(manifest.parent, verify=False)
 
 
-def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_with: str | None) -> LabelStore | None:
+def _newest(
+    folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_with: str | None, reporter: Reporter
+) -> LabelStore | None:
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
     stores: Iterable[LabelStore] = _openable(manifests)
@@ -179,7 +184,7 @@ def _newest(folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_wi
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
         if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and _holds(store, wanted):
-            return open_labels(store.path)
+            return open_labels(store.path, reporter=reporter)
     return None
 
 
@@ -207,7 +212,9 @@ def _as_named(store: LabelStore, labels: LabelSource, words: WordList | None) ->
     return words is None or bool(store.manifest["fields"]["wordlist"]["sha256"] == words.sha256)
 
 
-def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool) -> TrainingLabels:
+def labels_for(
+    store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bool, reporter: Reporter = SILENT
+) -> TrainingLabels:
     """Make the `TrainingLabels` that a run's words are drawn from."""
     keys = None
     if sea.dedupe == "tokens":
@@ -215,7 +222,7 @@ def labels_for(store: LabelStore, folder: ModelFolder, sea: Sea, *, transfer: bo
         sequences = [tuple(tuple(form[word]) for form in spelled) for word in range(len(store.words))]
         numbers = {sequence: number for number, sequence in enumerate(dict.fromkeys(sequences))}
         keys = np.array([numbers[sequence] for sequence in sequences])
-    return TrainingLabels(label_cache(store), sea, transfer, keys)
+    return TrainingLabels(label_cache(store, reporter=reporter), sea, transfer, keys)
 
 
 def open_teacher(recipe: Recipe, folder: ModelFolder, conversations: Conversations) -> TargetStore | None:

@@ -7,6 +7,7 @@ a record in the same folder holds each file's size and hash.
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,45 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.progress import without_progress_bars
+from sea_pipeline.core.progress import Reporter, progress_if_slow, without_progress_bars
 from sea_pipeline.output.records import FilesRecord, check_file, file_record, whole_record
 from sea_pipeline.storage.locks import locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes, writing
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
+
+_KEY = b'"conversations"'
+_CHUNK = 64
+"""Rows after which progress is reported."""
+
+
+def reported(rows: Rows, path: Path, reporter: Reporter) -> Rows:
+    """Return a function that makes the same rows and reports progress if that takes longer than seconds.
+
+    Args:
+        rows: yields a row for each record of a file.
+        path: the file.
+        reporter: receives the progress. Of processes that come at once, the one that makes the rows speaks.
+    """
+
+    def speaking() -> Iterator[dict[str, Any]]:
+        with progress_if_slow(reporter, f"reading {path}", _records(path)) as advance:
+            for number, row in enumerate(rows(), 1):
+                yield row
+                if not number % _CHUNK:
+                    advance(_CHUNK)
+
+    return speaking
+
+
+def _records(path: Path) -> int:
+    """Count the records of a file by their key, which takes a hundredth of the time that reading them takes."""
+    found, end = 0, b""
+    with path.open("rb") as file:
+        for part in iter(partial(file.read, 1 << 20), b""):
+            found += (end + part).count(_KEY)
+            end = part[1 - len(_KEY) :]
+    return found
 
 
 def kept_rows(rows: Rows, features: datasets.Features, folder: Path, fingerprint: str) -> datasets.Dataset:

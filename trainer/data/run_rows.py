@@ -28,7 +28,7 @@ from trainer.data.bad_rows import (
 )
 from trainer.data.conversations import ConversationRows, read_conversations, split_rows
 from trainer.data.files import check_image_root, conversations_file
-from trainer.data.image_check import unreadable_files
+from trainer.data.image_check import of_first_process, unreadable_files
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
 from trainer.model.tokenise import as_of_run
@@ -59,7 +59,9 @@ class Conversations:
         return image_names(self.train)
 
 
-def open_conversations(data: Data, folder: ModelFolder, *, run: Path | None = None) -> Conversations:
+def open_conversations(
+    data: Data, folder: ModelFolder, *, run: Path | None = None, reporter: Reporter = SILENT
+) -> Conversations:
     """Read the recipe's data for a model.
 
     The rows are tokenised by the model's tokenizer and split, and each image file is checked to exist.
@@ -68,6 +70,7 @@ def open_conversations(data: Data, folder: ModelFolder, *, run: Path | None = No
         data: the recipe's data settings.
         folder: the model's.
         run: the record of the run that set `max_length`; None if it is the user's to raise, which is then advised.
+        reporter: receives progress. Of a run's processes, the one that does the work speaks.
 
     Raises:
         UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
@@ -81,23 +84,26 @@ def open_conversations(data: Data, folder: ModelFolder, *, run: Path | None = No
             template=data.template,
             image_tokens=grid[0] * grid[1],
             max_length=data.max_length,
+            reporter=reporter,
         )
         if run is None:
             return read
         bad = [row._replace(reason=as_of_run(row.reason, data.max_length, run)) for row in read.bad]
         return read._replace(bad=bad)
 
-    return open_rows(data, read)
+    return open_rows(data, read, reporter)
 
 
-def open_rows(data: Data, read_file: Callable[[Path], ConversationRows]) -> Conversations:
+def open_rows(data: Data, read_file: Callable[[Path], ConversationRows], reporter: Reporter = SILENT) -> Conversations:
     """Read the recipe's data by a function that reads one file, see `open_conversations`."""
     file, image_root, locate = place_of(data.train, data.image_root)
     check_image_root(image_root)
 
     def rows(path: Path) -> tuple[Rows, list[BadRow]]:
         read = read_file(path)
-        absent = {} if data.train == SAMPLES else missing_images(read.rows, image_root)
+        absent: dict[str, str] = {}
+        if data.train != SAMPLES:
+            absent = of_first_process(lambda: missing_images(read.rows, image_root, reporter))
         return _accepted(path, data, read.rows, [*read.bad, *rows_with(read.rows, absent)], len(read.bad))
 
     advice = f"restore it, or remove {cache_folder() / 'conversations'}, which is made again from it"

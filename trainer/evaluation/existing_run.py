@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from sea_pipeline.core.progress import Reporter
+from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore, open_labels
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
@@ -44,8 +45,8 @@ def evaluate_existing(
         UserError: an input does not fit.
     """
     folder = open_existing_folder(settings.model)
-    store = open_labels(settings.labels) if settings.labels else None
-    conversations = readable(open_existing_rows(folder, data), data, store, reporter)
+    store = open_labels(settings.labels, reporter=reporter) if settings.labels else None
+    conversations = readable(open_existing_rows(folder, data, reporter), data, store, reporter)
     conversations = without_unfit(conversations, data, folder.chat, store, max_length=None, reporter=reporter)
     say_what_is_left_out(conversations, reporter)
     if store is not None:
@@ -62,6 +63,7 @@ def evaluate_existing(
     )
     evaluator.reporter = reporter
     if store is not None:
+        model.attached.cache = label_cache(store, reporter=reporter)
         evaluator.load_encoder(reporter)
     asker = ExistingAsker(model, folder, picture, batch_size=settings.batch_size)
     questions = open_questions(settings.questions, reporter) if settings.questions is not None else []

@@ -100,15 +100,16 @@ def _evaluator(
 ) -> tuple[Evaluator, int]:
     """Open the rows and the labels, with what measures them, and count the rows."""
     device, data = resolve_device(settings.device), recipe.data
-    store = open_labels(settings.labels) if settings.labels else None
-    conversations = readable(open_conversations(data, folder, run=own.record), data, store, reporter)
+    store = open_labels(settings.labels, reporter=reporter) if settings.labels else None
+    conversations = open_conversations(data, folder, run=own.record, reporter=reporter)
+    conversations = readable(conversations, data, store, reporter)
     say_what_is_left_out(conversations, reporter)
     say_what_is_cut(conversations, own, reporter)
     if store is not None:
         check_measured_labels(store, conversations, reporter)
     evaluator = Evaluator(
         TrainingData(conversations.train, conversations.locate, folder, advice=MEND),
-        labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer) if store else None,
+        labels_for(store, folder, recipe.loss.sea, transfer=settings.transfer, reporter=reporter) if store else None,
         store,
         vocabulary=folder.vocabulary,
         prefix=own.word_prefix,

@@ -79,7 +79,7 @@ class TeachJob(ShardedJob[TeachSettings]):
         """Open the model folder and the data."""
         self.folder = open_model_folder(self.settings.model, self.settings.image_aspect_ratio)
         self.recipe = _recipe(self.settings, self.folder)
-        self.conversations = open_conversations(self.recipe.data, self.folder)
+        self.conversations = open_conversations(self.recipe.data, self.folder, reporter=self.reporter)
         if ledger is None:
             check_prompts(self.conversations, self.folder, self.settings.basic, "--text")
 

@@ -27,7 +27,7 @@ def build(inputs: Inputs[ModelFolder], out: Path, reporter: Reporter, callbacks:
     sea = recipe.loss.sea
     args = training_arguments(recipe, out)
     model = load_model(folder, recipe)
-    labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer) if store else None
+    labels = labels_for(store, folder, sea, transfer=recipe.labels.transfer, reporter=reporter) if store else None
     if sea.weight:
         assert store is not None
         model.sea_term = sea_term(folder.processor.tokenizer, store.words, sea)

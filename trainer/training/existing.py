@@ -5,6 +5,7 @@ from typing import Any
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT, Reporter
+from sea_pipeline.label_cache import label_cache
 from trainer.attach.attached import Attached
 from trainer.attach.batches import ChatData
 from trainer.attach.folder import (
@@ -31,6 +32,7 @@ def existing_inputs(
     make: Any,  # noqa: ANN401 - a function that makes labels, or None
     reporter: Reporter = SILENT,
     begun_with: str | None = None,
+    of_rows: Reporter = SILENT,
 ) -> Inputs[ExistingFolder]:
     """Open what a run reads.
 
@@ -39,6 +41,7 @@ def existing_inputs(
         make: makes labels if none fit, see `open_label_source`.
         reporter: receives progress, see `without_unreadable` and `without_unfit`.
         begun_with: see `open_label_source`.
+        of_rows: receives the progress of `open_rows`.
 
     Raises:
         UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
@@ -47,8 +50,8 @@ def existing_inputs(
     if problems := problems_of_attach(recipe):  # a later stage names no model in the file
         raise UserError("; ".join(problems))
     folder = open_existing_folder(recipe.model.attach)
-    conversations = open_existing_rows(folder, recipe.data)
-    store = open_existing_labels(recipe, folder, conversations, make, begun_with)
+    conversations = open_existing_rows(folder, recipe.data, of_rows)
+    store = open_existing_labels(recipe, folder, conversations, make, begun_with, reporter)
     conversations = without_unreadable(conversations, recipe.data, store, reporter)
     max_length = recipe.data.max_length
     conversations = without_unfit(
@@ -57,7 +60,7 @@ def existing_inputs(
     return Inputs(recipe, folder, conversations, store)
 
 
-def build_existing(inputs: Inputs[ExistingFolder], out: Path, callbacks: list[Any]) -> AlignTrainer:
+def build_existing(inputs: Inputs[ExistingFolder], out: Path, reporter: Reporter, callbacks: list[Any]) -> AlignTrainer:
     """Build the trainer of a run, whose checkpoints go below `out`.
 
     Raises:
@@ -69,6 +72,8 @@ def build_existing(inputs: Inputs[ExistingFolder], out: Path, callbacks: list[An
         args.ddp_find_unused_parameters = True
     vlm = load_existing(folder, recipe)
     model = AttachedModel(vlm, Attached(vlm, folder.processor, inputs.store, recipe.loss, recipe.seed))
+    if inputs.store is not None:  # else the first use would unpack them, without a word
+        model.attached.cache = label_cache(inputs.store, reporter=reporter)
     data = ChatData(conversations.train, conversations.locate, folder.chat, max_length=recipe.data.max_length)
     evaluator = None
     if conversations.held_out is not None:

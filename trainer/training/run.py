@@ -156,19 +156,19 @@ def _inputs(
     make = partial(_label, reporter) if labels else None
     heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, make, heard, begun_with)
+        return existing_inputs(recipe, make, heard, begun_with, reporter)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
             f"data.random_crop: its crops are squares, which get no bars, and {folder.path} pads images; set "
             "data.image_aspect_ratio: square, or random_crop: null"
         )
-    conversations = open_conversations(recipe.data, folder)
+    conversations = open_conversations(recipe.data, folder, reporter=reporter)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     if recipe.loss.basic_terms() and recipe.teacher is None:
         check_prompts(conversations, folder, recipe.loss.basic, "loss.basic.text")
-    store = open_label_source(recipe, folder, conversations, make=make, begun_with=begun_with)
+    store = open_label_source(recipe, folder, conversations, make=make, begun_with=begun_with, reporter=heard)
     conversations = without_unreadable(conversations, recipe.data, store, heard)
     targets = open_teacher(recipe, folder, conversations)
     conversations = without_untaught(conversations, recipe.data, targets)
@@ -213,7 +213,7 @@ class _Training:
         callbacks = [self.log, Screen(reporter), kept]
         callbacks += [FewPairs(reporter, inputs.store.path)] if inputs.store else []
         if isinstance(inputs.recipe.model, ExistingModel):
-            self.trainer = build_existing(inputs, out, callbacks)
+            self.trainer = build_existing(inputs, out, reporter, callbacks)
         else:
             self.trainer = build(inputs, out, reporter, callbacks)
 

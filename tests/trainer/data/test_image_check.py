@@ -22,6 +22,8 @@ from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.data import bad_rows, image_check
 from trainer.data.image_check import unreadable_files
+from trainer.data.run_rows import open_conversations
+from trainer.model.load import open_model_folder
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.run import train, train_stages
 
@@ -159,6 +161,20 @@ def test_it_is_said_if_it_takes_long(folder: Path, monkeypatch: pytest.MonkeyPat
     assert heard.lines[0].startswith("checking that images can be read: 64 of 130 done, about")
 
 
+def as_process(rank: int, sent: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be one of a run, of which the first one's broadcast is kept in `sent` for the others."""
+
+    def broadcast(found: list[Any]) -> None:
+        if rank:
+            found[:] = sent
+        else:
+            sent[:] = found
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(image_check, "broadcast_object_list", broadcast)
+
+
 @pytest.mark.parametrize("answer", [{"a.jpg": "cut"}, UserError("it cannot be read"), OSError(5, "a fault")])
 def test_the_first_process_looks_for_all(
     answer: dict[str, str] | Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,25 +185,35 @@ def test_the_first_process_looks_for_all(
         return answer
 
     sent: list[Any] = []
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(image_check, "_unreadable", looks)
     for rank in (0, 1):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        as_process(rank, sent, monkeypatch)
         if rank:
             monkeypatch.setattr(image_check, "_unreadable", lambda *_: pytest.fail("it looked, too"))
-
-        def broadcast(found: list[Any], rank: int = rank) -> None:
-            if rank:
-                found[:] = sent
-            else:
-                sent.extend(found)
-
-        monkeypatch.setattr(image_check, "broadcast_object_list", broadcast)
         if isinstance(answer, Exception):
             with pytest.raises(type(answer)):
                 unreadable_files(["a.jpg"], folder.__truediv__, folder, SILENT)
         else:
             assert unreadable_files(["a.jpg"], folder.__truediv__, folder, SILENT) == answer
+
+
+def test_files_are_looked_for_by_one_process(tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said if that takes long."""
+    asked: list[str] = []
+    sent: list[Any] = []
+    monkeypatch.setattr(bad_rows, "_CHUNK", 2)
+    monkeypatch.setattr(bad_rows, "_missing", lambda name, _: asked.append(name))
+    data, folder = tiny_recipe(tiny).data, open_model_folder(tiny.model)
+    names = sorted(open_conversations(data, folder).image_ids)
+    assert sorted(asked) == names
+    monkeypatch.setattr("sea_pipeline.core.progress.SLOW", -1.0)
+    for rank in (0, 1):
+        as_process(rank, sent, monkeypatch)
+        heard = Heard()
+        assert sorted(open_conversations(data, folder, reporter=heard).image_ids) == names
+        said = [f"looking for images: 2 of {len(names)}"] if rank == 0 else []
+        assert [line.split(" done")[0] for line in heard.lines] == said
+    assert sorted(asked) == sorted(2 * names)
 
 
 # A run

@@ -1,5 +1,6 @@
 """Rows that are kept on disk are as they were written, or are made again."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import datasets
 import pytest
 
+from sea_pipeline.core import progress
 from sea_pipeline.core.errors import UserError
 from tests.support.damage import Harm, changed, flip, made_a_folder
+from tests.support.heard import Heard
 from tests.support.kills import killed_around
-from trainer.data.row_cache import kept_rows
+from trainer.data import row_cache
+from trainer.data.row_cache import kept_rows, reported
 
 FEATURES = datasets.Features({"id": datasets.Value("string"), "ids": datasets.List(datasets.Value("int32"))})
 ROWS = [{"id": f"row {number}", "ids": [number, 7, number]} for number in range(20)]
@@ -90,3 +94,17 @@ def test_what_stops_the_rows_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"^x\.json: entry 2"):
             kept_rows(rows, FEATURES, tmp_path / "cache", KEY)
     assert not (tmp_path / "cache" / f"{KEY}.json").exists()
+
+
+def test_it_is_said_if_making_them_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The total is of records, also if a text has the word or a key lies across two reads."""
+    records = [{"id": "1", "conversations": [{"value": 'a "conversations" b'}]} for _ in range(60_000)]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(records))
+    heard = Heard()
+    monkeypatch.setattr(progress, "SLOW", -1.0)
+    rows = reported(lambda: iter(ROWS * 7), file, heard)
+    assert kept_rows(rows, FEATURES, tmp_path / "cache", KEY).to_list() == ROWS * 7
+    assert [line.split(" done")[0] for line in heard.lines] == [f"reading {file}: {row_cache._CHUNK} of 60,000"]
+    kept_rows(rows, FEATURES, tmp_path / "cache", KEY)
+    assert len(heard.lines) == 1, "they are only loaded"
