@@ -152,6 +152,12 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/execution/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
         "the scheduler is gone ({}); what is finished is kept: start it, and run the same command again",
     ],
+    "tests/trainer/evaluation/test_suites.py::test_the_llm_of_another_model_is_not_taken": [
+        (
+            "{}: expected the LLM of {}; found other weights, or none that can be read; remove it, or name the folder "
+            "of an LLM with --llm"
+        ),
+    ],
     "tests/trainer/model/test_borders.py::test_a_cut_weight_file_and_a_cut_cache": [
         "restore it, or remove {}, which is made again from it",
     ],

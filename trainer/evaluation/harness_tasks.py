@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -109,7 +110,8 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
 
     Raises:
         UserError: the folder holds no LLaVA with a chat template, its name would break the harnesses' arguments, `llm`
-            is no model, or its tower is one of ours and several GPUs are asked for.
+            is no model, the LLM that lies at its default is another's, or the tower is one of ours and several GPUs are
+            asked for.
     """
     if has_attached(settings.folder):
         raise _no_curve(settings.folder)
@@ -119,7 +121,7 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
     doubled = _doubles_bos(settings.folder)
     if ours and settings.gpus > 1:
         raise UserError(f"--gpus {settings.gpus}: expected 1, as transformers lacks the tower of {settings.folder}")
-    columns, steps = suite_columns(settings.suite), []
+    columns, steps = suite_columns(settings.suite), list[Step]()
     llm = settings.llm or beside(settings.folder, "-llm")
     if is_existing(settings.folder) and not (llm / "config.json").is_file():
         left_out = list(llm_columns(settings.suite))
@@ -134,9 +136,8 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
     needs_llm = any(column.harness == "lm_eval" for column in columns.values())
     for path in (settings.folder, llm) if needs_llm else (settings.folder,):
         _check_path(path)
-    if needs_llm and not (llm / "config.json").is_file():
-        export = ("sea-pipeline", "export", str(settings.folder), "--out", str(llm), "--llm-only")
-        steps.append(Step("", "the LLM alone, for lm-eval", export))
+    if needs_llm:
+        steps += _llm_export(llm, settings)
     for name, column in columns.items():
         if column.harness == "lm_eval":
             command = _ask_llm(llm, settings)
@@ -146,6 +147,42 @@ def eval_steps(settings: SuiteSettings, reporter: Reporter = SILENT) -> list[Ste
         out = settings.out or beside(settings.folder, "-results")
         steps.append(Step(name, column.note, (*command, *_task(column, out))))
     return steps
+
+
+def _llm_export(llm: Path, settings: SuiteSettings) -> list[Step]:
+    """Return the command that makes the LLM's folder, or none if it is there."""
+    if not (llm / "config.json").is_file():
+        export = ("sea-pipeline", "export", str(settings.folder), "--out", str(llm), "--llm-only")
+        return [Step("", "the LLM alone, for lm-eval", export)]
+    if settings.llm is None and not is_existing(settings.folder):  # of an existing model nothing exports it
+        _check_llm(llm, settings.folder)
+    return []
+
+
+def _check_llm(llm: Path, folder: Path) -> None:
+    """Refuse the LLM of another model, such as of one that had the folder's name before.
+
+    The first values of each weight are compared, because all may be gigabytes. An LLM's own folder has other names for
+    its body and its head.
+    """
+    from trainer.model.tensor_files import LLM, read_weights  # imported here because it loads torch
+
+    def weights(path: Path) -> dict[str, Any]:
+        return {entry.name.removeprefix(LLM).partition(".")[2]: entry.read() for entry in read_weights(path)}
+
+    with suppress(UserError):  # weights that cannot be read are no reason to trust them
+        whole, alone = weights(folder), weights(llm)
+        if all(name in whole and _begin_alike(value, whole[name]) for name, value in alone.items()):
+            return
+    raise UserError(
+        f"{llm}: expected the LLM of {folder}; found other weights, or none that can be read; remove it, or name the "
+        "folder of an LLM with --llm"
+    )
+
+
+def _begin_alike(value: Any, other: Any) -> bool:  # noqa: ANN401 - two tensors
+    first, second = (one.flatten()[:4096] for one in (value, other))
+    return value.shape == other.shape and bool((first == second.to(first.dtype)).all())
 
 
 def _no_curve(run: Path) -> UserError:

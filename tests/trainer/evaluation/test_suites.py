@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sea_pipeline.core.errors import UserError
@@ -83,6 +84,28 @@ def test_several_gpus_and_a_cpu(exported: Path, tmp_path: Path) -> None:
         assert step.command[-1] == str(tmp_path / "out")
     on_cpu = steps(exported, "smoke", device="cpu")
     assert f"pretrained={exported},dtype=float32,device_map=cpu" in on_cpu["photos"].command
+
+
+@pytest.mark.parametrize("damage", ["another value", "another family", "no weights"])
+def test_the_llm_of_another_model_is_not_taken(damage: str, exported: Path, command: Any) -> None:
+    """Such as of the one that had the name before; `--llm` takes it."""
+    alone = export_model(ExportSettings(source=exported, out=exported.with_name("x-llm"), kind="llm")).out
+    assert list(steps(exported, "smoke")) == ["questions", "photos"], "it is there, and its own"
+    file = alone / "model.safetensors"
+    weights = load_file(file)
+    if damage == "another value":
+        weights["model.layers.1.mlp.down_proj.weight"][-1, -1] += 1e-3
+    elif damage == "another family":
+        weights = {name.replace("layers", "h"): value for name, value in weights.items()}
+    file.unlink()
+    if damage != "no weights":
+        save_file(weights, file, metadata={"format": "pt"})
+    assert list(steps(exported, "smoke", llm=alone)) == ["questions", "photos"]
+    assert list(steps(exported, "basic")) == list(suite_columns("basic")), "BASIC asks no LLM alone"
+    said = f"{alone}: expected the LLM of {exported}; found other weights, or none that can be read; remove it"
+    refuses(command, said, "eval-commands", exported, "--suite", "smoke")
+    shutil.rmtree(alone)
+    assert list(steps(exported, "smoke")) == ["", "questions", "photos"], "it is exported anew"
 
 
 def test_a_tower_of_ours_starts_the_harness_in_a_process_that_knows_it(exported: Path) -> None:
