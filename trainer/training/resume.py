@@ -1,12 +1,13 @@
 """Write checkpoints that hold what trains, and that are whole or absent, whichever process fails."""
 
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from sea_pipeline.core.errors import UserError
 from trainer.model import checkpoints
@@ -16,11 +17,19 @@ from trainer.training.gradient_balance import Balance
 
 
 class AsOftenAsAsked(TrainerCallback):
-    """Log, evaluate and save at the steps of the settings, where the Trainer keeps to those of a checkpoint."""
+    """Log, evaluate, save and keep the best as the settings say, where the Trainer keeps to those of a checkpoint."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401 - as in Trainer
         """Replace what the checkpoint's state says."""
         state.compute_steps(args, state.max_steps)
+        state.best_metric, state.best_global_step = _best(args, state.log_history)
+
+
+def _best(args: TrainingArguments, lines: Iterable[Mapping[str, Any]]) -> tuple[float | None, int | None]:
+    """Return the best value of the followed metric in log lines, and the first step that has it."""
+    name, sign = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}", 1 if args.greater_is_better else -1
+    found = [(line[name], line["step"]) for line in lines if name in line and math.isfinite(line[name])]
+    return max(found, key=lambda each: sign * each[0], default=(None, None))
 
 
 class ResumingTrainer(ShardingTrainer):

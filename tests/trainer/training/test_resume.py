@@ -1,6 +1,7 @@
 """A run that was killed, wherever that was, ends with the same bytes as one that was not."""
 
 import json
+import math
 import re
 import shutil
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
+from transformers import TrainerState
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.run import label_images
@@ -25,7 +27,9 @@ from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged,
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
+from trainer.training.arguments import training_arguments
 from trainer.training.callbacks import Screen, is_evaluation
+from trainer.training.resume import AsOftenAsAsked
 from trainer.training.run import train
 from trainer.training.run_folder import begin_run
 
@@ -105,6 +109,31 @@ def test_a_resumed_run_saves_logs_and_evaluates_as_often_as_it_is_now_asked(
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if is_evaluation(line)] == [0, 6, 8]
     assert weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "best"),
+    [
+        ({"metric_for_best_model": "lm_loss"}, (5.5, 6)),
+        ({"metric_for_best_model": "tacs"}, (0.3, 4)),
+        ({"metric_for_best_model": "eval_gap", "greater_is_better": True}, (1.7, 2)),
+        ({"metric_for_best_model": "meaningful"}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_the_best_of_a_resumed_run_is_by_the_metric_of_now(
+    given: dict[str, Any], best: tuple[float | None, int | None], tiny: World
+) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "loss": 9.0},
+        {"step": 2, "eval_lm_loss": 6.0, "eval_tacs": 0.2, "eval_gap": 1.7},
+        {"step": 4, "eval_lm_loss": math.nan, "eval_tacs": 0.3, "eval_gap": 1.6},
+        {"step": 6, "eval_lm_loss": 5.5, "eval_tacs": 0.3, "eval_gap": 1.5},
+    ]
+    state = TrainerState(best_metric=5.0, best_global_step=5, log_history=lines)
+    args = training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
+    AsOftenAsAsked().on_train_begin(args, state, None)
+    assert (state.best_metric, state.best_global_step) == best
 
 
 @pytest.mark.slow
