@@ -19,6 +19,19 @@ from trainer.measures.blind_control import places_of_others
 
 Measure = Literal["cosine", "l2"]
 
+HIGHER_IS_BETTER = {
+    "lm_loss": False,
+    "tacs": True,
+    "label_hit@1": True,
+    "label_hit@10": True,
+    "gap": False,
+    "meaningful": True,
+    "right_photo_gain": True,
+    "lm_loss_content": False,
+    "right_photo_gain_content": True,
+}
+"""The metrics of held-out samples by which one model is better than another. The others only help to read these."""
+
 
 class Nearest(NamedTuple):
     """The nearest row of a table for each of k queries."""

@@ -11,6 +11,7 @@ from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from sea_pipeline.core.errors import UserError
+from trainer.measures.metrics import HIGHER_IS_BETTER
 from trainer.recipes.recipe import ExistingModel, Recipe
 from trainer.training.arguments import training_arguments
 from trainer.training.run_folder import SUMMARY, folders_named, has_saved
@@ -45,6 +46,7 @@ def effective_arguments(recipe: Recipe, out: Path | None) -> TrainingArguments:
     if not begun:
         _refuse_hiding(args, recipe)
         _refuse_warmup(args, given)
+        _refuse_direction(args, recipe)
         _refuse_unread(args, given)
     return args
 
@@ -65,6 +67,26 @@ def _refuse_warmup(args: TrainingArguments, given: Mapping[str, Any]) -> None:
     if given.get("warmup_steps") and kind in _WITHOUT_WARMUP:
         instead = ", or set lr_scheduler_type: constant_with_warmup" if kind is SchedulerType.CONSTANT else ""
         raise UserError(f"training_arguments.warmup_steps: {kind.value} has no warm-up; leave it out{instead}")
+
+
+def _refuse_direction(args: TrainingArguments, recipe: Recipe) -> None:
+    """Refuse a followed metric that has no direction, and a schedule that follows it in the wrong one."""
+    given, followed = recipe.training_arguments, args.metric_for_best_model
+    if not recipe.evaluate_every or not followed:  # nothing follows it
+        return
+    if given.get("greater_is_better") is None and followed.removeprefix("eval_") not in HIGHER_IS_BETTER:
+        raise UserError(
+            f"training_arguments.metric_for_best_model: found {followed!r}; expected one of "
+            f"{', '.join(HIGHER_IS_BETTER)}; for another metric, set greater_is_better, too"
+        )
+    options = given.get("lr_scheduler_kwargs")
+    found = options.get("mode", "min") if isinstance(options, Mapping) else "min"
+    mode, better = ("max", "higher") if args.greater_is_better else ("min", "lower")
+    if SchedulerType(args.lr_scheduler_type) in BY_EVALUATION and found != mode:
+        raise UserError(
+            f"training_arguments.lr_scheduler_kwargs.mode: expected {mode}, because a {better} {followed} is better; "
+            f"found {found}; set it to {mode}"
+        )
 
 
 def _refuse_unread(args: TrainingArguments, given: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from sea_pipeline.core.errors import UserError, one_line
+from trainer.measures.metrics import HIGHER_IS_BETTER
 from trainer.model.borders import border
 from trainer.recipes.recipe import Recipe
 from trainer.training.argument_table import REFUSED, SECRET
@@ -84,6 +85,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
     named = {"run_name": tracked_name(out)} if out != Path() else {}
     fixed |= {"learning_rate": max(peaks)} if peaks else {}  # transformers derives other values from it
     evaluation = _evaluation(recipe)
+    fixed |= _direction(evaluation | given)  # transformers' default goes by the name's end
     if isinstance(given.get("fsdp_config"), Mapping):  # a copy, because transformers writes into it
         given = given | {"fsdp_config": dict(given["fsdp_config"])}
     with border("training_arguments", "set another value, or leave it out", given=True):
@@ -122,6 +124,13 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
             )
         found |= {"metric_for_best_model": "lm_loss"}  # transformers' default would be a loss that we do not have
     return found
+
+
+def _direction(given: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the argument that says whether a higher metric is better, unless it is given."""
+    name = str(given.get("metric_for_best_model")).removeprefix("eval_")
+    known = given.get("greater_is_better") is None and name in HIGHER_IS_BETTER
+    return {"greater_is_better": HIGHER_IS_BETTER[name]} if known else {}
 
 
 def _named(error: Exception, given: Mapping[str, Any]) -> Exception:

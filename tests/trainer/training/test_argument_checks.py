@@ -13,6 +13,9 @@ from trainer.training.argument_checks import effective_arguments
 from trainer.training.run import train
 
 FOLLOWING: dict[str, Any] = {"lr_scheduler_type": "greedy"}
+PLATEAU: dict[str, Any] = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+BY_TACS: dict[str, Any] = {"metric_for_best_model": "tacs"}
+MAX: dict[str, Any] = {"lr_scheduler_kwargs": {"mode": "max"}}
 BETA: dict[str, Any] = {"adam_beta1": 0.5}
 RELATIVE = "scale_parameter=True, relative_step=False"
 
@@ -29,6 +32,11 @@ RELATIVE = "scale_parameter=True, relative_step=False"
         ({"optim": "adafactor", "optim_args": "warmup_init=True"}, "adafactor does not read warmup_init=True"),
         (BETA | {"optim": "sgd"}, "adam_beta1: sgd does not read it; leave it out"),
         ({"optim": "schedule_free_sgd"}, "optim: the weights that schedule_free_sgd trains are means"),
+        (PLATEAU | BY_TACS, "mode: expected max, because a higher tacs is better; found min; set it to max"),
+        (FOLLOWING | BY_TACS | {"lr_scheduler_kwargs": {"patience": 0}}, "mode: expected max, because a higher tacs"),
+        (PLATEAU | MAX, "mode: expected min, because a lower lm_loss is better; found max; set it to min"),
+        (PLATEAU | MAX | {"metric_for_best_model": "eval_gap"}, "because a lower eval_gap is better"),
+        ({"metric_for_best_model": "distinct_tokens"}, "found 'distinct_tokens'; expected one of lm_loss, tacs, "),
     ],
 )
 def test_what_would_do_nothing_is_refused(
@@ -65,6 +73,11 @@ def test_what_would_do_nothing_is_refused(
         {"optim": "adafactor", "optim_args": "scale_parameter=False, relative_step=False, warmup_init=False"},
         BETA,
         {"optim": "sgd", "adam_beta1": 0.9},
+        PLATEAU,
+        PLATEAU | BY_TACS | MAX,
+        PLATEAU | BY_TACS | {"greater_is_better": False},
+        BY_TACS,
+        {"metric_for_best_model": "distinct_tokens", "greater_is_better": True},
     ],
 )
 def test_what_does_what_it_says_is_not(given: dict[str, Any], tiny: World) -> None:

@@ -13,6 +13,7 @@ from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.tiny_runs import ROWS, World, tiny_recipe
 from trainer.evaluation.evaluator import Evaluator
+from trainer.measures.metrics import HIGHER_IS_BETTER
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
 from trainer.training.argument_table import REFUSED, changes_weights
@@ -237,3 +238,15 @@ def test_a_seed_is_one_that_all_libraries_take(seed: int, tiny: World) -> None:
     with pytest.raises(ValueError, match=r"seed\n.*(greater than or equal to 0|less than 4294967296)"):
         tiny_recipe(tiny, seed=seed)
     tiny_recipe(tiny, seed=2**32 - 1)
+
+
+@pytest.mark.parametrize("prefix", ["", "eval_"])
+@pytest.mark.parametrize("name", HIGHER_IS_BETTER)
+def test_the_best_is_by_the_direction_of_its_metric(name: str, prefix: str, tiny: World) -> None:
+    """transformers takes the lower one only of names that end with loss."""
+    given = {"metric_for_best_model": prefix + name, "greater_is_better": None}
+    args = training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
+    assert args.greater_is_better is not any(part in name for part in ("loss", "gap"))
+    other = given | {"greater_is_better": not args.greater_is_better}
+    asked = training_arguments(tiny_recipe(tiny, training_arguments=other), Path())
+    assert asked.greater_is_better is not args.greater_is_better

@@ -188,9 +188,12 @@ def test_steps_are_counted_before_the_first_one(tiny: World, tmp_path: Path) -> 
 def test_what_a_scheduler_follows(scheduler: str, tiny: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{scheduler} follows a metric of held-out samples; set `evaluate_every`"):
         training_arguments(recipe_of(tiny, scheduler, {}, ONE), tmp_path)
-    followed = recipe_of(tiny, scheduler, EVALUATED | {"metric_for_best_model": "accuracy", "warmup_steps": 0}, ONE)
-    with pytest.raises(UserError, match="metric_for_best_model: found 'accuracy'; expected one of lm_loss, tacs, "):
-        train(followed, tmp_path / "out")
+    settings = EVALUATED | {"warmup_steps": 0}
+    unknown = {"metric_for_best_model": "accuracy"}
+    for given in (unknown, unknown | {"greater_is_better": False}):  # it is found before the run, or by measuring
+        with pytest.raises(UserError, match="metric_for_best_model: found 'accuracy'; expected one of lm_loss, tacs, "):
+            train(recipe_of(tiny, scheduler, settings | given, ONE), tmp_path / "out")
+    followed = recipe_of(tiny, scheduler, settings, ONE)
     alone = followed.model_copy(update={"data": followed.data.model_copy(update={"evaluate": None})})
     with pytest.raises(UserError, match=r"evaluate_every: there are no held-out samples; set data\.held_out"):
         train(alone, tmp_path / "alone")

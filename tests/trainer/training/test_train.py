@@ -29,6 +29,7 @@ from tests.support.tiny_runs import (
 )
 from trainer.data.inputs import open_label_source, say_unread_teacher, say_unused_keys, say_what_labels_lack
 from trainer.data.run_rows import open_conversations
+from trainer.measures.metrics import HIGHER_IS_BETTER
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import LabelSource, Loss, Recipe, Sds
 from trainer.training import run as train_run
@@ -107,6 +108,8 @@ def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     assert summary == run.summary
     assert summary | {"name": "whole", "steps": 8, "seed": 3, "fingerprint": described["fingerprint"]} == summary
     assert set(summary["start"]) == set(summary["end"]) == METRICS
+    beside = {"lm_loss_other", "trained_tokens", "meaningful_chance", "distinct_tokens"}
+    assert {name for name in METRICS if not name.endswith("_se")} - beside == set(HIGHER_IS_BETTER)
     assert summary["start"]["gap"] != summary["end"]["gap"]
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in lines if "eval_gap" in line]
