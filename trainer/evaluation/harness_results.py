@@ -194,6 +194,12 @@ def _score(column: Column, files: Mapping[Path, _File], notes: list[str]) -> flo
     if value is None:
         notes.append(f"{path}: {column.task} has no number for {column.metric}")
         return None
+    model = Path(file.model_name or path) / "config.json"
+    if model.is_file() and model.stat().st_mtime > path.stat().st_mtime:
+        notes.append(
+            f"{path}: {column.task} was measured before {model.parent} was written; if that is another model by now, "
+            "run its command again"
+        )
     samples = [file.samples[task] for task in file.members(column.task) if task in file.samples]
     original, effective = (sum(each.get(key, 0) for each in samples) for key in ("original", "effective"))
     if effective < original:

@@ -1,5 +1,6 @@
 """List the public harnesses' tasks that make the papers' columns, and build the command of each."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -225,12 +226,19 @@ def curve_steps(settings: SuiteSettings) -> list[Step]:
         if not (llm / "config.json").is_file():
             export = ("sea-pipeline", "export", str(run), "--checkpoint", str(step), "--out", str(llm), "--llm-only")
             steps.append(Step("", f"the LLM of step {step}", export))
-        elif record.fingerprint not in (llm / "README.md").read_text("utf-8"):
+        elif _made_of(llm) != record.fingerprint:
             raise UserError(f"{llm}: is not of the run {run}; choose another --out")
         for name, column in columns.items():
             note = f"step {step}" if step else f"step 0; {column.note}"
             steps.append(Step(name, note, (*_ask_llm(llm, settings), *_task(column, out))))
     return steps
+
+
+def _made_of(llm: Path) -> str | None:
+    """Return the fingerprint of the run that an exported LLM is of, the last of its card, or None if it says none."""
+    with suppress(OSError, ValueError, IndexError):
+        return str(re.findall(r"settings and inputs together \| `(.+)`", (llm / "README.md").read_text("utf-8"))[-1])
+    return None
 
 
 def _check_path(path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the harnesses found as the papers' table: planted numbers in the right cells, and what is said of the others."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def test_a_metric_under_two_filters_is_no_number(tmp_path: Path) -> None:
 def test_a_group_within_itself(tmp_path: Path) -> None:
     path = lm_file(tmp_path, 0.5, subtasks={"mmlu": (10, 10), "mmlu_stem": (10, 5)})
     assert collect("sea", path).notes == [f"{path}: mmlu saw 15 of 20 samples; not to be compared"]
+
+
+def test_results_of_what_had_the_models_name_before_are_pointed_out(tmp_path: Path) -> None:
+    model = tmp_path / "x"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    path = lmms_file(tmp_path / "results", {"gqa": {"exact_match": 0.5}}, model=str(model))
+    assert collect("sea", path).notes == []
+    time = (model / "config.json").stat().st_mtime
+    os.utime(path, (time - 60, time - 60))
+    (note,) = collect("sea", path).notes
+    assert note.startswith(f"{path}: gqa was measured before {model} was written")
 
 
 def curves(root: Path) -> Path:

@@ -237,10 +237,12 @@ def test_the_commands_along_a_run(tiny: World, command: Any, tmp_path: Path) -> 
 def test_what_is_refused_along_a_run(tiny: World, tmp_path: Path) -> None:
     run = as_run(tiny, tmp_path / "run", (100,))
     llm = with_config(tmp_path / "out" / "sea-figure3-sea" / "step-100-llm", "{}")
-    (llm / "README.md").write_text(f"| settings and inputs together | `{read_run(run, finished=False).fingerprint}` |")
+    row = "| settings and inputs together | `{}` |\n"
+    own = row.format(read_run(run, finished=False).fingerprint)
+    (llm / "README.md").write_text(row.format("of the stage before") + own)
     there = eval_steps(SuiteSettings.of(folder=run, suite="smoke", out=tmp_path / "out"))
     assert [step.column for step in there] == ["", "questions", "questions"], "this LLM is exported already"
-    (llm / "README.md").write_text("| settings and inputs together | `f2` |")
+    (llm / "README.md").write_text(own + row.format("of a later stage"))
     for settings, said in (
         ({"suite": "basic"}, "--suite basic: its columns show images"),
         ({"suite": "smoke", "llm": llm}, "--llm: is for one model"),
