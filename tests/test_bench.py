@@ -1,5 +1,6 @@
 """The programs of tests/bench that are no mere clocks: growth, word_lists, compare."""
 
+import importlib
 import io
 import json
 import runpy
@@ -9,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import place
+from tests import bench
 from tests.bench import growth, word_lists
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
@@ -27,6 +30,12 @@ from tests.support import compare_world
 from tests.support.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
 from tests.support.programs import Begin
 from tests.support.world import COLOURS, draw
+
+
+@pytest.mark.parametrize("name", sorted(each.name for each in walk_packages(bench.__path__, "tests.bench.")))
+def test_every_benchmark_finds_what_it_imports(name: str) -> None:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
 
 
 @pytest.mark.parametrize("planted", [0.5, 1.0, 1.5, 2.0])

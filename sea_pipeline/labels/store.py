@@ -72,7 +72,8 @@ class LabelStore(RowStore):
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Read (width, height) of all upright images, by image id."""
-        return {name: (width, height) for name, width, height in self._values("image_id", "width", "height")}
+        shards = self._values("image_id", "width", "height")
+        return {name: (width, height) for columns in shards for name, width, height in zip(*columns, strict=True)}
 
     def _labels(self, row: pa.Table) -> Labels:
         word_ids, scores = label_arrays(row, self.top_n)

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -60,7 +59,7 @@ class RowStore:
     @cached_property
     def ids(self) -> list[str]:
         """Return the image ids in the order of the rows."""
-        return [image_id for (image_id,) in self._values("image_id")]
+        return [image_id for (ids,) in self._values("image_id") for image_id in ids]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -85,7 +84,8 @@ class RowStore:
 
         With the folder's fingerprint this says what the rows hold.
         """
-        contents = self._values("image_id", "image_sha256")
+        shards = self._values("image_id", "image_sha256")
+        contents = (pair for columns in shards for pair in zip(*columns, strict=True))
         return fingerprint_of({name: content.hex() for name, content in contents if name in wanted})
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -157,15 +157,15 @@ class RowStore:
                 raise LookupError(f"expected {rows:,} rows, found {sum(sizes):,}")
         return sizes
 
-    def _values(self, *names: str) -> Iterator[tuple[Any, ...]]:
-        """Yield the values of some columns in plan order, row by row."""
+    def _values(self, *names: str) -> Iterator[list[list[Any]]]:
+        """Yield the values of some columns in plan order, shard by shard."""
 
-        def read(shard: File) -> list[tuple[Any, ...]]:
+        def read(shard: File) -> list[list[Any]]:
             with self._ledger.reading(shard):
                 table = open_parquet(self.path / shard.path).read(columns=[*names], use_threads=False)
-                return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+                return [table[name].to_pylist() for name in names]
 
-        return chain.from_iterable(map_over_store(self.path, read, self._shards))
+        return map_over_store(self.path, read, self._shards)
 
 
 class NoSuchImageError(KeyError):

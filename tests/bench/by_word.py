@@ -21,7 +21,7 @@ from sea_pipeline import open_labels
 from sea_pipeline.hub.by_word import write_by_word
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.join.folder import begin_folder, finish_folder, open_sources
-from sea_pipeline.join.rewrite import _read_shard, _row
+from sea_pipeline.join.rewrite import _read_shard
 from sea_pipeline.labels.format import ShardWriter
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, write_plan
@@ -35,9 +35,8 @@ def repeated(folder: Path, out: Path, count: int) -> Ledger:
     """A folder of labels of `count` images, which have the rows of another folder's first shard in turn."""
     (source,) = open_sources([folder])
     shard = _read_shard(source, 0)
-    ids = list(shard.rows)
     patches = source.dataset.fields["grid"][0] * source.dataset.fields["grid"][1]
-    rows = [_row(shard, Sample(image_id, image_id), patches) for image_id in ids]
+    rows = list(shard.rows.values())
     samples = [Sample(f"{number // 1000:04d}/{number:07d}.jpg", f"{number:07d}.jpg") for number in range(count)]
     dataset = source.dataset.model_copy(
         update={

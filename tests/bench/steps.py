@@ -63,7 +63,6 @@ def taking(trainer: AlignTrainer, batch: Batch, *, measured: bool = False) -> Ca
     def take() -> None:
         assert trainer.optimizer is not None
         trainer.state.global_step = 0 if measured else 1
-        trainer._measured_step = -1
         trainer.training_step(trainer.model, dict(batch), count)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()

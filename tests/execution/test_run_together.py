@@ -279,9 +279,9 @@ def test_of_two_that_unpack_the_same_labels_both_have_them(
     label(images=str(growing))
     plain = label_cache._unpack
 
-    def beaten(store: Any, folder: Path) -> None:
+    def beaten(*given: Any) -> None:
         monkeypatch.setattr(label_cache, "_unpack", plain)
-        plain(store, folder)
+        plain(*given)
         assert len(label_cache.label_cache(open_labels(tmp_path / "labels"))) == 10
 
     monkeypatch.setattr(label_cache, "_unpack", beaten)

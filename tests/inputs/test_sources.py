@@ -12,12 +12,13 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.inputs.sources import open_source
+from sea_pipeline.inputs.sources import list_samples, open_source
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.report.figures import photo_of
 from tests.support.contents import content
 from tests.support.photo_forms import Photos, copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
 from tests.support.programs import Begin, labelling
+from tests.support.refused import refused
 from tests.support.world import BATCHES, Label, draw_folder, word_file
 
 pytestmark = pytest.mark.usefixtures("no_long_waits")
@@ -262,3 +263,11 @@ def test_crops_of_a_stream_stay_in_its_order(label: Label, tmp_path: Path) -> No
     label(images=str(tmp_path / "photos"), crops=1, out=tmp_path / "whole")
     for image_id, labels in ((image_id, open_labels(tmp_path / "whole")[image_id]) for image_id in store.ids):
         np.testing.assert_array_equal(store[image_id].word_ids, labels.word_ids)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "json", "jsonl", "parquet", "tar"])
+def test_a_pipe_is_not_taken_for_an_empty_list(suffix: str, tmp_path: Path) -> None:
+    pipe = tmp_path / f"pipe.{suffix}"
+    os.mkfifo(pipe)
+    with refused(f"{pipe}: expected a file; found a pipe or a socket"):
+        list_samples(str(pipe))

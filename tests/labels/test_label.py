@@ -114,7 +114,7 @@ def test_words_are_embedded_once_for_a_list(label: Label, encoder: ColourEncoder
 
 def test_embeddings_that_changed_places_are_made_again(encoder: ColourEncoder, tmp_path: Path) -> None:
     """Those of earlier versions do not say what they were made for."""
-    lists = [WordList.of("list", words) for words in (("red", "blue"), ("blue", "red"))]
+    lists = [WordList("list", words) for words in (("red", "blue"), ("blue", "red"))]
     plain = [word_embeddings(encoder, words) for words in lists]
     one, other = (tmp_path / "cache" / "words").glob("*.npz")
     one.rename(tmp_path / "aside")

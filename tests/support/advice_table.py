@@ -152,6 +152,9 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/execution/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
         "the scheduler is gone ({}); what is finished is kept: start it, and run the same command again",
     ],
+    "tests/trainer/evaluation/test_harness.py::test_results_of_what_had_the_models_name_before_are_pointed_out": [
+        "{}: {} was measured before {} was written; if that is another model by now, run its command again",
+    ],
     "tests/trainer/evaluation/test_suites.py::test_the_llm_of_another_model_is_not_taken": [
         (
             "{}: expected the LLM of {}; found other weights, or none that can be read; remove it, or name the folder "

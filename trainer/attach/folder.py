@@ -87,9 +87,12 @@ def open_existing_folder(path: Path) -> ExistingFolder:
     return ExistingFolder(path, config, processor, chat, vocabulary_of(tokenizer, config))
 
 
-def open_existing_rows(folder: ExistingFolder, data: Data, reporter: Reporter = SILENT) -> Conversations:
+def open_existing_rows(
+    folder: ExistingFolder, data: Data, reporter: Reporter = SILENT, *, first: bool = True
+) -> Conversations:
     """Read a recipe's data for an existing model, see `open_rows` and `read_texts`."""
-    return open_rows(data, partial(read_texts, chat=folder.chat, reporter=reporter), reporter)
+    read = partial(read_texts, chat=folder.chat, reporter=reporter)
+    return open_rows(data, read, reporter if first else SILENT)
 
 
 def open_existing_labels(

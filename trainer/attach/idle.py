@@ -38,7 +38,10 @@ def refuse_without_graph(parts: Parts, visual: torch.Tensor | None, terms: Itera
         UserError: the last forward was not the one that trains.
     """
     if visual is not None and not visual.requires_grad and any(_trains(parts, name) for name in terms):
-        found = "a forward under torch.no_grad() or with adapters off; call loss right after the forward that trains"
+        found = (
+            "a forward under torch.no_grad(), with adapters off, or through nothing that trains; call loss right after "
+            "the forward that trains"
+        )
         if any(getattr(module, "merged", False) for module in _before_llm(parts, parts.inner.named_modules())):
             found = "merged adapters; call unmerge_adapter() before the forward"
         raise UserError(

@@ -3,10 +3,10 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +24,12 @@ _IDS = 10
 _BATCH = 10_000
 _READERS = 4
 """Images decoded at once."""
-_LOOKERS = 32
-"""Threads that look for files. They are more than cores, because they wait for a disk or a network."""
+_THREADS = 32
+"""More than cores, because they wait for a disk or a network."""
 _CHUNK = 64
-"""Files that a thread looks for before it gets others."""
+"""Files that a thread looks at before it gets others."""
+
+_Found = TypeVar("_Found")
 
 
 class BadRow(NamedTuple):
@@ -135,21 +137,24 @@ def image_names(rows: Rows) -> set[str]:
 
 def missing_images(rows: Rows, root: Path, reporter: Reporter = SILENT) -> dict[str, str]:
     """Find the images that are not files below the image root, each with the reason."""
-    names = image_names(rows)
-    found: dict[str, str] = {}
+    names = list(image_names(rows))
+    looked = looked_at(names, lambda name: _missing(name, root), "looking for images", reporter)
+    return {name: reason for name, reason in looked if reason is not None}
 
-    def look(chunk: list[str]) -> list[str | None]:
-        return [_missing(name, root) for name in chunk]
 
+def looked_at(
+    names: Sequence[str], look: Callable[[str], _Found], doing: str, reporter: Reporter
+) -> Generator[tuple[str, _Found], None, None]:
+    """Look at each image's file in threads, and yield what is found in the order of the names.
+
+    `reporter` hears what is being done if it takes longer than seconds.
+    """
     chunks = list(batched(iter(names), _CHUNK))
-    with (
-        ThreadPool(_LOOKERS) as pool,
-        progress_if_slow(reporter, "looking for images", len(names)) as advance,
-    ):
-        for chunk, reasons in zip(chunks, prefetched_map(pool, look, chunks, 2 * _LOOKERS), strict=True):
-            found.update((name, reason) for name, reason in zip(chunk, reasons, strict=True) if reason is not None)
+    with ThreadPool(_THREADS) as pool, progress_if_slow(reporter, doing, len(names)) as advance:
+        found = prefetched_map(pool, lambda chunk: [look(name) for name in chunk], chunks, 2 * _THREADS)
+        for chunk, answers in zip(chunks, found, strict=True):
+            yield from zip(chunk, answers, strict=True)
             advance(len(chunk))
-    return found
 
 
 def _missing(name: str, root: Path) -> str | None:

@@ -7,10 +7,10 @@ odd form is never refused. What only decoding shows, such as damage in the middl
 import hashlib
 import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,22 +19,16 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from sea_pipeline.core.errors import UserError
-from sea_pipeline.core.parallel import ThreadPool, batched, prefetched_map
-from sea_pipeline.core.progress import Reporter, progress_if_slow
+from sea_pipeline.core.progress import Reporter
 from sea_pipeline.inputs.image_bytes import JPEG, PNG
 from sea_pipeline.inputs.llava_json import shown
 from sea_pipeline.inputs.pixels import BadImageError, upright_size
 from sea_pipeline.storage.paths import cache_folder
 from sea_pipeline.storage.publish import make_folder, publish_bytes
-from trainer.data.bad_rows import unreadable_because
+from trainer.data.bad_rows import looked_at, unreadable_because
 
-_Answer = TypeVar("_Answer")
-
-_THREADS = 32
-"""More than cores, because they wait for a disk or a network."""
-_CHUNK = 64
-_KEPT = 512
-"""Chunks after which the files found whole are kept, so that the same command goes on from there."""
+_KEPT = 32_768
+"""Files after which those found whole are kept, so that the same command goes on from there."""
 _END = {JPEG: b"\xff\xd9", PNG: b"\0\0\0\0IEND\xaeB`\x82"}
 _LARGE = 1 << 20
 """Bytes. The header of a larger file is read, too, because it may have more pixels than Pillow allows."""
@@ -52,7 +46,8 @@ def unreadable_files(
 ) -> dict[str, str]:
     """Find the images that cannot be read, each with the reason.
 
-    A file that was found whole is not opened again until its size or time changes. The first process looks.
+    A file that was found whole is not opened again until its size or time changes. The first process looks, and all
+    processes of a run get its answer.
 
     Args:
         names: image ids, each once.
@@ -60,16 +55,11 @@ def unreadable_files(
         root: folder of the images; for each there is one list of files that were found whole.
         reporter: receives progress if it takes longer than seconds.
     """
-    return of_first_process(lambda: _unreadable(names, locate, root, reporter))
-
-
-def of_first_process(look: Callable[[], _Answer]) -> _Answer:
-    """Let the first process look for all processes of a run, and return what it found or raise its error."""
     group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    found: list[_Answer | Exception | None] = [None]
+    found: list[dict[str, str] | Exception] = [{}]
     if not group or torch.distributed.get_rank() == 0:
         try:
-            found = [look()]
+            found = [_unreadable(names, locate, root, reporter)]
         except (UserError, OSError) as problem:  # the others wait for an answer
             found = [problem]
     if group:
@@ -77,7 +67,7 @@ def of_first_process(look: Callable[[], _Answer]) -> _Answer:
     (answer,) = found
     if isinstance(answer, Exception):
         raise answer
-    return cast("_Answer", answer)
+    return answer
 
 
 def _unreadable(names: Sequence[str], locate: Callable[[str], Path], root: Path, reporter: Reporter) -> dict[str, str]:
@@ -85,25 +75,15 @@ def _unreadable(names: Sequence[str], locate: Callable[[str], Path], root: Path,
     file = folder / f"{hashlib.sha256(str(root.absolute()).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.npy"
     known = _known(file)
     held = set(known.tolist())
-
-    def look(chunk: list[str]) -> list[_Found]:
-        return [_look(name, locate(name), held) for name in chunk]
-
     problems: dict[str, str] = {}
     whole: set[int] = set()
-    chunks = list(batched(iter(names), _CHUNK))
-    with (
-        ThreadPool(_THREADS) as pool,
-        progress_if_slow(reporter, "checking that images can be read", len(names)) as advance,
-    ):
-        looked = zip(chunks, prefetched_map(pool, look, chunks, 2 * _THREADS), strict=True)
-        for number, (chunk, answers) in enumerate(looked, 1):
-            for name, answer in zip(chunk, answers, strict=True):
-                if answer.problem is None:
-                    whole.add(answer.state)
-                else:
-                    problems[name] = f"expected images that can be read; found {shown(name)}: {answer.problem}"
-            advance(len(chunk))
+    look = looked_at(names, lambda name: _look(name, locate(name), held), "checking that images can be read", reporter)
+    with closing(look) as looked:
+        for number, (name, answer) in enumerate(looked, 1):
+            if answer.problem is None:
+                whole.add(answer.state)
+            else:
+                problems[name] = f"expected images that can be read; found {shown(name)}: {answer.problem}"
             if not number % _KEPT:  # processes that wait end the run after their time limit
                 _keep(file, held | whole)
     if not whole <= held:

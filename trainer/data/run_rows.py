@@ -28,7 +28,7 @@ from trainer.data.bad_rows import (
 )
 from trainer.data.conversations import ConversationRows, read_conversations, split_rows
 from trainer.data.files import check_image_root, conversations_file
-from trainer.data.image_check import of_first_process, unreadable_files
+from trainer.data.image_check import unreadable_files
 from trainer.model.borders import border
 from trainer.model.load import ModelFolder
 from trainer.model.tokenise import as_of_run
@@ -60,7 +60,7 @@ class Conversations:
 
 
 def open_conversations(
-    data: Data, folder: ModelFolder, *, run: Path | None = None, reporter: Reporter = SILENT
+    data: Data, folder: ModelFolder, *, run: Path | None = None, reporter: Reporter = SILENT, first: bool = True
 ) -> Conversations:
     """Read the recipe's data for a model.
 
@@ -70,7 +70,8 @@ def open_conversations(
         data: the recipe's data settings.
         folder: the model's.
         run: the record of the run that set `max_length`; None if it is the user's to raise, which is then advised.
-        reporter: receives progress. Of a run's processes, the one that does the work speaks.
+        reporter: receives progress.
+        first: whether this is the first process, which says whatever each process does for itself.
 
     Raises:
         UserError: see `read_conversations`; a row cannot be trained or its image is missing, and it is not left out.
@@ -91,7 +92,7 @@ def open_conversations(
         bad = [row._replace(reason=as_of_run(row.reason, data.max_length, run)) for row in read.bad]
         return read._replace(bad=bad)
 
-    return open_rows(data, read, reporter)
+    return open_rows(data, read, reporter if first else SILENT)
 
 
 def open_rows(data: Data, read_file: Callable[[Path], ConversationRows], reporter: Reporter = SILENT) -> Conversations:
@@ -101,9 +102,7 @@ def open_rows(data: Data, read_file: Callable[[Path], ConversationRows], reporte
 
     def rows(path: Path) -> tuple[Rows, list[BadRow]]:
         read = read_file(path)
-        absent: dict[str, str] = {}
-        if data.train != SAMPLES:
-            absent = of_first_process(lambda: missing_images(read.rows, image_root, reporter))
+        absent = {} if data.train == SAMPLES else missing_images(read.rows, image_root, reporter)
         return _accepted(path, data, read.rows, [*read.bad, *rows_with(read.rows, absent)], len(read.bad))
 
     advice = f"restore it, or remove {cache_folder() / 'conversations'}, which is made again from it"

@@ -18,8 +18,8 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import Advance
 from sea_pipeline.inputs.captions import content_spans, content_words
 from trainer.evaluation.evaluator import evaluating
-from trainer.evaluation.nearest_by_layer import check_finite
 from trainer.losses.supervision import decoder_layers, watching_layers
+from trainer.measures.metrics import check_finite
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.prompts import front
 from trainer.model.tokenise import tokenise

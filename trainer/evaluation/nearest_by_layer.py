@@ -16,7 +16,7 @@ from sea_pipeline.core.progress import Advance
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
 from trainer.losses.supervision import decoder_layers, watching_layers
 from trainer.measures import metrics
-from trainer.measures.metrics import check_finite as check_finite
+from trainer.measures.metrics import check_finite
 from trainer.model.aligned_llava import AlignedLlava, Batch
 from trainer.words import special_tokens
 

@@ -84,8 +84,8 @@ def nearest(queries: torch.Tensor, table: torch.Tensor, *, measure: Measure, blo
             whole = entries.isfinite().all(-1)
             entries = entries.where(whole.unsqueeze(-1), 0)
             # L2: |x - t|^2 = |x|^2 - 2 (x.t - |t|^2 / 2), so the nearest t has the highest x.t - |t|^2 / 2.
-            offset = entries.square().sum(-1) / 2 if measure == "l2" else torch.zeros_like(entries[:, 0])
-            offset = offset.where(whole, torch.inf)
+            half = entries.square().sum(-1) / 2 if measure == "l2" else entries.new_zeros(())
+            offset = half.where(whole, torch.inf)
             for chunk, index, value in views:
                 score, position = (chunk.float() @ entries.T - offset).max(-1)
                 higher = score > value

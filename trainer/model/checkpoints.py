@@ -29,7 +29,7 @@ from sea_pipeline.core.progress import SILENT, Reporter
 from sea_pipeline.core.settings import Count
 from sea_pipeline.output.records import FILES, FilesRecord, check_file, file_record, load_record, whole_record
 from sea_pipeline.output.run_files import RunFile
-from sea_pipeline.storage.json_files import Sha256, json_object
+from sea_pipeline.storage.json_files import Sha256
 from sea_pipeline.storage.publish import TEMPORARY, sync, sync_folder, writing
 from sea_pipeline.storage.retry import StoreError, refuse_unreadable
 from trainer.model.fsdp import load_state, trained
@@ -220,7 +220,7 @@ def find_damage(checkpoint: Path, run: Path, only: str | None = None) -> str | N
     Args:
         checkpoint: its folder.
         run: the folder of its run.
-        only: name of the one file to hash. Without a record, which older versions lack, it is taken as it is.
+        only: name of the one file to hash. Without a record, which older versions lack, it need only be there.
     """
     if not has_record(checkpoint):
         return _unrecorded_problem(checkpoint, (only,) if only else _PARTS) or _other_step(checkpoint, None)
@@ -249,7 +249,8 @@ def _other_step(checkpoint: Path, written: Any) -> str | None:  # noqa: ANN401 -
     expected = step_of(checkpoint)
     if written is None:
         with suppress(OSError, ValueError):
-            written = json_object((checkpoint / _STATE).read_bytes()).get("global_step")
+            state = json.loads((checkpoint / _STATE).read_bytes())  # it may hold NaN
+            written = state.get("global_step") if isinstance(state, dict) else None
     if written in (None, expected):
         return None
     return f"{checkpoint}: expected a checkpoint of step {expected}, as its name says; found one of step {written}"

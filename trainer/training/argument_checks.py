@@ -79,7 +79,7 @@ def _refuse_direction(args: TrainingArguments, recipe: Recipe) -> None:
             f"training_arguments.metric_for_best_model: found {followed!r}; expected one of "
             f"{', '.join(HIGHER_IS_BETTER)}; for another metric, set greater_is_better, too"
         )
-    options = given.get("lr_scheduler_kwargs")
+    options = args.lr_scheduler_kwargs  # given as JSON, too
     found = options.get("mode", "min") if isinstance(options, Mapping) else "min"
     mode, better = ("max", "higher") if args.greater_is_better else ("min", "lower")
     if SchedulerType(args.lr_scheduler_type) in BY_EVALUATION and found != mode:

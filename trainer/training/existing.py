@@ -32,16 +32,17 @@ def existing_inputs(
     make: Any,  # noqa: ANN401 - a function that makes labels, or None
     reporter: Reporter = SILENT,
     begun_with: str | None = None,
-    of_rows: Reporter = SILENT,
+    *,
+    first: bool = True,
 ) -> Inputs[ExistingFolder]:
     """Open what a run reads.
 
     Args:
         recipe: its `model` is an `ExistingModel`.
         make: makes labels if none fit, see `open_label_source`.
-        reporter: receives progress, see `without_unreadable` and `without_unfit`.
+        reporter: receives progress.
         begun_with: see `open_label_source`.
-        of_rows: receives the progress of `open_rows`.
+        first: whether this is the first process, which says whatever each process does for itself.
 
     Raises:
         UserError: the folder, the data or the labels do not fit; or a key makes no sense for such a model.
@@ -50,13 +51,12 @@ def existing_inputs(
     if problems := problems_of_attach(recipe):  # a later stage names no model in the file
         raise UserError("; ".join(problems))
     folder = open_existing_folder(recipe.model.attach)
-    conversations = open_existing_rows(folder, recipe.data, of_rows)
-    store = open_existing_labels(recipe, folder, conversations, make, begun_with, reporter)
-    conversations = without_unreadable(conversations, recipe.data, store, reporter)
+    heard = reporter if first else SILENT
+    conversations = open_existing_rows(folder, recipe.data, reporter, first=first)
+    store = open_existing_labels(recipe, folder, conversations, make, begun_with, heard)
+    conversations = without_unreadable(conversations, recipe.data, store, heard)
     max_length = recipe.data.max_length
-    conversations = without_unfit(
-        conversations, recipe.data, folder.chat, store, max_length=max_length, reporter=reporter
-    )
+    conversations = without_unfit(conversations, recipe.data, folder.chat, store, max_length=max_length, reporter=heard)
     return Inputs(recipe, folder, conversations, store)
 
 
@@ -72,7 +72,8 @@ def build_existing(inputs: Inputs[ExistingFolder], out: Path, reporter: Reporter
         args.ddp_find_unused_parameters = True
     vlm = load_existing(folder, recipe)
     model = AttachedModel(vlm, Attached(vlm, folder.processor, inputs.store, recipe.loss, recipe.seed))
-    if inputs.store is not None:  # else the first use would unpack them, without a word
+    if inputs.store is not None and (recipe.loss.sea.weight or conversations.held_out is not None):
+        # Their first use would unpack them without a word.
         model.attached.cache = label_cache(inputs.store, reporter=reporter)
     data = ChatData(conversations.train, conversations.locate, folder.chat, max_length=recipe.data.max_length)
     evaluator = None
@@ -85,5 +86,6 @@ def build_existing(inputs: Inputs[ExistingFolder], out: Path, reporter: Reporter
             batch_size=args.per_device_eval_batch_size,
             device=str(args.device),
         )
+        evaluator.reporter = reporter
     with border("training_arguments: the Trainer cannot be made", "set other ones", given=True):
         return AlignTrainer(model, data, recipe, args, evaluator, callbacks)

@@ -16,8 +16,8 @@ from trainer.data.run_rows import Conversations
 from trainer.evaluation.evaluator import ShownImage, evaluating
 from trainer.evaluation.existing_evaluator import ExistingEvaluator
 from trainer.evaluation.existing_run import load_attached
-from trainer.evaluation.nearest_by_layer import check_finite
 from trainer.measures import metrics
+from trainer.measures.metrics import check_finite
 from trainer.model.run_record import RunRecord
 from trainer.training.view_parts import MEND, RunViews, none_made
 

@@ -23,10 +23,11 @@ from trainer.data.run_rows import Conversations, open_conversations
 from trainer.evaluation.contextual_lens import build_index
 from trainer.evaluation.contextual_shares import captioned_photos, look_through
 from trainer.evaluation.evaluator import Evaluator, ShownImage, evaluating
-from trainer.evaluation.nearest_by_layer import check_finite, look_at_layers
+from trainer.evaluation.nearest_by_layer import look_at_layers
 from trainer.evaluation.token_replacement import TrainedTexts, answer_text, replace_and_describe
 from trainer.losses.supervision import degrees
 from trainer.measures import metrics
+from trainer.measures.metrics import check_finite
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import ModelFolder, load_model, open_model_folder
 from trainer.model.run_record import RunRecord, read_run

@@ -26,9 +26,10 @@ class AsOftenAsAsked(TrainerCallback):
 
 
 def _best(args: TrainingArguments, lines: Iterable[Mapping[str, Any]]) -> tuple[float | None, int | None]:
-    """Return the best value of the followed metric in log lines, and the first step that has it."""
+    """Return the best value of the followed metric at the checkpoints that are there, and the first step with it."""
     name, sign = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}", 1 if args.greater_is_better else -1
     found = [(line[name], line["step"]) for line in lines if name in line and math.isfinite(line[name])]
+    found = [each for each in found if (Path(str(args.output_dir)) / f"checkpoint-{each[1]}").is_dir()]
     return max(found, key=lambda each: sign * each[0], default=(None, None))
 
 

@@ -156,14 +156,14 @@ def _inputs(
     make = partial(_label, reporter) if labels else None
     heard = reporter if first else SILENT
     if isinstance(recipe.model, ExistingModel):
-        return existing_inputs(recipe, make, heard, begun_with, reporter)
+        return existing_inputs(recipe, make, reporter, begun_with, first=first)
     folder = open_model_folder(_model_path(recipe, reporter), recipe.data.image_aspect_ratio)
     if recipe.data.random_crop and pads(folder.processor.image_processor):
         raise UserError(
             f"data.random_crop: its crops are squares, which get no bars, and {folder.path} pads images; set "
             "data.image_aspect_ratio: square, or random_crop: null"
         )
-    conversations = open_conversations(recipe.data, folder, reporter=reporter)
+    conversations = open_conversations(recipe.data, folder, reporter=reporter, first=first)
     if not recipe.loss.lm and not conversations.image_ids:
         raise UserError(f"{conversations.file}: expected images, as loss.lm is 0; found none in what is trained on")
     if recipe.loss.basic_terms() and recipe.teacher is None:

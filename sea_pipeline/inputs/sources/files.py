@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -136,7 +137,11 @@ class LocalFiles:
 
     def open(self, name: str) -> BinaryIO:
         """See `Files`."""
-        size = self._status(name).st_size
+        status = self._status(name)
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):  # its size is 0, whatever it holds
+            shown = shown_file(self.root, name)
+            raise UserError(f"{shown}: expected a file; found a pipe or a socket; write what comes from it to a file")
+        size = status.st_size
         if not size and (path := self._root / on_disk(name)).is_file():
             path.open("rb").close()  # an empty file is never read, so only this shows that it may not be
         return ranged_file(self._part, name, size)

@@ -74,7 +74,7 @@ def list_paths(
         else _sample(image_id, path, image_root.root)
         for row, (image_id, path) in enumerate(zip(ids, paths, strict=True), 1)
     ]
-    return FoundImages(image_root.root, samples, f"the column {column}" if column else "paths")
+    return FoundImages(image_root.root, samples, f"the column {column}" if chosen else "paths")
 
 
 def _llava_images(file: BinaryIO, shown: str, root: str, left_out: Counter[str]) -> Iterator[Sample]:

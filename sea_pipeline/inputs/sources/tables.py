@@ -211,14 +211,15 @@ def list_tables(files: Files, names: Sequence[str], id_column: str | None, left_
     held = [number for number, (name, row) in enumerate(rows) if row not in empty[name]]
     readers = {str(leaf): partial(_ids, files, pieces, leaf) for leaf in columns or []}
     places = [rows[number] for number in held]
-    column, ids = chosen_ids(readers, id_column, held) or ("", [_row_name(*place, len(names) > 1) for place in places])
+    chosen = chosen_ids(readers, id_column, held)
+    column, ids = chosen or ("", [_row_name(*place, len(names) > 1) for place in places])
     samples = [
         row_sample(image_id, f"{name}#{row}", f"{name}#{row}", column)
         for image_id, (name, row) in zip(ids, places, strict=True)
     ]
     left_out[NO_IMAGE] += len(rows) - len(held)
     samples += [Sample(name, name, problem) for name, problem in damaged.items()]
-    said = f"the column {column}" if column else ROW_NUMBERS
+    said = f"the column {column}" if chosen else ROW_NUMBERS
     return FoundImages(PREFIX + files.root, samples, said, pieces, files.versions)
 
 

@@ -78,7 +78,10 @@ def test_a_forward_without_its_adapters_is_refused(
     batch = made.batch(pictures.batch(NAMES))
     with model.disable_adapter():
         model(**batch)
-    with pytest.raises(UserError, match=r"or with adapters off; call loss right after the forward that trains"):
+    with pytest.raises(
+        UserError,
+        match=r"with adapters off, or through nothing that trains; call loss right after the forward that trains",
+    ):
         one.loss(NAMES)
     model.merge_adapter()
     model(**batch)

@@ -101,7 +101,7 @@ def test_what_was_looked_at_before_a_stop_is_not_looked_at_again(folder: Path, m
     names = [f"{number}.png" for number in range(6)]
     for name in names:
         save(folder / name)
-    monkeypatch.setattr(image_check, "_CHUNK", 1)
+    monkeypatch.setattr(bad_rows, "_CHUNK", 1)
     monkeypatch.setattr(image_check, "_KEPT", 2)
     whole, opened, stops = image_check._looks_whole, [], ["5.png"]
 
@@ -197,23 +197,21 @@ def test_the_first_process_looks_for_all(
             assert unreadable_files(["a.jpg"], folder.__truediv__, folder, SILENT) == answer
 
 
-def test_files_are_looked_for_by_one_process(tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said if that takes long."""
+def test_it_is_said_if_looking_for_files_takes_long(tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process looks, because each may have a disk of its own, and the first one speaks."""
     asked: list[str] = []
-    sent: list[Any] = []
     monkeypatch.setattr(bad_rows, "_CHUNK", 2)
     monkeypatch.setattr(bad_rows, "_missing", lambda name, _: asked.append(name))
     data, folder = tiny_recipe(tiny).data, open_model_folder(tiny.model)
     names = sorted(open_conversations(data, folder).image_ids)
     assert sorted(asked) == names
     monkeypatch.setattr("sea_pipeline.core.progress.SLOW", -1.0)
-    for rank in (0, 1):
-        as_process(rank, sent, monkeypatch)
+    for first in (True, False):
         heard = Heard()
-        assert sorted(open_conversations(data, folder, reporter=heard).image_ids) == names
-        said = [f"looking for images: 2 of {len(names)}"] if rank == 0 else []
+        assert sorted(open_conversations(data, folder, reporter=heard, first=first).image_ids) == names
+        said = [f"looking for images: 2 of {len(names)}"] if first else []
         assert [line.split(" done")[0] for line in heard.lines] == said
-    assert sorted(asked) == sorted(2 * names)
+    assert sorted(asked) == sorted(3 * names)
 
 
 # A run

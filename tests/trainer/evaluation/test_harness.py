@@ -134,11 +134,14 @@ def test_results_of_what_had_the_models_name_before_are_pointed_out(tmp_path: Pa
     model.mkdir()
     (model / "config.json").write_text("{}")
     path = lmms_file(tmp_path / "results", {"gqa": {"exact_match": 0.5}}, model=str(model))
-    assert collect("sea", path).notes == []
+    assert collect("sea", tmp_path / "results").notes == []
     time = (model / "config.json").stat().st_mtime
     os.utime(path, (time - 60, time - 60))
     (note,) = collect("sea", path).notes
     assert note.startswith(f"{path}: gqa was measured before {model} was written")
+    lmms_file(tmp_path / "results", {"gqa": {"exact_match": 0.4}}, model=str(model), day=20261122)  # its command, again
+    assert (found := collect("sea", tmp_path / "results")).notes == []
+    assert found.ours["GQA"] == pytest.approx(40)
 
 
 def curves(root: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_one_that_has_the_name_of_another_step_is_left_out(lost: list[str], tmp_
     for step in (2, 4, 6):
         written = checkpoints.unfinished(tmp_path / "checkpoints") / f"checkpoint-{step}"
         checkpoints.save_trained({}, torch.nn.ModuleDict(), written)
-        (written / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        (written / "trainer_state.json").write_text(json.dumps({"global_step": step, "grad_norm": math.nan}))
         checkpoints.publish(written, tmp_path / "checkpoints")
     if lost != ["trainer_state.json"]:
         without(of(tmp_path, 4) / "files.json", "step")

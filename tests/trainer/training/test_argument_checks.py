@@ -75,6 +75,7 @@ def test_what_would_do_nothing_is_refused(
         {"optim": "sgd", "adam_beta1": 0.9},
         PLATEAU,
         PLATEAU | BY_TACS | MAX,
+        PLATEAU | BY_TACS | {"lr_scheduler_kwargs": '{"mode": "max"}'},
         PLATEAU | BY_TACS | {"greater_is_better": False},
         BY_TACS,
         {"metric_for_best_model": "distinct_tokens", "greater_is_better": True},

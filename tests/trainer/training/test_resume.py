@@ -122,16 +122,20 @@ def test_a_resumed_run_saves_logs_and_evaluates_as_often_as_it_is_now_asked(
     ],
 )
 def test_the_best_of_a_resumed_run_is_by_the_metric_of_now(
-    given: dict[str, Any], best: tuple[float | None, int | None], tiny: World
+    given: dict[str, Any], best: tuple[float | None, int | None], tiny: World, tmp_path: Path
 ) -> None:
+    """Of the checkpoints that are there, because no other can be kept."""
     lines: list[dict[str, Any]] = [
         {"step": 1, "loss": 9.0},
         {"step": 2, "eval_lm_loss": 6.0, "eval_tacs": 0.2, "eval_gap": 1.7},
         {"step": 4, "eval_lm_loss": math.nan, "eval_tacs": 0.3, "eval_gap": 1.6},
         {"step": 6, "eval_lm_loss": 5.5, "eval_tacs": 0.3, "eval_gap": 1.5},
+        {"step": 7, "eval_lm_loss": 5.0, "eval_tacs": 0.4, "eval_gap": 1.8},
     ]
     state = TrainerState(best_metric=5.0, best_global_step=5, log_history=lines)
-    args = training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
+    args = training_arguments(tiny_recipe(tiny, training_arguments=given), tmp_path)
+    for step in (2, 4, 6):
+        (Path(str(args.output_dir)) / f"checkpoint-{step}").mkdir(parents=True)
     AsOftenAsAsked().on_train_begin(args, state, None)
     assert (state.best_metric, state.best_global_step) == best
 
