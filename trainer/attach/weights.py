@@ -1,5 +1,6 @@
 """Finds an existing model's weights in the files of its folder, and writes those that trained over them."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,8 @@ def write_trained(model: nn.Module, start: Path, out: Path, lora: Lora | None) -
         reverted = revert_weight_conversion(cast("Any", model), rest)
         values |= {name: value.detach for name, value in reverted.items()}
     written = copy_weights(start, out, lambda name: values[name]() if name in values else None)
+    for file in weight_files(out):  # transformers writes them readable by their owner only
+        shutil.copymode(out / "config.json", file)
     assert written == values.keys(), f"{start}: no weight file holds {sorted(values.keys() - written)[:3]}"
 
 

@@ -47,10 +47,11 @@ def is_existing(folder: Path) -> bool:
     Such a LLaVA has the same model type as LLaVA-1.5. So a folder of that type counts as an existing model if it is the
     model of a run that trained it as one, because its prompts are then written otherwise.
     """
-    kind, model = model_type(folder), folder.resolve()
-    if kind == "llava":
-        return model.name == "model" and has_attached(model.parent)
-    return kind in EXISTING
+    kind = model_type(folder)
+    if kind != "llava":
+        return kind in EXISTING
+    model = folder.resolve()
+    return model.name == "model" and has_attached(model.parent)
 
 
 def has_attached(run: Path) -> bool:

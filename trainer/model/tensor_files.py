@@ -141,17 +141,14 @@ def overwrite(file: Path, value_of: Callable[[str], torch.Tensor | None]) -> set
 
 
 def copy_weights(start: Path, out: Path, value_of: Callable[[str], torch.Tensor | None]) -> set[str]:
-    """Copy a folder's weight files and their index into another with new values over some tensors, see `overwrite`.
-
-    They get the mode of the `config.json` there, because transformers writes them readable by their owner only.
-    """
+    """Copy a folder's weight files and their index into another with new values over some tensors, see `overwrite`."""
     written = set()
     for file in weight_files(start):
         target = out / file.relative_to(start)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)  # the original may be read-only
         written |= overwrite(target, value_of)
-        shutil.copymode(out / "config.json", target)
+        shutil.copymode(file, target)
     if not (start / WHOLE).is_file():  # else transformers reads no index
         shutil.copy2(start / INDEX, out / INDEX)
     return written

@@ -115,6 +115,7 @@ def test_what_is_refused_in_one_line(
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").write_text("mine")
+    (loop := tmp_path / "loop").symlink_to(loop)
     for source, out, options, said in (
         (run.out, full, [], "full: expected a new or an empty folder"),
         (unfinished, tmp_path / "out", [], "this run is not finished"),
@@ -125,6 +126,7 @@ def test_what_is_refused_in_one_line(
             f"holds the stages align, language; name one, such as the last one, {run.out}\n",
         ),
         (tmp_path / "nowhere", tmp_path / "out", [], "nowhere: there is no such folder; expected a model"),
+        (loop, tmp_path / "out", [], "loop: there is no such folder; expected a model"),
         (run.out, tmp_path / "out", ["--llm-only", "--projector-only"], "expected one of them"),
         (run.out, tmp_path / "out", ["--format", "bin"], "--format bin: is for --projector-only"),
         (run.out, tmp_path / "out", ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
