@@ -1,7 +1,6 @@
 """Fixtures of the tiny world; see world.py."""
 
 import gc
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -67,7 +66,7 @@ def _offline_with_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.fixture(autouse=True)
 def _nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said of work that takes seconds would be heard on a slow machine alone."""
-    monkeypatch.setattr(progress, "SLOW", math.inf)
+    monkeypatch.setattr(progress, "SLOW", 1e6)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ It imports only rich, so that an error is shown at once.
 import datetime
 import logging
 import sys
-import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import repeat
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from sea_pipeline.core.progress import Advance, Pace, ProgressOnly, Reporter, is_heard, progress_line
+from sea_pipeline.core.progress import Advance, Pace, ProgressOnly, Reporter, is_heard, progress_line, speaking
 
 LOG = logging.getLogger("sea_pipeline")
 
@@ -97,7 +97,8 @@ def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
         yield pace.advance
         return
     if not messages.is_terminal:
-        with _lines(what, pace):
+        # From a thread, because one item may take longer than a minute.
+        with speaking(lambda: say(progress_line(what, pace.done, pace.total, pace.seconds_left())), repeat(EVERY)):
             yield pace.advance
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), _Times())
@@ -109,25 +110,6 @@ def progress(what: str, total: int, already: int = 0) -> Iterator[Advance]:
             bars.advance(task, passed)
 
         yield advance
-
-
-@contextmanager
-def _lines(what: str, pace: Pace) -> Iterator[None]:
-    """Say every minute how far the work is, from a thread, because one item may take longer than a minute."""
-    over = threading.Event()
-
-    def speak() -> None:
-        with suppress(BrokenPipeError):  # nobody reads stderr any more
-            while not over.wait(EVERY):
-                say(progress_line(what, pace.done, pace.total, pace.seconds_left()))
-
-    speaker = threading.Thread(target=speak, name="progress", daemon=True)
-    speaker.start()
-    try:
-        yield
-    finally:
-        over.set()
-        speaker.join()
 
 
 def say(message: str | Table) -> None:

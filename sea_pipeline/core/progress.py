@@ -5,8 +5,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from itertools import chain, repeat
 from typing import Any
 
 Advance = Callable[[int], None]
@@ -129,16 +130,28 @@ def say_if_slow(reporter: Reporter, what: str) -> Iterator[None]:
     if reporter is SILENT:
         yield
         return
-    begun, over = time.monotonic(), threading.Event()
+    begun = time.monotonic()
 
     def speak() -> None:
-        seconds = min(SLOW, threading.TIMEOUT_MAX)
-        with suppress(BrokenPipeError):  # nobody reads the lines any more
-            while not over.wait(seconds):
-                reporter.long_work(f"{what}: {time.monotonic() - begun:.0f} s so far")
-                seconds = _AGAIN
+        reporter.long_work(f"{what}: {time.monotonic() - begun:.0f} s so far")
 
-    speaker = threading.Thread(target=speak, name="say_if_slow", daemon=True)
+    with speaking(speak, chain([SLOW], repeat(_AGAIN))):
+        yield
+
+
+@contextmanager
+def speaking(speak: Callable[[], None], waits: Iterable[float]) -> Iterator[None]:
+    """Say something from a thread after each of some waits, in seconds, until the block ends."""
+    over = threading.Event()
+
+    def run() -> None:
+        with suppress(BrokenPipeError):  # nobody reads the lines any more
+            for seconds in waits:
+                if over.wait(seconds):
+                    return
+                speak()
+
+    speaker = threading.Thread(target=run, name="progress", daemon=True)
     speaker.start()
     try:
         yield
