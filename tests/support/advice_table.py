@@ -152,6 +152,12 @@ FOLLOWED: dict[str, list[str]] = {
     "tests/execution/test_workers_runs.py::test_a_scheduler_that_dies_is_one_line": [
         "the scheduler is gone ({}); what is finished is kept: start it, and run the same command again",
     ],
+    "tests/trainer/training/test_train.py::test_labels_of_other_photos_with_the_same_names": [
+        (
+            "{}: {} of its photos, such as {}, are other files than those of {}, of {} that were compared at most; "
+            "make it again in another --out, unless they show the same in another form"
+        ),
+    ],
     "tests/trainer/evaluation/test_harness.py::test_results_of_what_had_the_models_name_before_are_pointed_out": [
         "{}: {} was measured before {} was written; if that is another model by now, run its command again",
     ],

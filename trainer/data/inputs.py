@@ -17,6 +17,8 @@ from sea_pipeline.inputs.wordlists import WordList, load_wordlist
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.store import LabelStore, open_labels
+from sea_pipeline.output.row_store import RowStore
+from sea_pipeline.storage.hashing import file_sha256
 from trainer.data.bad_rows import image_names, rows_with
 from trainer.data.dataset import TrainingLabels
 from trainer.data.files import LABELS as LABELS
@@ -27,6 +29,9 @@ from trainer.model.load import ModelFolder
 from trainer.recipes.recipe import SAMPLES, Data, LabelSource, Recipe, Sea
 from trainer.targets.store import TargetStore, open_targets
 from trainer.words import word_tokens
+
+_COMPARED = 32
+"""At most so many photos are compared with the labelled ones."""
 
 Folder = TypeVar("Folder")
 
@@ -61,7 +66,7 @@ def open_label_source(
                 f"label with --crops {labels.crops}, or set labels.crops to {_crops(store)}"
             )
         return store
-    if (newest := _newest(folder, wanted, labels, begun_with, reporter)) is not None:
+    if (newest := _newest(folder, conversations, labels, begun_with, reporter)) is not None:
         return newest
     if not recipe.loss.sea.weight:
         return None
@@ -86,8 +91,28 @@ def _ids(store: LabelStore, names: Iterable[str]) -> str:
     return f"image ids are what the data calls an image, such as {lacking!r}; found {store.ids[:1]}"
 
 
+def warn_of_other_photos(store: RowStore, conversations: Conversations, reporter: Reporter) -> None:
+    """Warn of labels or targets that were made of other photos with the same names."""
+    if others := [name for name, is_same in _compared(store, conversations).items() if not is_same]:
+        reporter.warning(
+            f"{store.path}: {len(others)} of its photos, such as {others[0]!r}, are other files than those of "
+            f"{conversations.file}, of {_COMPARED} that were compared at most; make it again in another --out, unless "
+            "they show the same in another form"
+        )
+
+
+def _compared(store: RowStore, conversations: Conversations) -> dict[str, bool]:
+    """Tell of some images, spread over the names, whether their files are those that a store was made of."""
+    names = sorted(name for name in conversations.image_ids if name in store)
+    found = {}
+    for name in names[:: -(-len(names) // _COMPARED) or 1]:
+        with suppress(OSError):  # whoever reads the images says so
+            found[name] = file_sha256(conversations.locate(name)) == store.image_sha256(name).hex()
+    return found
+
+
 def check_measured_labels(store: LabelStore, conversations: Conversations, reporter: Reporter) -> None:
-    """Refuse labels that hold no image that is to be measured, and warn of labels that hold only some of them.
+    """Refuse labels that hold no image that is to be measured, and warn of those of only some or of other photos.
 
     Raises:
         UserError: they hold none.
@@ -100,6 +125,7 @@ def check_measured_labels(store: LabelStore, conversations: Conversations, repor
             f"{store.path}: holds {held:,} of the {len(wanted):,} images of {conversations.file}; label_hit and "
             f"meaningful are measured on them alone; {_ids(store, wanted)}"
         )
+    warn_of_other_photos(store, conversations, reporter)
 
 
 def _made(
@@ -173,8 +199,9 @@ def _openable(manifests: Iterable[Path]) -> Iterator[LabelStore]:
 
 
 def _newest(
-    folder: ModelFolder, wanted: set[str], labels: LabelSource, begun_with: str | None, reporter: Reporter
+    folder: ModelFolder, conversations: Conversations, labels: LabelSource, begun_with: str | None, reporter: Reporter
 ) -> LabelStore | None:
+    wanted = conversations.image_ids
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
     stores: Iterable[LabelStore] = _openable(manifests)
@@ -183,9 +210,16 @@ def _newest(
     for store in stores:
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
-        if fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and _holds(store, wanted):
+        fits = fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and _holds(store, wanted)
+        if fits and (store.fingerprint == begun_with or _is_of(store, conversations)):
             return open_labels(store.path, reporter=reporter)
     return None
+
+
+def _is_of(store: LabelStore, conversations: Conversations) -> bool:
+    """Tell whether a store is of these photos, a few of which may have been replaced, and not of others so named."""
+    same = _compared(store, conversations).values()
+    return 2 * sum(same) >= len(same)
 
 
 def _holds(store: LabelStore, wanted: set[str]) -> bool:

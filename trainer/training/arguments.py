@@ -244,6 +244,8 @@ def _check_fsdp(args: TrainingArguments, recipe: Recipe) -> None:
     version = cast("dict[str, Any]", args.fsdp_config).get("version", 2)
     if version != 2:
         raise UserError(f"{said}_config.version: expected 2; found {version}; leave it out")
+    if args.torch_compile:
+        raise UserError(f"{said}: weights that are cut and compiled cannot be saved; set it or torch_compile to false")
     if args.parallel_mode.value != "distributed":
         raise UserError(
             f"{said}: it cuts weights over processes; found one; begin with "

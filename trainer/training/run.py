@@ -37,6 +37,7 @@ from trainer.data.inputs import (
     say_unread_teacher,
     say_unused_keys,
     say_what_labels_lack,
+    warn_of_other_photos,
     without_untaught,
 )
 from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
@@ -129,6 +130,8 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         say_unread_teacher([recipe], reporter)
     say_unused_keys(recipe.labels, reporter)
     say_what_labels_lack(recipe, inputs.conversations, inputs.store, reporter)
+    for store in filter(None, (inputs.store, inputs.targets)):
+        warn_of_other_photos(store, inputs.conversations, reporter)
     with (
         claimed_for_run(out) if args.process_index == 0 else nullcontext(),
         border(f"{out}: training has stopped", partial(after_stop, out)),

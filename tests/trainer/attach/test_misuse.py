@@ -63,7 +63,7 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
     with torch.no_grad():
         made.model(**batch)
     with pytest.raises(
-        UserError, match=r"found a forward under torch\.no_grad\(\) .*; call loss right after the forward"
+        UserError, match=r"found a forward under torch\.no_grad\(\).*; call loss right after the forward"
     ):
         one.loss(NAMES)
     made.model.eval()

@@ -207,6 +207,7 @@ def test_a_later_stage_without_it_is_without_it(runs: Runs) -> None:
     ("changes", "message"),
     [
         ({"training_arguments": fsdp()}, r"training_arguments\.fsdp: it cuts weights over processes; found one; begin"),
+        ({"training_arguments": fsdp() | {"torch_compile": True}}, "fsdp: weights that are cut and compiled cannot be"),
         (
             {"training_arguments": fsdp() | {"fsdp_config": {"version": 1}}},
             r"fsdp_config\.version: expected 2; found 1",

@@ -27,7 +27,13 @@ from tests.support.tiny_runs import (
     tiny_recipe,
     tiny_trainer,
 )
-from trainer.data.inputs import open_label_source, say_unread_teacher, say_unused_keys, say_what_labels_lack
+from trainer.data.inputs import (
+    open_label_source,
+    say_unread_teacher,
+    say_unused_keys,
+    say_what_labels_lack,
+    warn_of_other_photos,
+)
 from trainer.data.run_rows import open_conversations
 from trainer.measures.metrics import HIGHER_IS_BETTER
 from trainer.model.load import open_model_folder
@@ -353,4 +359,30 @@ def test_labels_of_few_images_are_said(tiny: World, tmp_path: Path) -> None:
     assert "few: holds 0 of the 3 images held out; label_hit is measured on them alone" in held_out
     heard = Heard()
     say_what_labels_lack(recipe, conversations, open_labels(tiny.labels), heard)
+    assert heard.lines == []
+
+
+@pytest.mark.parametrize(("replaced", "told"), [(1, 1), (12, 11)])  # one of them is of no row
+def test_labels_of_other_photos_with_the_same_names(
+    replaced: int, told: int, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told by their files, and if most are others, not taken unless they are named."""
+    monkeypatch.chdir(tmp_path)
+    photos = Path(shutil.copytree(tiny.data.parent / "images", tmp_path / "photos"))
+    for number in range(replaced):
+        shutil.copy(photos / f"{(number + 1) % 12:02d}.png", photos / f"{number:02d}.png")
+    label_images(label_settings(photos, tiny.words, Path("runs/labels/others")))
+    recipe, folder = short_recipe(tiny, labels={"path": None}), open_model_folder(tiny.model)
+    conversations, heard = open_conversations(recipe.data, folder), Heard()
+    others = open_labels("runs/labels/others")
+    warn_of_other_photos(others, conversations, heard)
+    (said,) = heard.warnings
+    assert said.startswith(f"runs/labels/others: {told} of its photos, such as '00.png', are other files than those")
+    found = open_label_source(recipe, folder, conversations, make=None)
+    assert (found is None) == (replaced == 12)
+    kept = open_label_source(recipe, folder, conversations, make=None, begun_with=others.fingerprint)
+    assert kept is not None, "a run that goes on keeps its own"
+    again = label_images(label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "again"))
+    heard = Heard()
+    warn_of_other_photos(open_labels(again.ledger.root), conversations, heard)
     assert heard.lines == []
