@@ -154,8 +154,8 @@ FOLLOWED: dict[str, list[str]] = {
     ],
     "tests/trainer/training/test_train.py::test_labels_of_other_photos_with_the_same_names": [
         (
-            "{}: {} of its photos, such as {}, are other files than those of {}, of {} that were compared at most; "
-            "make it again in another --out, unless they show the same in another form"
+            "{}: made of other files than {} names, by {} of the {} photos that were compared (such as {}); make "
+            "it again in another --out, unless they show the same in another form"
         ),
     ],
     "tests/trainer/evaluation/test_harness.py::test_results_of_what_had_the_models_name_before_are_pointed_out": [

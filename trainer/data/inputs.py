@@ -93,11 +93,12 @@ def _ids(store: LabelStore, names: Iterable[str]) -> str:
 
 def warn_of_other_photos(store: RowStore, conversations: Conversations, reporter: Reporter) -> None:
     """Warn of labels or targets that were made of other photos with the same names."""
-    if others := [name for name, is_same in _compared(store, conversations).items() if not is_same]:
+    compared = _compared(store, conversations)
+    if others := [name for name, is_same in compared.items() if not is_same]:
         reporter.warning(
-            f"{store.path}: {len(others)} of its photos, such as {others[0]!r}, are other files than those of "
-            f"{conversations.file}, of {_COMPARED} that were compared at most; make it again in another --out, unless "
-            "they show the same in another form"
+            f"{store.path}: made of other files than {conversations.file} names, by {len(others)} of the "
+            f"{len(compared)} photos that were compared (such as {others[0]!r}); make it again in another --out, "
+            "unless they show the same in another form"
         )
 
 

@@ -377,7 +377,7 @@ def test_labels_of_other_photos_with_the_same_names(
     others = open_labels("runs/labels/others")
     warn_of_other_photos(others, conversations, heard)
     (said,) = heard.warnings
-    assert said.startswith(f"runs/labels/others: {told} of its photos, such as '00.png', are other files than those")
+    assert f"by {told} of the 11 photos that were compared (such as '00.png'); make it again" in said
     found = open_label_source(recipe, folder, conversations, make=None)
     assert (found is None) == (replaced == 12)
     kept = open_label_source(recipe, folder, conversations, make=None, begun_with=others.fingerprint)
