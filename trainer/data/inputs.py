@@ -202,7 +202,6 @@ def _openable(manifests: Iterable[Path]) -> Iterator[LabelStore]:
 def _newest(
     folder: ModelFolder, conversations: Conversations, labels: LabelSource, begun_with: str | None, reporter: Reporter
 ) -> LabelStore | None:
-    wanted = conversations.image_ids
     manifests = sorted(LABELS.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     words = load_wordlist(labels.wordlist) if manifests and "wordlist" in labels.model_fields_set else None
     stores: Iterable[LabelStore] = _openable(manifests)
@@ -211,7 +210,8 @@ def _newest(
     for store in stores:
         padded = pads(folder.processor.image_processor)  # a recipe must name labels of padded images
         fits = labels.transfer or (tuple(store.grid) == tuple(folder.grid) and not padded)
-        fits = fits and _crops(store) >= labels.crops and _as_named(store, labels, words) and _holds(store, wanted)
+        fits = fits and _crops(store) >= labels.crops and _as_named(store, labels, words)
+        fits = fits and _holds(store, conversations.image_ids)
         if fits and (store.fingerprint == begun_with or _is_of(store, conversations)):
             return open_labels(store.path, reporter=reporter)
     return None
