@@ -5,14 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from sea_pipeline import open_labels
 from sea_pipeline.inputs.pixels import BadImageError, read_image
+from sea_pipeline.inputs.sources.files import LocalFiles
 from sea_pipeline.storage.publish import publish_bytes
 from tests.support.contents import rows
 from tests.support.photo_forms import jpeg
 from tests.support.world import Label, draw_folder
+from trainer.data.bad_rows import missing_images
 
 BAD = {
     "truncated.jpg": ("decode", "truncated"),
@@ -37,6 +40,18 @@ def test_bad_pictures_are_quarantined_with_reasons_and_the_rest_is_labelled(labe
     for image_id, (stage, message) in BAD.items():
         assert found[image_id][0] == stage
         assert message in found[image_id][1]
+
+
+@pytest.mark.parametrize(("there", "asked", "form"), [("a\u0308", "\u00e4", "NFD"), ("\u00e4", "a\u0308", "NFC")])
+def test_a_name_that_only_looks_the_same(tmp_path: Path, there: str, asked: str, form: str) -> None:
+    (tmp_path / f"{there}.png").write_bytes(b"x")
+    said = f"form {form}: rename the file, or write its name so"
+    with pytest.raises(BadImageError, match=f"No such file or directory, but .*{said}"):
+        LocalFiles(tmp_path).read(f"{asked}.png")
+    rows_of_data = Dataset.from_dict({"images": [[f"{asked}.png"]]})
+    assert said in missing_images(rows_of_data, tmp_path)[f"{asked}.png"]
+    with pytest.raises(BadImageError, match="No such file or directory'"):
+        LocalFiles(tmp_path).read("\u00f6.png")
 
 
 def without_rights(action: Callable[[], object]) -> str:

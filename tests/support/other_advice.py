@@ -97,7 +97,8 @@ OTHERS: dict[str, list[str]] = {
             "expected answers that are all trained; found {} in turn {}, so that this answer is not to be trained; "
             "remove the key to train the answer, or remove the turn and the one before it"
         ),
-        "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)",
+        "mend or remove it, or {}",
+        "mend or remove them, or {}",
         "correct the template in the LLM's folder, or remove it to use vicuna_v1",
         (
             "{}: its config.json says that its weights are quantised ({}); expected plain ones: give the model "

@@ -18,7 +18,9 @@ from sea_pipeline.core.parallel import ThreadPool, batched, prefetched_map
 from sea_pipeline.core.progress import SILENT, Advance, Reporter, progress_if_slow
 from sea_pipeline.inputs.llava_json import record_name, relative_path, shown
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError, read_image
+from sea_pipeline.inputs.sources.files import in_other_form
 
+_LEAVE_OUT = "leave such rows out with data.bad_rows: leave_out (--bad-rows leave_out)"
 _IDS = 10
 """At most this many ids of each kind are named in an error."""
 _BATCH = 10_000
@@ -112,8 +114,8 @@ def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool
         return
     if len(every) == 1:
         (row,) = every
-        left = "; no other row is left to train on" if nothing_left else ""
-        raise UserError(f"{path}: {record_name(path, row.number)}, id {row.id!r}: {row.reason}{left}")
+        left = "no other row is left to train on" if nothing_left else f"mend or remove it, or {_LEAVE_OUT}"
+        raise UserError(f"{path}: {record_name(path, row.number)}, id {row.id!r}: {row.reason}; {left}")
     kinds: dict[str, list[BadRow]] = defaultdict(list)
     for row in every:
         kinds[row.kind].append(row)
@@ -121,7 +123,7 @@ def refuse(path: Path, rows: Iterable[BadRow], total: int, *, nothing_left: bool
     for alike in sorted(kinds.values(), key=len, reverse=True):
         ids = ", ".join(repr(row.id) for row in alike[:_IDS]) + (", ..." if len(alike) > _IDS else "")
         named.append(f"{len(alike):,} x {alike[0].reason} (ids {ids})")
-    advice = "mend or remove them, or leave them out with data.bad_rows: leave_out (--bad-rows leave_out)"
+    advice = f"mend or remove them, or {_LEAVE_OUT}"
     if nothing_left:
         advice = "no others are left to train on; mend some"
     raise UserError(f"{path}: {len(every):,} of {total:,} rows cannot be trained: {'; '.join(named)}; {advice}")
@@ -160,8 +162,10 @@ def looked_at(
 def _missing(name: str, root: Path) -> str | None:
     """Return why an image is no file below the image root, or None if it is one."""
     try:
-        if not (root / relative_path(name, str(root))).is_file():
-            return f"expected image files that are there; found no {shown(name)} below {root}"
+        path = relative_path(name, str(root))
+        if not (root / path).is_file():
+            found = f"found no {shown(name)} below {root}{in_other_form(root, path)}"
+            return f"expected image files that are there; {found}"
     except ValueError as error:
         return f"expected paths below the image root; found {shown(name)}: {error} ({root})"
     except OSError as error:  # a name that is too long, a folder that may not be read

@@ -3,6 +3,7 @@
 import glob
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -76,6 +77,14 @@ def in_utf8(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
+def in_other_form(root: Path, name: str) -> str:
+    """Say that a missing file is there by a name that looks the same, or nothing."""
+    for form in ("NFC", "NFD"):
+        if (other := unicodedata.normalize(form, name)) != name and (root / on_disk(other)).is_file():
+            return f", but a name that looks the same, in Unicode's form {form}: rename the file, or write its name so"
+    return ""
+
+
 def _as_it_is(root: str) -> Path:
     """Find the folder that a user or a record means.
 
@@ -123,6 +132,8 @@ class LocalFiles:
         except BadImageError as error:
             if error.error == "FileNotFoundError" and not self._root.is_dir():
                 raise UserError(f"{self.root}: is gone; bring it back and run the same command again") from error
+            if error.error == "FileNotFoundError":
+                raise BadImageError(error.stage, error.error, error.message + in_other_form(self._root, uri)) from error
             raise
 
     def where(self, uri: str) -> tuple[str, int]:

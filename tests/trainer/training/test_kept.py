@@ -201,6 +201,8 @@ def test_the_steps_of_shares(tiny: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found step 9, and the run has 2 steps; give steps up to 1, or shares"):
         train(steady(tiny, 2, keep_checkpoints=[0.5, 9]), tmp_path / "out")
     assert not (tmp_path / "out" / "kept").exists()
+    with pytest.raises(UserError, match="the run has 1 steps; leave keep_checkpoints out, as the last step"):
+        steps_to_keep([2], 1)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, 0.0, True, "half", None])
