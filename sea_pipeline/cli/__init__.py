@@ -19,7 +19,7 @@ from sea_pipeline.core.own_trainer import working_folder
 _STOPPED = {
     "label": "finished shards are kept; run the same command again to go on",
     "teacher": "finished shards are kept; run the same command again to go on",
-    "train": "run the same command again to go on from the newest checkpoint",
+    "train": "run the same command again to go on from the newest checkpoint, if there is one",
     "demo": "run the same command again to go on",
     "push": "what was sent stays there; run the same command again to go on",
     "pull": "what was fetched is kept; run the same command again to go on",

@@ -41,7 +41,7 @@ def begun(before: str, line: list[str], cwd: Path, path: list[Path]) -> tuple[in
     ("library", "said"),
     [
         ("typer", "nothing is left half done"),
-        ("yaml", "run the same command again to go on from the newest checkpoint"),
+        ("yaml", "run the same command again to go on from the newest checkpoint, if there is one"),
     ],
 )
 def test_ctrl_c_during_an_import_is_one_line(tmp_path: Path, start: list[str], library: str, said: str) -> None:

@@ -235,7 +235,7 @@ FOLLOWED: dict[str, list[str]] = {
         "{}: expected a tensor {}, as the run trained it; found none; put back what it was",
     ],
     "tests/trainer/training/test_run_advice.py::test_the_same_command_goes_on_when_memory_is_free": [
-        "run the same command again to go on from the newest checkpoint",
+        "run the same command again to go on from the newest checkpoint, if there is one",
         "free some memory, and run the same command again",
         "{}, and run the same command again ({})",
         (
