@@ -140,6 +140,11 @@ def _write_model(source: RunModel, settings: ExportSettings, scratch: Path) -> E
             f"{scaling}. Of these, version 4 refuses this folder, and version 5 misreads it without a word; export "
             "with --rescale-projector for them."
         )
+    if transformers4.is_converted(llm):
+        notes.append(
+            f"transformers 5 before {transformers4.CONVERTING_NESTED} does not convert the weights of {llm!r} inside a "
+            "LLaVA: it warns of missing ones, and draws them at random."
+        )
     write_json(scratch / ALIGNMENT, extra)
     clean(scratch)
     what = f"LLaVA: {tower}, {_causal_lm(llm)}"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sea_pipeline.core.errors import UserError
 from trainer.model.tensor_files import PROJECTOR, TOWER, Entry
@@ -22,6 +23,9 @@ SCALING_WORDS = "5.4"
 """The first version of transformers that reads the default folder of `_SCALED_INPUTS`."""
 WITHOUT_LEVEL = "5.6"
 """The first version of transformers that reads 5's own names of `_WITH_LEVEL`. Earlier ones draw a tower at random."""
+CONVERTING_NESTED = "5.4"
+"""The first version of transformers that reads an LLM of `is_converted` in a LLaVA. Earlier ones draw parts of it at
+random."""
 _WITH_LEVEL = ("clip_vision_model", "siglip_vision_model")
 """Towers whose tensors have one more level, `vision_model`, in version 4's names."""
 _READ_BY_4 = (*_WITH_LEVEL, "dinov2")
@@ -54,6 +58,11 @@ def check_tower(model_type: str, option: str) -> None:
 def scales_inputs(llm_type: str) -> bool:
     """Tell whether earlier versions multiply visual tokens by sqrt(width), see `_SCALED_INPUTS`."""
     return llm_type in _SCALED_INPUTS
+
+
+def is_converted(llm_type: str) -> bool:
+    """Tell whether transformers 5 reads weights that have another layout in files, such as experts' own tensors."""
+    return bool(get_checkpoint_conversion_mapping(llm_type))
 
 
 def refused_by_4(written: dict[str, Any], line: str) -> dict[str, Any]:
@@ -108,8 +117,9 @@ def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int 
     mapped = written.get("projector_hidden_act") != "linear"
     found = []
     if by_others:
-        levelled, scaled = names == 5 and tower in _WITH_LEVEL, tower is not None and scales_inputs(llm)
-        first = WITHOUT_LEVEL if levelled else SCALING_WORDS if scaled else None  # the later one of both
+        levelled = names == 5 and tower in _WITH_LEVEL
+        late = tower is not None and (scales_inputs(llm) or is_converted(llm))
+        first = WITHOUT_LEVEL if levelled else SCALING_WORDS if late else None  # the later one of both
         found.append(f"transformers {first} or newer" if first else "transformers 5")
     if by_4 and tower in (None, *_READ_BY_4):
         found.append(f"transformers 4 ({_tested(VERSION, llm in _TESTED_BY_4)})")

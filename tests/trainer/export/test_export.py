@@ -188,17 +188,19 @@ def test_a_gemma_for_4_does_not_train(tmp_path: Path) -> None:
         ("gemma", None, "transformers 5.4 or newer, vLLM (tested: 0.33.0)"),
         ("gemma", 5, "transformers 5.6 or newer"),
         ("llama", 5, "transformers 5.6 or newer"),
+        ("mixtral", 5, "transformers 5.6 or newer"),
     ],
 )
 def test_the_first_version_that_reads_a_folder_is_named(
     llm: str, names: int | None, reader: str, tmp_path: Path
 ) -> None:
-    """5.0 to 5.3 scale all of Gemma's inputs; 5.0 to 5.5 have one more level in a tower's names. Neither stops."""
+    """5.0 to 5.3 scale all of Gemma's inputs and convert no nested LLM; 5.0 to 5.5 have another level. None stops."""
     model = tiny_model(tmp_path / "model", llm=llm)
     done = export_model(ExportSettings.of(source=model, out=tmp_path / "out", names=names))
     assert done.reader == reader
     assert f"for {reader}." in (done.out / "README.md").read_text()
     assert ("version 5 misreads it without a word" in " ".join(done.notes)) is (llm == "gemma")
+    assert ("before 5.4 does not convert the weights of" in " ".join(done.notes)) is (llm == "mixtral")
 
 
 def test_the_help_names_the_versions_of_the_readers() -> None:
@@ -328,19 +330,21 @@ def test_ropes_that_4_cannot_have_are_not_said_to_be_4s(names: int | None, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("tower", "llm", "old", "vllm"),
+    ("tower", "llm", "five", "old", "vllm"),
     [
-        ("clip_vision_model", "llama", "tested: 4.57.6", "tested: 0.33.0"),
-        ("siglip_vision_model", "phi3", "tested: 4.57.6", "not tested with such an export"),
-        ("clip_vision_model", "olmo2", *["not tested with such an export"] * 2),
-        (None, "llama", "tested: 4.57.6", "not tested with such an export"),
+        ("clip_vision_model", "llama", "5", "tested: 4.57.6", "tested: 0.33.0"),
+        ("siglip_vision_model", "phi3", "5", "tested: 4.57.6", "not tested with such an export"),
+        ("clip_vision_model", "olmo2", "5", *["not tested with such an export"] * 2),
+        (None, "llama", "5", "tested: 4.57.6", "not tested with such an export"),
+        ("clip_vision_model", "olmoe", "5.4 or newer", *["not tested with such an export"] * 2),
+        (None, "olmoe", "5", *["not tested with such an export"] * 2),
     ],
 )
-def test_tested_is_said_of_what_was_tested(tower: str | None, llm: str, old: str, vllm: str) -> None:
+def test_tested_is_said_of_what_was_tested(tower: str | None, llm: str, five: str, old: str, vllm: str) -> None:
     text = {"model_type": llm}
     config = text if tower is None else {"text_config": text, "vision_config": {"model_type": tower}}
     found = transformers4.readers(config, by_4=True, by_others=True, names=None)
-    assert found == f"transformers 5, transformers 4 ({old}), vLLM ({vllm})"
+    assert found == f"transformers {five}, transformers 4 ({old}), vLLM ({vllm})"
 
 
 def export_and_die() -> None:
