@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pytest
 from sea_pipeline import LabelStore, label_cache, open_labels
 from sea_pipeline.core import progress
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.output import row_store
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.hashing import file_sha256
@@ -53,6 +55,28 @@ def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
     assert list(cache) == cache.ids == store.ids
     with pytest.raises(KeyError, match=r"'3.png' is none of the 69 images; the nearest is '0?[0-9]*3.png'"):
         cache["3.png"]
+
+
+def test_a_shards_footer_is_parsed_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A footer grows with the shard's rows, so to parse it for each row would take quadratic time."""
+    ids, parsed = store.ids[::-9], Mock(wraps=row_store.open_parquet)
+    assert ids[0] in store
+    monkeypatch.setattr(row_store, "open_parquet", parsed)
+    shards = len(store.manifest["shards"])
+
+    def without_footer() -> int:
+        return sum(len(call.args) == 1 for call in parsed.call_args_list)
+
+    assert sum(len(table) for table in store.tables()) == len(store)
+    assert without_footer() == shards
+    alike = [(store[image_id].scores, store.image_sha256(image_id)) for image_id in (*ids, *ids[::-1])]
+    assert without_footer() == 2 * shards
+    monkeypatch.setattr(row_store, "_KEPT_GROUPS", 1)
+    again = pickle.loads(pickle.dumps(store))
+    for image_id, (scores, sha256) in zip((*ids, *ids[::-1]), alike, strict=True):
+        assert np.array_equal(again[image_id].scores, scores)
+        assert again.image_sha256(image_id) == sha256
+    assert without_footer() == 2 * shards + 3, "one footer is kept, and the shards are asked there and back"
 
 
 def test_it_is_said_if_it_takes_long(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
