@@ -23,13 +23,13 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import place
 from tests import bench
-from tests.bench import growth, word_lists
+from tests.bench import by_word, growth, word_lists
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
 from tests.support import compare_world
 from tests.support.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
 from tests.support.programs import Begin
-from tests.support.world import COLOURS, draw
+from tests.support.world import COLOURS, Label, draw
 
 
 def test_every_benchmark_finds_what_it_imports() -> None:
@@ -40,6 +40,21 @@ def test_every_benchmark_finds_what_it_imports() -> None:
     for name in set(sys.modules) - there:
         if name.startswith("tests.bench."):  # runpy warns of programs that are imported already
             del sys.modules[name]
+
+
+@pytest.mark.slow
+def test_labels_by_word_of_repeated_rows(
+    label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label()
+    store = open_labels(tmp_path / "labels")
+    word = store.words[store[store.ids[0]].word_ids.flat[0]]
+    argv = ["by_word", str(store.path), "--count", "50", "--word", word, "--scratch", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    by_word.main()
+    said = json.loads(capsys.readouterr().out)
+    assert said["images"] == 50
+    assert said["rows"] > said["found"] > 0
 
 
 @pytest.mark.parametrize("planted", [0.5, 1.0, 1.5, 2.0])

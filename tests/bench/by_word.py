@@ -25,8 +25,8 @@ from sea_pipeline.join.rewrite import _read_shard
 from sea_pipeline.labels.format import ShardWriter
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, write_plan
-from sea_pipeline.storage import publish
 from sea_pipeline.storage.parquet import shard_footer
+from sea_pipeline.storage.publish import publish
 
 SHARD = 2048
 
