@@ -199,9 +199,10 @@ def _fetch(
 def _settle(scratch: Path, paths: Sequence[str], shown: str) -> None:
     """Remove all but the folder's own files, verify them and flush them to disk."""
     shutil.rmtree(scratch / ".cache", ignore_errors=True)  # made by huggingface_hub
+    own = set(paths)
     for path in [each for each in scratch.rglob("*") if each.is_file()]:
         name = path.relative_to(scratch).as_posix()
-        if name not in set(paths) and not is_leftover(name):  # left by a pull of another revision
+        if name not in own and not is_leftover(name):  # left by a pull of another revision
             path.unlink()
     if problems := check_files(Ledger.open(scratch)).problems:
         raise UserError(f"{shown}: its files do not agree with its records: {problems[0]}")

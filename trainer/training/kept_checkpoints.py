@@ -38,8 +38,9 @@ def steps_to_keep(asked: Sequence[float], last: int) -> list[int]:
         UserError: a step lies after the last one.
     """
     if beyond := [step for step in asked if step > last]:
-        steps = f"give steps up to {last - 1}, or shares of the run, such as 0.5"
-        advice = steps if last > 1 else "leave keep_checkpoints out, as the last step is the model folder"
+        advice = f"give steps up to {last - 1}, or shares of the run, such as 0.5"
+        if last == 1:
+            advice = "leave keep_checkpoints out, as the last step is the model folder"
         raise UserError(f"keep_checkpoints: found step {beyond[0]}, and the run has {last:,} steps; {advice}")
     steps = {math.ceil(Decimal(str(step)) * last) if step < 1 else int(step) for step in asked}
     return sorted(steps - {last})
