@@ -27,8 +27,8 @@ from tests.support.world import main as label_colours
 
 STARTING = {"program", "client", "scheduler"}
 """Fixtures that start processes which compute."""
-SLOW = {"s3", "hub", "browser"}
-"""Fixtures of servers and browsers, whose tests take long one by one or together."""
+SLOW = {"s3", "hub", "browser", "finished"}
+"""Fixtures of servers, browsers and trained runs, whose tests take long one by one or together."""
 
 
 @pytest.hookimpl(tryfirst=True)

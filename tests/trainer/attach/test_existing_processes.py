@@ -16,7 +16,7 @@ from tests.trainer.attach.worlds import Pictures
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 OFF: dict[str, Any] = {"das": {"weight": 0}, "sds": {"weight": 0}}
 RUNS: dict[str, dict[str, Any]] = {
     # Of 5 rows 2, 2 and 1: in every second step the second process has nothing.

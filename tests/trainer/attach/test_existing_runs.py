@@ -61,7 +61,6 @@ def test_a_run_trains_goes_on_and_keeps_the_familys_form(name: str, world: Exist
     AutoProcessor.from_pretrained(run.model)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(world: ExistingWorld, tmp_path: Path, program: Begin) -> None:
     recipe = world.recipe("qwen2_5_vl", learning_rates={"llm": 1e-3, "vision": 1e-4})
     killed(program, recipe, tmp_path / "killed", "log", 2)

@@ -14,7 +14,7 @@ from tests.support.programs import Program
 from tests.trainer.attach.together import JOBS, main
 from tests.trainer.attach.worlds import Pictures
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 NAMES = [name for name, job in JOBS.items() if not job.get("trl") or find_spec("trl")]
 
 

@@ -106,8 +106,6 @@ def load_and_die() -> None:
     load(Path(sys.argv[1]), byte_level(), "own")
 
 
-@pytest.mark.slow
-@pytest.mark.processes
 def test_a_kill_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, program: Begin) -> None:
     data = written(tmp_path, *(record([("a", str(number))]) for number in range(2500)))
     done = program(data, main=load_and_die)

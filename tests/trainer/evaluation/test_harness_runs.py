@@ -24,7 +24,7 @@ from trainer.export.run import ExportSettings, export_model
 from trainer.model.assemble import init_model
 from trainer.training.run import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.real, with_harnesses]
+pytestmark = [pytest.mark.processes, pytest.mark.real, with_harnesses]
 PHOTOS = 3
 
 

@@ -358,8 +358,6 @@ def export_and_die() -> None:
     export_model(ExportSettings.of(source=Path(sys.argv[1]), out=Path(sys.argv[2])))
 
 
-@pytest.mark.slow
-@pytest.mark.processes
 def test_a_kill_leaves_no_half_folder_and_the_next_call_clears_up(
     run: TrainRun, tmp_path: Path, program: Begin
 ) -> None:
@@ -385,7 +383,6 @@ write_weights(transformers4.rescaled(transformers4.renamed(read_weights(source),
 """
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_memory_is_that_of_what_is_computed(tmp_path: Path) -> None:
     """Of 256 MB, 16 MB are computed anew; the rest passes by."""

@@ -15,7 +15,7 @@ from trainer.export.run import ExportSettings, export_model
 from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes, with_harnesses]
+pytestmark = [pytest.mark.processes, with_harnesses]
 CASES = {llm: grid_case("clip", llm) for llm in ("llama", "mistral", "gemma", "qwen2")}
 CHAT_OF = {TEXT: "one", SIZE: "another size", IMAGES: "two images", TURNS: "two turns"}
 

@@ -25,7 +25,7 @@ from trainer.model.tokenise import tokenise
 
 CONVERTER = Path(sys.prefix) / "llama.cpp" / "convert_hf_to_gguf.py"
 """Where `make .venv` puts it."""
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 CASES = {llm: grid_case("clip", llm) for llm in ("llama", "mistral", "gemma")}
 CASES["qwen2"] = Case("clip", "qwen2", {}, speech="vicuna")
 """Of SentencePiece's kind: others are known to the converter by a hash of their ids, see `test_unknown_pieces`."""

@@ -39,7 +39,7 @@ from trainer.export import run as export
 from trainer.export.run import ExportSettings, export_model
 from trainer.model.tensor_files import write_weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,

@@ -210,7 +210,6 @@ def process(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_two_processes_compute_the_loss_of_all_rows(tmp_path: Path) -> None:
     """DDP averages gradients: the projector's and the temperature's are those of one loss over both processes' rows."""

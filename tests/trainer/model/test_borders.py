@@ -145,7 +145,6 @@ def asked(place: str, recipe: Path, out: Path, tmp_path: Path) -> list[object]:
     return ["init", "--vision", vision, "--llm", llm, "--out", out]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("fake_wandb")
 @pytest.mark.parametrize("place", PLACES)
 def test_every_error_is_one_line_and_nothing_is_lost(
@@ -192,7 +191,6 @@ def test_a_mistake_of_ours_stays_a_traceback(
         command(*given)
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_a_bad_image_is_one_line_from_a_worker_too(command: Any, recipe: Path, tiny: World, tmp_path: Path) -> None:
     images = tmp_path / "images"

@@ -59,7 +59,6 @@ def resumed(world: World, out: Path, **arguments: object) -> list[str]:
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, stopped: Path, whole: Path) -> None:
     file = of(stopped, 4) / PARTS[part]
@@ -83,7 +82,6 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part: str, tiny: World, sto
     assert checkpoints.latest(stopped / "checkpoints") == of(stopped, 6)
 
 
-@pytest.mark.slow
 def test_without_a_whole_one_a_line_says_so(tiny: World, stopped: Path, whole: Path) -> None:
     """Its advice begins the run anew."""
     for harm, part in itertools.product(("gone", "emptied", "cut"), sorted(set(PARTS) - {"record"})):
@@ -103,7 +101,6 @@ def test_without_a_whole_one_a_line_says_so(tiny: World, stopped: Path, whole: P
     assert weights(stopped) == weights(whole)
 
 
-@pytest.mark.slow
 def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, stopped: Path, whole: Path) -> None:
     """They have no record."""
     for step in (2, 4):
@@ -123,7 +120,6 @@ def test_checkpoints_of_older_versions_count_if_they_can_be_read(tiny: World, st
     assert weights(stopped) == weights(whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2])
 def test_the_last_whole_one_is_never_removed(limit: int, tiny: World, stopped: Path, whole: Path) -> None:
     """The newest is damaged, so the one before is all there is, until another one is whole."""
@@ -221,7 +217,6 @@ MOMENTS = [
 """In their order: what is on the disk behind one is there before the next, but for what saves the weights."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "call", "before"),
     [*((*moment, True) for moment in MOMENTS), (*MOMENTS[0], False), (*MOMENTS[-1], False)],
@@ -238,8 +233,6 @@ def test_a_kill_at_any_moment(moment: str, call: int, before: bool, tiny: World,
     assert steps_of(stopped) in ([4, 6], [2, 4, 6])  # nothing is written any more where the last one was whole
 
 
-@pytest.mark.slow
-@pytest.mark.processes
 def test_a_disk_that_fills(tiny: World, stopped: Path, whole: Path, program: Begin) -> None:
     """The optimizer's file may not become as large as it was; then there is room again."""
     recipe = stopped.parent / "recipe.json"

@@ -20,7 +20,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.training.arguments import training_arguments
 from trainer.training.run import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 BOTH = {"llm": 1e-4, "vision": 1e-4}
 BF16 = {"bf16": True, "activation_checkpointing": True}
 RUNS: dict[str, dict[str, Any]] = {

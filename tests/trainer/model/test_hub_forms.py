@@ -127,7 +127,6 @@ def _check_text(tokenizer: Any, source: Path, known: Known) -> None:
 SMALL = [llm for llm in LLMS if "13b" not in llm]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("vision", "llm"), list(zip(TOWERS, SMALL, strict=True)))
 def test_both_stages_an_export_and_a_reader(hub: Path, tiny: World, tmp_path: Path, vision: str, llm: str) -> None:
     model = init_model(str(hub / vision), str(hub / llm), tmp_path / "model", dtype="bfloat16")

@@ -23,7 +23,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_stock_transformers_loads_it_without_us(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model")

@@ -159,7 +159,6 @@ def test_a_projector_of_another_shape_is_never_written(tiny: World, tmp_path: Pa
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_the_layers_are_never_in_memory(tiny: World, tmp_path: Path) -> None:
     """Loading, training and saving beside layers of 300 MB take what they take beside small ones."""

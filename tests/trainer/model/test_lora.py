@@ -159,7 +159,6 @@ def test_basic_and_sea_reach_the_projector_alone_and_see_the_adapted_llm(tiny: W
     torch.testing.assert_close(adapted["refined_norm"], stock["refined_norm"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_a_run_leaves_a_stock_folder(tiny: World, finished: FinishedRuns) -> None:
     before, after = tensors(tiny.model), tensors(finished(tiny_recipe(tiny, **LORA)) / "model")
     assert after.keys() == before.keys()
@@ -196,8 +195,6 @@ def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> 
         torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.processes
 def test_a_killed_run_goes_on_exactly(tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin) -> None:
     """Dropout is drawn as it would have been."""
     recipe = tiny_recipe(tiny, **LORA)
@@ -221,7 +218,6 @@ def test_adapters_need_a_rate_and_the_language_loss(changes: dict[str, Any]) -> 
         Recipe.model_validate({"lora": {}} | changes)
 
 
-@pytest.mark.slow
 def test_a_recipe_without_what_is_new_is_the_run_that_it_was(tiny: World, finished: FinishedRuns) -> None:
     """Runs begun before LoRA and the temperature of L_sds were there go on."""
     arguments = {"max_steps": 2}

@@ -98,7 +98,6 @@ def own_patches(name: str, source: Path, pixels: torch.Tensor) -> torch.Tensor:
     return hidden[leading:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TOWERS, *NEWER_TOWERS])
 def test_visual_tokens_are_the_towers_own_patches(name: str, hub: Path, towers: dict[str, Path]) -> None:
     folder = open_model_folder(towers[name])
@@ -120,7 +119,6 @@ def test_visual_tokens_are_the_towers_own_patches(name: str, hub: Path, towers: 
     torch.testing.assert_close(visual.view(16, -1), first_layer(wanted.float()), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("form", "rates"), [("{}", {}), ("s2@1,2:{}", {}), ("{}", {"vision": 1e-4})])
 def test_a_run_s_frozen_tower_gives_an_image_the_same_each_time(
     form: str, rates: dict[str, float], hub: Path, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,7 +243,6 @@ def test_both_answers_of_two_turns_are_trained_the_same_every_day(
     assert rows_of(llms[name], tmp_path) == found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("vision", "llm"), [(DINOV3, QWEN), (DINOV2, GEMMA), (PE, SMOLLM), (SIGLIP2, LLAMA)])
 def test_a_run_and_its_export(vision: str, llm: str, hub: Path, tiny: World, tmp_path: Path) -> None:
     """A step with all terms, by the LLM's own attention; the export has the logits of the run's model."""

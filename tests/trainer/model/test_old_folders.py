@@ -24,7 +24,7 @@ from trainer.model.load import load_model, open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.targets.store import open_targets
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 
 BY_4 = """
 import json, sys

@@ -21,6 +21,8 @@ from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import AspectRatio
 from trainer.teacher.run import teach_images
 
+pytestmark = pytest.mark.slow
+
 LOSS = {"sea": {"weight": 0}, "das": {"weight": 1}}
 
 
@@ -77,7 +79,6 @@ SAME = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", OTHERS)
 def test_targets_of_others_are_refused(world: World, targets: Path, model: Path, tmp_path: Path, what: str) -> None:
     harm, part = OTHERS[what]
@@ -87,19 +88,16 @@ def test_targets_of_others_are_refused(world: World, targets: Path, model: Path,
     opened(world, model, teach(world, tmp_path / "own", model=model))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", SAME)
 def test_what_only_looks_another_is_taken(world: World, targets: Path, model: Path, what: str) -> None:
     SAME[what](model)
     opened(world, model, targets)
 
 
-@pytest.mark.slow
 def test_pixels_are_those_of_the_stage(world: World, tmp_path: Path) -> None:
     opened(world, world.model, teach(world, tmp_path / "targets", image_aspect_ratio="pad"), "pad")
 
 
-@pytest.mark.slow
 def test_shards_of_older_versions_fit_any(
     world: World, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +113,6 @@ def test_shards_of_older_versions_fit_any(
         opened(world, model, targets)
 
 
-@pytest.mark.slow
 def test_a_damaged_footer_is_no_other_teacher(world: World, tmp_path: Path) -> None:
     (shard,) = (teach(world, tmp_path / "targets") / "targets").iterdir()
     plain = shard.read_bytes()

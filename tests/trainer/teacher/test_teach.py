@@ -47,7 +47,6 @@ def test_the_targets_are_what_the_model_computes(world: World, targets: Path, tm
         assert degrees.std() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "dtype", "tolerance"),
     [("float16", "float32", 1e-4), ("int8", "float32", 1e-3), ("float16", "bfloat16", 1e-3)],
@@ -77,7 +76,6 @@ def test_without_the_llm_the_targets_are_enough(world: World, targets: Path, tmp
         tiny_recipe(world, loss=DAS | {"lm": 0})
 
 
-@pytest.mark.slow
 def test_another_model_is_another_run(world: World, targets: Path, finished: FinishedRuns) -> None:
     other = finished(tiny_recipe(world, training_arguments={"max_steps": 3})) / "model"
     with pytest.raises(UserError, match=r"holds another run.*model\.weights"):

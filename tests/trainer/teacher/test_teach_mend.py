@@ -17,6 +17,8 @@ from trainer.targets.codecs import codec_sha256, fit_codec, load_codec, save_cod
 from trainer.targets.store import CODEC, open_targets
 from trainer.teacher.run import TeachSettings, teach_images
 
+pytestmark = pytest.mark.slow
+
 SHARD = "targets/part-00001-of-00003.parquet"
 
 
@@ -81,7 +83,6 @@ DAMAGE: dict[str, tuple[str, Harm]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
 def test_the_advice_brings_back_what_is_damaged(
     command: Any, teach: Callable[..., int], tmp_path: Path, what: str
@@ -109,7 +110,6 @@ def test_the_advice_brings_back_what_is_damaged(
     assert len(open_targets(out)) == ROWS - 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("harm", [Path.unlink, another_codec, lambda path: flip(path, 400), None])
 def test_an_unfinished_folder_costs_a_shard_and_gets_its_codec_back(
     teach: Callable[..., int], tmp_path: Path, harm: Harm | None
@@ -126,7 +126,6 @@ def test_an_unfinished_folder_costs_a_shard_and_gets_its_codec_back(
     assert content(out) == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out(
     teach: Callable[..., int], tmp_path: Path, finished: bool
@@ -158,14 +157,12 @@ def test_a_codec_that_cannot_be_fitted_again_is_one_line_with_a_way_out(
     assert len(open_targets(out)) == ROWS - 2
 
 
-@pytest.mark.slow
 def test_shards_say_which_codec_wrote_them(teach: Callable[..., int], tmp_path: Path) -> None:
     out = tmp_path / "targets"
     assert shard_footer(out / SHARD)["codec_sha256"] == codec_sha256(load_codec(out / CODEC))
     assert teach() == 0
 
 
-@pytest.mark.slow
 def test_shards_of_older_versions_are_held_to_the_manifest(
     teach: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from tests.support.worker_world import forked_workers
 from trainer.targets.store import TargetStore, open_targets
 from trainer.teacher.run import TeachJob, TeachSettings, teach_images
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 
 assert distributed.__version__  # its settings must be there before any is changed
 

@@ -17,7 +17,7 @@ from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = pytest.mark.processes
 RUNS: dict[str, dict[str, Any]] = {
     # Of 12 samples 5, 5 and 2: in every second step one process has nothing; in `gathered`, micro-step.
     "uneven": {

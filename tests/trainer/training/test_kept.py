@@ -137,7 +137,6 @@ def test_processes_that_look_at_unlike_times_write_together(
     assert written == [2]
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stopped: Path, whole: Path) -> None:
     """Which steps are kept is no part of what a run is."""
     assert checkpoints.latest(stopped / "checkpoints") == stopped / "checkpoints" / "checkpoint-2"
@@ -152,7 +151,6 @@ def test_a_run_goes_on_from_the_others_and_writes_these_anew(tiny: World, stoppe
     assert all(torch.equal(value, trained[name]) for name, value in held.items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, whole: Path) -> None:
     label_cache(open_labels(tiny.labels))  # a folder that would be synced first
@@ -164,7 +162,6 @@ def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, 
     assert of(stopped, 3).read_bytes() == of(whole, 3).read_bytes()
 
 
-@pytest.mark.slow
 def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped: Path, tmp_path: Path) -> None:
     for step in (0, 2, 3):
         exported(stopped, tmp_path / f"{step}", checkpoint=step)

@@ -209,7 +209,6 @@ def test_activation_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -
         )
 
 
-@pytest.mark.slow
 @pytest.mark.processes
 def test_processes_that_load_change_nothing(tiny: World, tmp_path: Path) -> None:
     changes = {"data": {"random_crop": 0.5}, "labels": {"transfer": True}}
@@ -334,7 +333,6 @@ def test_tensorboard(tiny: World, tmp_path: Path) -> None:
     assert not list(Path(ROOT).glob("**/events.out.tfevents.*"))
 
 
-@pytest.mark.slow
 def test_what_is_logged_is_json(tiny: World, finished: FinishedRuns) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}, training_arguments={"max_steps": 2})
     text = (finished(recipe) / "metrics.jsonl").read_text()

@@ -171,7 +171,6 @@ def test_a_later_stage_sees_what_the_folder_does_unless_it_says_otherwise(
     assert torch.equal(last, before if said == "square" else first)
 
 
-@pytest.mark.slow
 def test_another_aspect_ratio_is_another_run_and_none_is_as_it_was(photos: World, finished: FinishedRuns) -> None:
     run = finished(padded(photos, data={"image_aspect_ratio": None}))
     assert "image_aspect_ratio" not in json.loads((run / "run.json").read_text())["fields"]["recipe"]["data"]
@@ -179,7 +178,6 @@ def test_another_aspect_ratio_is_another_run_and_none_is_as_it_was(photos: World
         train(padded(photos), run)
 
 
-@pytest.mark.slow
 def test_kept_features_are_of_padded_images(photos: World, finished: FinishedRuns) -> None:
     losses = [
         [line["loss"] for line in logged(finished(padded(photos, data={"keep_features": kept})))]
@@ -235,7 +233,6 @@ def test_what_does_not_go_with_bars(changes: dict[str, Any], message: str, photo
     assert padded(photos, **unlabelled).data.image_aspect_ratio == "pad"
 
 
-@pytest.mark.slow
 def test_random_crops_do_not_go_with_a_folder_that_pads(photos: World, finished: FinishedRuns, tmp_path: Path) -> None:
     model = str(finished(padded(photos, data={"keep_features": False})) / "model")
     crops = {"random_crop": 0.5, "image_aspect_ratio": None}

@@ -61,8 +61,6 @@ RESUMED = {"projector": (2, 6, 8), "projector and llm": (4, 8), SELDOM: (4,)}
 """From the others the killed runs go on."""
 
 
-@pytest.mark.slow
-@pytest.mark.processes
 @pytest.mark.parametrize("name", KILLED)
 def test_a_killed_run_goes_on_exactly(
     name: str, tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin
@@ -80,7 +78,6 @@ def test_a_killed_run_goes_on_exactly(
     assert [line["step"] for line in logged(whole)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_checkpoint_leads_to_the_same_end(
     stage: str, tiny: World, finished: FinishedRuns, tmp_path: Path
@@ -95,7 +92,6 @@ def test_every_checkpoint_leads_to_the_same_end(
             assert values(out) == values(whole)
 
 
-@pytest.mark.slow
 def test_a_resumed_run_saves_logs_and_evaluates_as_often_as_it_is_now_asked(
     tiny: World, finished: FinishedRuns, tmp_path: Path
 ) -> None:
@@ -171,7 +167,6 @@ def test_metrics_of_other_rows_or_labels_do_not_stand_side_by_side(other: str, t
         assert "label_hit@1" in summary["end"]
 
 
-@pytest.mark.slow
 def test_a_model_that_is_replaced_meanwhile_does_not_get_into_the_one_that_is_saved(
     tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +190,6 @@ def test_a_model_that_is_replaced_meanwhile_does_not_get_into_the_one_that_is_sa
     assert weights(out) == weights(finished(short_recipe(tiny)))
 
 
-@pytest.mark.slow
 def test_a_run_that_a_callback_stops_is_not_finished(
     tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,8 +239,6 @@ def train_patiently() -> None:
     tiny_runs.main()
 
 
-@pytest.mark.slow
-@pytest.mark.processes
 def test_two_at_once_train_one_after_the_other(
     tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin
 ) -> None:
@@ -259,7 +251,6 @@ def test_two_at_once_train_one_after_the_other(
     assert values(tmp_path / "out") == values(whole)
 
 
-@pytest.mark.slow
 def test_a_run_that_another_one_finishes_meanwhile_stays_as_it_is(
     tiny: World, finished: FinishedRuns, tmp_path: Path, meanwhile: Any
 ) -> None:
@@ -297,7 +288,6 @@ def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.slow
 def test_a_kill_as_the_log_is_cut_loses_none_of_it(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)})
     whole = finished(recipe)

@@ -44,7 +44,6 @@ def changed(folder: Path, name: str, copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -65,7 +64,6 @@ def test_another_recipe(changes: dict[str, Any], field: str, tiny: World, finish
     assert str(refused.value).count(";") == 1, "only what differs is named"
 
 
-@pytest.mark.slow
 def test_pixels_that_the_tower_leaves_out_are_a_field_with_labels(tiny: World, finished: FinishedRuns) -> None:
     """Its labels lie elsewhere than before this was known. Runs of other towers keep their fields."""
     recipe = short_recipe(tiny)
@@ -87,7 +85,6 @@ ASIDE = {
 """What decides no weights, and defaults."""
 
 
-@pytest.mark.slow
 def test_what_does_not_decide_the_weights_makes_no_other_run(
     tiny: World, finished: FinishedRuns, tmp_path: Path
 ) -> None:
@@ -97,7 +94,6 @@ def test_what_does_not_decide_the_weights_makes_no_other_run(
     assert len(logged(train(other, finished(short_recipe(tiny))).out)) == 2, "it was finished"
 
 
-@pytest.mark.slow
 def test_a_finished_run_may_have_had_other_processes(
     tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +118,6 @@ def test_a_finished_run_may_have_had_other_processes(
         )
 
 
-@pytest.mark.slow
 def test_a_run_that_has_saved_nothing_is_begun_anew(
     tiny: World, finished: FinishedRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +179,6 @@ def test_rows_that_an_earlier_version_took_are_named(
     begin(tmp_path / "another")
 
 
-@pytest.mark.slow
 def test_other_labels(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     """They are no part of a run that uses none."""
     label_images(label_settings(tiny.data.parent / "images", tiny.words, tmp_path / "labels", top_n=2))
@@ -232,7 +226,6 @@ def test_labels_and_targets_of_other_photos(used: str, tiny: World, tmp_path: Pa
     assert train(asked(other), tmp_path / "run") == run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["layers.1.mlp.up_proj", "linear_1.bias", "vision_tower.encoder.layers.0.mlp.fc1.weight"]
 )

@@ -113,7 +113,6 @@ def test_training_has_the_rates_of_its_schedule(tiny: World, tmp_path: Path) -> 
     assert rates_of(*asked, trained=True) == rates_of(*asked) == rates_of(*asked, optimizer=TensorRates)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", CASES)
 def test_no_rate_is_above_its_peak_or_below_its_floor(scheduler: str, tiny: World, tmp_path: Path) -> None:
     for number, settings in enumerate(CASES[scheduler]):

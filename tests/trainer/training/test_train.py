@@ -137,7 +137,6 @@ def test_a_finished_run_returns_at_once(tiny: World, finished: FinishedRuns, mon
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-@pytest.mark.slow
 def test_what_is_missing_at_the_end_is_made_again(tiny: World, finished: FinishedRuns, tmp_path: Path) -> None:
     recipe = short_recipe(tiny, data={"evaluate": str(tiny.held_out)})
     out = finished.copy(recipe, tmp_path / "out")
