@@ -268,7 +268,7 @@ FOLLOWED: dict[str, list[str]] = {
             "command again ({})"
         ),
     ],
-    "tests/trainer/export/test_export_attached.py::test_an_unfinished_one_is_gone_on_with": [
+    "tests/trainer/export/test_export_cli.py::test_an_unfinished_one_is_gone_on_with": [
         (
             "{}: trains a model of another family, which needs no export; run the same sea-pipeline train command "
             "again, which ends in {}"

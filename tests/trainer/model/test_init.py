@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from sea_pipeline.core.errors import UserError
 from tests.support.initialised import LIST
 from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
+from tests.support.tiny_runs import World
 from trainer.model import assemble
 from trainer.model.assemble import init_model
 
@@ -137,3 +138,20 @@ def test_logits_are_compared_in_the_steps_of_their_precision(
 def test_an_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dtype = int8: expected float32"):
         init_model("packaged", "packaged", tmp_path / "model", dtype="int8")
+
+
+@pytest.mark.slow
+def test_the_commands_make_and_evaluate_a_model(command: Any, tiny: World, tmp_path: Path) -> None:
+    vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm")
+    code, stdout, stderr = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "model")
+    assert code == 0, stderr
+    assert "4 x 4 visual tokens an image" in stdout
+    code, said, _ = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "again", "--json")
+    made = json.loads(said)
+    assert (code, made["folder"], made["grid"]) == (0, str(tmp_path / "again"), [4, 4])
+    assert f"{made['vocabulary']:,} tokens of the LLM" in stdout
+    arguments = ["--data", tiny.data, "--image-root", tiny.data.parent / "images", "--json"]
+    code, stdout, stderr = command("evaluate", tmp_path / "model", *arguments)
+    assert code == 0, stderr
+    assert {"lm_loss", "right_photo_gain", "right_photo_gain_se", "tacs"} < set(json.loads(stdout))
+    assert not {"label_hit@1", "gap", "meaningful"} & set(json.loads(stdout))

@@ -1,4 +1,4 @@
-"""What is wrong with a later stage is said before the first one trains."""
+"""Stages in their order: the command, and what is wrong with a later one, said before the first one trains."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.ledger import Ledger
@@ -16,6 +17,7 @@ from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.export.checks import is_run
+from trainer.model import fsdp
 from trainer.model.llava_folder import check_llava_folder
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
@@ -169,3 +171,34 @@ def test_the_check_leaves_nothing_to_the_first_stage(
         torch.backends.fp32_precision = before  # type: ignore[attr-defined]
     assert seen[0] == (before, None)
     assert sum(said.startswith("teacher: is not read") for said in heard.warnings) == 1, "not for each stage"
+
+
+@pytest.mark.slow
+def test_train_runs_the_stages_and_goes_on(
+    command: Any, tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alignment without the LLM's layers, then L_lm."""
+    base = tiny_recipe(tiny, data={"evaluate": str(tiny.held_out)}).model_dump(mode="json")
+    base["training_arguments"] = {"max_steps": 2, "per_device_train_batch_size": 4}
+    base["stages"] = {"align": {"loss": {"lm": 0}}, "language": {"loss": {"sea": {"weight": "auto"}}}}
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(base, sort_keys=False))
+    code, stdout, stderr = command("train", recipe, "--out", out)
+    assert code == 0, stderr
+    assert "label_hit@10" in stdout
+    assert "lm_loss" in stdout
+    assert "frozen" in stderr
+    align, language = (json.loads((out / name / "summary.json").read_text()) for name in ("align", "language"))
+    assert "lm_loss" not in align["end"]
+    assert language["start"]["label_hit@10"] == pytest.approx(align["end"]["label_hit@10"])
+    code, stdout, stderr = command("train", recipe, "--out", out, "--resume", "--json")
+    assert code == 0
+    assert stderr.count("this run is finished") == 2
+    assert json.loads(stdout) == {
+        "runs": [
+            {"stage": name, "folder": str(out / name), "model": str(out / name / "model"), "summary": summary}
+            for name, summary in (("align", align), ("language", language))
+        ]
+    }
+    monkeypatch.setattr(fsdp, "is_first_process", lambda: False)  # as it is for the others of several processes
+    assert command("train", recipe, "--out", out, "--json")[:2] == (0, "")
