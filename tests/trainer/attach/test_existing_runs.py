@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sea_pipeline.core.errors import UserError
-from tests.support.programs import Begin
 from tests.support.refused import refused
-from tests.support.run_values import copied, killed, tensors, values, weights
+from tests.support.run_values import copied, tensors, values, weights
 from tests.support.tiny_runs import logged
 from tests.trainer.attach.existing import KINDS, ExistingWorld, attached_model
 from tests.trainer.attach.families import MAKERS, tiny
@@ -59,15 +58,6 @@ def test_a_run_trains_goes_on_and_keeps_the_familys_form(name: str, world: Exist
     assert not info["unexpected_keys"]
     assert type(loaded) is type(tiny(name).model)
     AutoProcessor.from_pretrained(run.model)
-
-
-def test_a_killed_run_goes_on_exactly(world: ExistingWorld, tmp_path: Path, program: Begin) -> None:
-    recipe = world.recipe("qwen2_5_vl", learning_rates={"llm": 1e-3, "vision": 1e-4})
-    killed(program, recipe, tmp_path / "killed", "log", 2)
-    train(recipe, tmp_path / "killed", resume=True)
-    train(recipe, tmp_path / "whole")
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole") != {}
-    assert values(tmp_path / "killed") == values(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 from sea_pipeline import open_labels
-from sea_pipeline.core.errors import UserError
 from sea_pipeline.inputs.crops import crop_id
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
@@ -62,11 +61,6 @@ def test_kept_features_hold_every_view(tiny: World, cropped: Path, tmp_path: Pat
         train(recipe, tmp_path / str(kept))
         runs[kept] = [line["loss"] for line in logged(tmp_path / str(kept))]
     np.testing.assert_allclose(runs[True], runs[False], rtol=1e-4)
-
-
-def test_labels_without_crops_are_refused(tiny: World, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected 3 labelled crops of each image, found 0; label with --crops 3"):
-        train(tiny_recipe(tiny, labels={"crops": 3}), tmp_path / "run")
 
 
 def test_visual_tokens_become_as_long_as_embeddings(tiny: World, tmp_path: Path) -> None:

@@ -325,7 +325,6 @@ def test_a_mistake_is_one_line(command: Any) -> None:
         (["--data", "y.json", "--layer-weights", "dec"], "--layer-weights: is for --llm alone; leave it out"),
         (["--data", "y.json", "--text", "z"], "--text: is for --llm alone; leave it out"),
         (["--llm", "no where"], "no where: no such folder; expected `packaged`, a model folder, or a name on"),
-        (["--llm", "x", "--layers", "0"], "--layers: input should be greater than or equal to 1, found 0"),
     ):
         refuses(command, said, "probe", *arguments)
 

@@ -1,4 +1,4 @@
-"""LoRA: what trains, what the model folder holds, what BASIC sees of it, and that a killed run goes on exactly."""
+"""LoRA: what trains, what the model folder holds, what BASIC sees of it. Killed ones: `training/test_resume.py`."""
 
 import json
 import sys
@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
-from tests.support.programs import Begin
-from tests.support.run_values import EVEN, killed, tensors, values, weights
+from tests.support.run_values import EVEN, tensors
 from tests.support.tiny_models import LAID_OUT, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe, tiny_trainer
 from trainer.model.fsdp import state_of, whole_state
@@ -193,16 +192,6 @@ def test_gradient_checkpointing_changes_nothing(tiny: World, tmp_path: Path) -> 
     assert ends[0].keys() == ends[1].keys()
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-5, msg=name)
-
-
-def test_a_killed_run_goes_on_exactly(tiny: World, finished: FinishedRuns, tmp_path: Path, program: Begin) -> None:
-    """Dropout is drawn as it would have been."""
-    recipe = tiny_recipe(tiny, **LORA)
-    whole = finished(recipe)
-    killed(program, recipe, tmp_path / "killed", "log", 5)
-    train(recipe, tmp_path / "killed", resume=True)
-    assert weights(tmp_path / "killed") == weights(whole) != {}
-    assert values(tmp_path / "killed") == values(whole)
 
 
 def test_without_peft(tiny: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,6 @@ def test_the_command(world: World, tmp_path: Path, command: Any) -> None:
     assert (made["folder"], made["finished"], made["run"]["images"]) == (str(tmp_path / "targets"), True, 0)
     assert command("verify", tmp_path / "targets")[0] == 0
     for option, value, said in (
-        ("--layers", "0", "--layers"),
         ("--layers", "3", "basic.layers"),
         ("--layers", "9", "the LLM has 4 layers"),
         ("--image-aspect-ratio", "pad", "image_aspect_ratio"),

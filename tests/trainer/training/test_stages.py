@@ -50,11 +50,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "held out": ({"data": {"held_out": 500}}, "held_out: expected 0 or more"),
     "nothing held out": ({"evaluate_every": 1}, "evaluate_every: there are no held-out samples"),
     "fsdp": ({"training_arguments": {"fsdp": True}}, "fsdp: it cuts weights over processes; found one"),
-    "setting": ({"training_arguments": {"max_step": 1}}, "max_step: there is no such key; the nearest is 'max_steps'"),
     "labels": ({"data": {"train": "moved.json", "image_root": "."}}, "holds none of the"),
     "no labels": ({"labels": {"path": "labels_of_nobody"}}, "labels_of_nobody"),
     "no rate": (NO_TRAINING, "learning_rates: projector, llm and vision are all null"),
-    "crops": ({"labels": {"crops": 2}}, "expected 2 labelled crops of each image, found 0"),
+    "crops": ({"labels": {"crops": 2}}, "expected 2 labelled crops of each image, found 0; label with --crops 2"),
 }
 """What differs in the second stage, and what is said of it."""
 
