@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sea_pipeline.core.errors import UserError
 from tests.support.own_package import own_package
+from tests.support.refused import refused
 from tests.support.run_values import values, weights
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
@@ -223,9 +224,8 @@ def test_what_makes_and_exports_models_says_so_too(
 def test_a_service_that_is_not_installed_is_named_before_anything_is_read(tiny: World, tmp_path: Path) -> None:
     for service in ("wandb", "mlflow", "nonesuch"):
         recipe = tiny_recipe(tiny, model="nowhere", training_arguments={"report_to": service})
-        with pytest.raises(UserError, match=rf"training_arguments.*{service}") as found:
+        with refused(match=rf"training_arguments.*{service}"):
             train(recipe, tmp_path / "out")
-        assert "\n" not in str(found.value)
 
 
 @pytest.mark.slow
@@ -240,14 +240,15 @@ def test_a_service_that_is_not_installed_is_named_before_anything_is_read(tiny: 
         ),
         ({"fsdp": True, "fsdp_config": "nowhere.json"}, "training_arguments: .*nowhere.json"),
         ({"accelerator_config": {"nonesuch": 1}}, "training_arguments: .*nonesuch"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
+        ({"optim": "lomo"}, "training_arguments: .*LOMO"),
     ],
 )
 def test_arguments_that_only_the_trainer_refuses(
     arguments: dict[str, Any], message: str, tiny: World, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=message) as found:
+    with refused(match=message):
         train(tiny_recipe(tiny, training_arguments=arguments), tmp_path / "out")
-    assert "\n" not in str(found.value)
 
 
 def test_a_cut_weight_file_and_a_cut_cache(tiny: World, tmp_path: Path) -> None:

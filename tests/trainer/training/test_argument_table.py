@@ -109,13 +109,23 @@ def test_several_gpus_in_one_process_are_refused_before_any_work(
         ("warmup_steps", "ten", "input should be a valid number, found 'ten'"),
         ("per_device_train_batch_size", 10**20, "input should be less than 9007199254740992, found"),
         ("warmup_steps", float("inf"), "input should be a finite number, found inf"),
-        ("adam_epsilon", float("inf"), "input should be a finite number, found inf"),
         ("bf16", "False", "input should be a valid boolean, found 'False'"),
         ("tf32", 3, "input should be a valid boolean, found 3"),
         ("optim", 3, "3 is not a valid OptimizerNames"),  # transformers' own words
+        ("optim", "adam_of_nobody", "training_arguments.optim=VALUE"),
+        ("lr_scheduler_type", "up", "training_arguments.lr_scheduler_type=VALUE"),
+        ("warmup_steps", -1, "training_arguments.warmup_steps=VALUE"),
+        ("tf32", True, "training_arguments.tf32=false"),
+        ("fp16", True, "it does nothing without a GPU"),
+        ("learning_rate", 1e-3, "set `seed`, `learning_rates` or --out instead"),
+        ("max_grad_norm", None, "expected a number, 0 for no clipping; found None"),
+        ("max_grad_norm", -1, "expected a number, 0 for no clipping; found -1"),
     ],
 )
-def test_a_value_of_another_type_is_named(name: str, value: Any, said: str, tiny: World) -> None:
+def test_a_value_that_does_not_fit_is_named(
+    name: str, value: Any, said: str, tiny: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: False)
     others = {"logging_steps": 3, "save_total_limit": 3}
     with refused(said, start=f"training_arguments.{name}: "):
         training_arguments(tiny_recipe(tiny, training_arguments=others | {name: value}), Path())
@@ -130,7 +140,7 @@ WORKING: dict[str, Any] = {
     "max_steps": 1e3, "num_train_epochs": 2, "bf16": None, "use_cache": 1, "disable_tqdm": None, "fsdp": False,
     "debug": None, "report_to": ["none"], "lr_scheduler_kwargs": "{}", "save_total_limit": None, "optim": "adamw_torch",
     "include_num_input_tokens_seen": True, "run_name": 7, "trackio_static_space_id": False, "warmup_steps": 0.5,
-    "activation_checkpointing_kwargs": {"use_reentrant": False}, "neftune_noise_alpha": 5,
+    "tf32": False, "activation_checkpointing_kwargs": {"use_reentrant": False}, "neftune_noise_alpha": 5,
 }  # fmt: skip
 
 

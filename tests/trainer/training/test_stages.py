@@ -21,7 +21,6 @@ from trainer.model import fsdp
 from trainer.model.llava_folder import check_llava_folder
 from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
-from trainer.training.arguments import training_arguments
 from trainer.training.run import train_stages
 
 
@@ -119,25 +118,6 @@ def test_stages_are_named_in_their_order(written: str, named: str, last: str, tm
     for folder in (tmp_path, tmp_path / "tune"):
         with refused("expected a folder of labels or targets; found a training run, which sea-pipeline report shows"):
             Ledger.open(folder)
-
-
-@pytest.mark.parametrize(
-    ("given", "start", "advice"),
-    [
-        ({"tf32": True}, "training_arguments.tf32: tf32 requires Ampere", "training_arguments.tf32=false"),
-        ({"optim": "adam_of_nobody"}, "training_arguments.optim: adam_of_nobody is not", "arguments.optim=VALUE"),
-        ({"lr_scheduler_type": "up"}, "training_arguments.lr_scheduler_type: up is not", "type=VALUE"),
-        ({"warmup_steps": -1}, "training_arguments.warmup_steps: ", "warmup_steps=VALUE"),
-    ],
-)
-def test_an_argument_is_named_as_it_is_set(
-    given: dict[str, Any], start: str, advice: str, tiny: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: False)
-    with refused(advice, start=start):
-        training_arguments(tiny_recipe(tiny, training_arguments=given), Path())
-    if given == {"tf32": True}:
-        assert not training_arguments(tiny_recipe(tiny, training_arguments={"tf32": False}), Path()).tf32
 
 
 @pytest.mark.slow

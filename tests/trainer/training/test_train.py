@@ -150,27 +150,6 @@ def test_what_is_missing_at_the_end_is_made_again(tiny: World, finished: Finishe
     assert [line["step"] for line in logged(out)] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_step": 1}, "training_arguments.max_step: there is no such key; the nearest is 'max_steps'"),
-        ({"learning_rate": 1e-3}, "training_arguments.learning_rate: set `seed`, `learning_rates` or --out instead"),
-        ({"fp16": True}, "training_arguments.fp16: it does nothing without a GPU"),
-        ({"bf16": "False", "max_steps": 0}, "training_arguments.bf16: input should be a valid boolean, found 'False'"),
-        ({"max_grad_norm": None}, "max_grad_norm: expected a number, 0 for no clipping; found None"),
-        ({"max_grad_norm": -1}, "max_grad_norm: expected a number, 0 for no clipping; found -1"),
-        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
-        ({"optim": "lomo"}, "training_arguments: .*LOMO"),
-    ],
-)
-def test_training_arguments_that_do_not_fit(
-    arguments: dict[str, Any], message: str, tiny: World, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=message):
-        train(short_recipe(tiny, training_arguments=arguments), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 def test_labels_are_made_where_none_fit_and_found_again(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
