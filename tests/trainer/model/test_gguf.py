@@ -59,10 +59,22 @@ def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
         load_llm(str(file), torch.float32)
 
 
-@pytest.mark.parametrize("name", ["attn_q.bias", "attn_q_norm.weight", "ffn_norm.bias"])
-def test_a_tensor_without_a_place_is_refused(tmp_path: Path, llm: Path, name: str) -> None:
-    file = write_gguf(tmp_path / "llm.gguf", llm, tensors={f"blk.0.{name}": np.ones(32, np.float32)})
-    with refused(f"has no place for the weights blk.0.{name}, ", "folder of safetensors", start=f"{file}: "), quiet():
+NO_PLACE = "has no place for the weights {}, "
+SCALED = "the tensor {} is not all ones"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        *((f"blk.0.{name}", [1] * 32, NO_PLACE) for name in ("attn_q.bias", "attn_q_norm.weight", "ffn_norm.bias")),
+        ("rope_freqs.weight", [1, 1, 2, 8], SCALED),  # Llama 3.1's scaling, which is no key
+    ],
+)
+def test_a_tensor_without_a_place_is_refused(
+    tmp_path: Path, llm: Path, name: str, values: list[int], said: str
+) -> None:
+    file = write_gguf(tmp_path / "llm.gguf", llm, tensors={name: np.array(values, np.float32)})
+    with refused(said.format(name), "folder of safetensors", start=f"{file}: "), quiet():
         load_llm(str(file), torch.float32)
 
 
@@ -87,13 +99,6 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path, llm: Path, name: st
 def test_a_key_that_is_left_out_is_refused(tmp_path: Path, llm: Path, key: str, value: Value) -> None:
     file = write_gguf(tmp_path / "llm.gguf", llm, **{key.replace(".", "__"): value})
     with refused("so the LLM would compute otherwise", start=f"{file}: llama.{key} is "), quiet():
-        load_llm(str(file), torch.float32)
-
-
-def test_scaled_frequencies_are_refused(tmp_path: Path, llm: Path) -> None:
-    """Llama 3.1's scaling is no key."""
-    file = write_gguf(tmp_path / "llm.gguf", llm, tensors={"rope_freqs.weight": np.array([1, 1, 2, 8], np.float32)})
-    with refused("the tensor rope_freqs.weight is not all ones", start=f"{file}: "), quiet():
         load_llm(str(file), torch.float32)
 
 

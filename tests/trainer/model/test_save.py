@@ -11,11 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
+from tests.support.other_formats import OTHER_FORMATS
 from tests.support.run_values import sharded, tensors
 from tests.support.tiny_models import LAID_OUT, tiny_llm, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, logged, tiny_recipe
 from trainer.model.assemble import init_model
 from trainer.model.load import open_model_folder
+from trainer.model.other_files import copy_others
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import train
 
@@ -76,16 +78,29 @@ def test_what_is_frozen_keeps_its_values_in_whatever_precision_it_computes(
 
 @pytest.mark.parametrize("lm", [1, 0])
 def test_files_that_transformers_does_not_read_do_not_get_in(lm: float, tiny: World, tmp_path: Path) -> None:
+    """Programs would take the weights of the start, in whatever format, for the trained ones."""
     start, before = Path(shutil.copytree(tiny.model, tmp_path / "start")), tensors(tiny.model)
     for name in ("model-00001-of-00002.safetensors", "model_ema.safetensors"):
         save_file({name: value + 1 for name, value in before.items()}, start / name)
-    (start / "model.safetensors.index.json").write_text("{}")
+    for name in ("model.safetensors.index.json", *OTHER_FORMATS):
+        (start / name).parent.mkdir(exist_ok=True)
+        (start / name).write_text("{}")
     recipe = tiny_recipe(tiny, model=str(start), loss={"lm": lm}, training_arguments={"max_steps": 2})
     model = train(recipe, tmp_path / "out").model
     changed = {name for name, value in tensors(model).items() if not torch.equal(value, before[name])}
     assert changed
     assert changed <= {name for name in before if "projector" in name}
     assert {file.name for file in model.iterdir()} == {file.name for file in tiny.model.iterdir()}
+
+
+def test_a_file_that_is_left_out_is_not_copied(tmp_path: Path) -> None:
+    """A copy of one that may only be read could not be written anew."""
+    for folder in ("start", "out"):
+        (tmp_path / folder).mkdir()
+    for name in ("config.json", "merges.txt"):
+        (tmp_path / "start" / name).write_text(name)
+    copy_others(tmp_path / "start", tmp_path / "out", without=["config.json"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["merges.txt"]
 
 
 def test_the_packaged_tower_computes_in_bfloat16(tiny: World, tmp_path: Path) -> None:
