@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from tests.support.refused import refused
 from tests.trainer.attach.families import MAKERS, tiny
 from tests.trainer.attach.worlds import NAMES, Pictures
 from trainer.attach import attach
@@ -62,9 +63,7 @@ def test_misuse_is_refused_by_name(pictures: Pictures, attached: Any) -> None:
         one.loss(["wide.png"])
     with torch.no_grad():
         made.model(**batch)
-    with pytest.raises(
-        UserError, match=r"found a forward under torch\.no_grad\(\).*; call loss right after the forward"
-    ):
+    with refused(match=r"found a forward under torch\.no_grad\(\).*; call loss right after the forward"):
         one.loss(NAMES)
     made.model.eval()
     made.model(**batch)
@@ -101,9 +100,7 @@ def test_a_mask_of_other_tokens_is_refused(pictures: Pictures, attached: Any) ->
     attached(made, basic={})
     batch = made.batch(pictures.batch(NAMES))
     mask = torch.nn.functional.pad(batch["attention_mask"], (4, 0), value=1)
-    with pytest.raises(
-        UserError, match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}, as peft"
-    ):
+    with refused(match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}, as peft"):
         made.model(**batch | {"attention_mask": mask})
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.output.records import FILES
+from tests.support.refused import refused
 from tests.support.run_values import HARMS
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
 from trainer.model.checkpoints import TRAINED
@@ -144,9 +145,7 @@ def test_another_out_is_chosen_or_resume_left_out(tiny: World, tmp_path: Path, r
     held = (run / "run.json").read_bytes()
     (run / "run.json").unlink()
     for resume in (False, True):
-        with pytest.raises(
-            UserError, match=r"run\.json: expected the record of the run whose .*; put it back, or choose"
-        ):
+        with refused(match=r"run\.json: expected the record of the run whose .*; put it back, or choose"):
             train(short(tiny), run, resume=resume)
     (run / "run.json").write_bytes(held)
     assert train(short(tiny), run).summary["steps"] == 4

@@ -215,9 +215,7 @@ def test_labels_and_targets_of_other_photos(used: str, tiny: World, tmp_path: Pa
     assert train(asked(moved), tmp_path / "run") == run
     draw(photos / "00.png", [["blue"] * 4] * 4, size=(48, 48))
     other = made("other")
-    with pytest.raises(
-        UserError, match=rf"holds another run: {used} \(sha256 of their images\): [^;]*; choose another"
-    ):
+    with refused(match=rf"holds another run: {used} \(sha256 of their images\): [^;]*; choose another"):
         train(asked(other), tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["fingerprint"] == fingerprint_of(record["fields"])
