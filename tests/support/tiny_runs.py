@@ -33,7 +33,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.training import run as train_run
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.build import build
-from trainer.training.callbacks import MetricsLog
+from trainer.training.callbacks import MetricsLog, is_evaluation
 
 ROWS = 12
 """Samples to train on: captions, a conversation of two turns, a text without an image. Three more are held out."""
@@ -160,10 +160,19 @@ class FinishedRuns:
         return Path(shutil.copytree(self(recipe), out))
 
 
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """All of metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 def logged(out: Path) -> list[dict[str, Any]]:
-    """The steps of metrics.jsonl, without evaluations."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    """Its steps."""
+    return [line for line in lines_of(out) if "loss" in line]
+
+
+def evaluations(out: Path) -> list[dict[str, Any]]:
+    """Its evaluations."""
+    return [line for line in lines_of(out) if is_evaluation(line)]
 
 
 def kill_at(event: str, step: int) -> None:

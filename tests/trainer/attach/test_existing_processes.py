@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.heard import Heard
 from tests.support.run_values import EVEN, close, copied, values, weights
-from tests.support.tiny_runs import colours, logged
+from tests.support.tiny_runs import colours, evaluations, logged
 from tests.support.two_processes import WHOLE, Ended, Job, launch, said
 from tests.trainer.attach.existing import ExistingWorld, make_existing
 from tests.trainer.attach.worlds import Pictures
@@ -112,11 +112,6 @@ def test_rows_held_out_are_measured_once(name: str, runs: Runs) -> None:
         assert ours["measured_on"] == theirs["measured_on"]
         for key in theirs.keys() - {"epoch", "seconds", "measured_on"}:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), key
-
-
-def evaluations(out: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "eval_lm_loss" in line]
 
 
 def test_the_same_command_goes_on_exactly(runs: Runs) -> None:

@@ -170,4 +170,4 @@ def test_a_lens_is_for_supervision_of_the_run(tiny: World, tmp_path: Path) -> No
     loss = {"das": {"weight": 1}, "basic": {"lens": "ridge"}}
     with pytest.raises(ValueError, match=r"loss\.basic\.lens: is for supervision that the run computes"):
         tiny_recipe(tiny, loss=loss, teacher=str(tmp_path))
-    assert isinstance(tiny_recipe(tiny, loss=loss), object)
+    tiny_recipe(tiny, loss=loss)

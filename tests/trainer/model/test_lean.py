@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError
 from tests.support.memory import READY, measured
 from tests.support.run_values import align_only, sharded, tensors
 from tests.support.tiny_models import tiny_model
-from tests.support.tiny_runs import World, tiny_recipe
+from tests.support.tiny_runs import World, lines_of, tiny_recipe
 from trainer.model import load
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.load import load_model, open_model_folder
@@ -85,7 +85,7 @@ def test_the_same_as_with_the_whole_model_and_all_other_bytes_stay(
     whole = train(recipe, tmp_path / "whole")
     untimed = [
         [{name: value for name, value in line.items() if "second" not in name and "time" not in name} for line in lines]
-        for lines in (map(json.loads, (run.out / "metrics.jsonl").read_text().splitlines()) for run in (lean, whole))
+        for lines in (lines_of(run.out) for run in (lean, whole))
     ]
     assert untimed[0] == untimed[1]
     assert {"tacs", "label_hit@1"} <= lean.summary["end"].keys()

@@ -251,25 +251,6 @@ def test_what_only_l_sds_sees_is_left_as_it_was_trained(world: World, targets: P
     assert lengths["sds"] == pytest.approx(logged(tmp_path / "sds")[-1]["visual_norm"], rel=0.3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_mended_image_is_read_again(world: World, tmp_path: Path, finished: bool) -> None:
-    shutil.copytree(world.data.parent / "images", tmp_path / "images")
-    broken = tmp_path / "images" / json.loads(world.data.read_text())[3]["image"]
-    whole = broken.read_bytes()
-    broken.write_bytes(b"no image")
-    asked = settings(world, tmp_path / "targets", image_root=tmp_path / "images", max_bad=0.5 if finished else 0)
-    if finished:
-        assert teach_images(asked).report.bad == 1
-    else:
-        with pytest.raises(UserError, match="mend the input"):
-            teach_images(asked)
-    broken.write_bytes(whole)
-    done = teach_images(asked.model_copy(update={"retry_bad": finished}))
-    assert done.ledger.done().bad == 0
-    assert len(open_targets(tmp_path / "targets")) == ROWS - 1
-
-
 def test_an_image_that_every_sample_cuts_off_is_quarantined(world: World, tmp_path: Path) -> None:
     records = json.loads(world.data.read_text())
     first = records[0] | {"image": [records[0]["image"], records[1]["image"]]}

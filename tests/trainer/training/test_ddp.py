@@ -1,6 +1,5 @@
 """Two processes do what one does with twice the micro-batches, go on with each other's runs, and end together."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
 from tests.support.run_values import ALL, EVEN, close, copied, values, weights
-from tests.support.tiny_runs import World, colours, logged, tiny_recipe, tiny_trainer
+from tests.support.tiny_runs import World, colours, evaluations, logged, tiny_recipe, tiny_trainer
 from tests.support.two_processes import WHOLE, Ended, Job, launch, said
 from trainer.data.sampler import BLANK
 from trainer.recipes.recipe import Recipe
@@ -123,10 +122,8 @@ def test_one_process_writes(runs: Runs) -> None:
             files[0].discard(f"{state}.pth")
             files[1] -= {f"{state}_0.pth", f"{state}_1.pth"}
         assert files[0] == files[1]
-        lines = [json.loads(line) for line in (two / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS[name][1] + 1))
-        evaluated = [line["step"] for line in lines if "eval_lm_loss" in line]
-        assert evaluated == ([0, 4] if name == "accumulated" else [])
+        assert [line["step"] for line in logged(two)] == list(range(1, STEPS[name][1] + 1))
+        assert [line["step"] for line in evaluations(two)] == ([0, 4] if name == "accumulated" else [])
         assert set(said(two, rank=1)) == {WHOLE}, "one process speaks"
         assert any("the run goes to" in line for line in said(two, rank=0))
 

@@ -23,12 +23,12 @@ from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
 from tests.support.run_values import copied, killed, tensors, values, weights
-from tests.support.tiny_runs import FinishedRuns, World, label_settings, logged, short_recipe, tiny_recipe
+from tests.support.tiny_runs import FinishedRuns, World, evaluations, label_settings, logged, short_recipe, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
 from trainer.training.arguments import training_arguments
-from trainer.training.callbacks import Screen, is_evaluation
+from trainer.training.callbacks import Screen
 from trainer.training.resume import AsOftenAsAsked
 from trainer.training.run import train
 from trainer.training.run_folder import begin_run
@@ -102,8 +102,7 @@ def test_a_resumed_run_saves_logs_and_evaluates_as_often_as_it_is_now_asked(
     saved = {checkpoints.step_of(path) for path in (out / "checkpoints").iterdir()}
     assert saved == {2, 4, 5, 6, 7, 8}
     assert [line["step"] for line in logged(out)][4:] == [6, 8]
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    assert [line["step"] for line in lines if is_evaluation(line)] == [0, 6, 8]
+    assert [line["step"] for line in evaluations(out)] == [0, 6, 8]
     assert weights(out) == weights(whole)
 
 

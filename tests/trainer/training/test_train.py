@@ -21,6 +21,7 @@ from tests.support.tiny_runs import (
     SquareEncoder,
     World,
     colours,
+    evaluations,
     label_settings,
     logged,
     short_recipe,
@@ -47,15 +48,8 @@ SPOKEN = {
     *(f"{name}{error}" for name in ("lm_loss", "lm_loss_content", "lm_loss_other") for error in ("", "_se")),
     *(f"right_photo_gain{kind}{error}" for kind in ("", "_content") for error in ("", "_se")),
 }
-METRICS = SPOKEN | {
-    "tacs",
-    "label_hit@1",
-    "label_hit@10",
-    "gap",
-    "meaningful",
-    "meaningful_chance",
-    "distinct_tokens",
-}
+METRICS = SPOKEN | {"tacs", "label_hit@1", "label_hit@10", "gap"}
+METRICS |= {"meaningful", "meaningful_chance", "distinct_tokens"}
 
 
 def test_a_start_model_that_another_machine_makes_meanwhile_is_taken(
@@ -117,9 +111,7 @@ def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     beside = {"lm_loss_other", "trained_tokens", "meaningful_chance", "distinct_tokens"}
     assert {name for name in METRICS if not name.endswith("_se")} - beside == set(HIGHER_IS_BETTER)
     assert summary["start"]["gap"] != summary["end"]["gap"]
-    lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-    evaluated = [line["step"] for line in lines if "eval_gap" in line]
-    assert evaluated == [0, 4, 8]
+    assert [line["step"] for line in evaluations(run.out)] == [0, 4, 8]
     assert [line["step"] for line in logged(run.out)] == list(range(1, 9))
     assert heard["projector"] == (16 * 32 + 32 + 32 * 32 + 32,) * 2 + (1e-3,)
     assert heard["alignment"] == (1, 1, 1e-3)
@@ -203,8 +195,7 @@ def test_the_metrics_are_those_of_the_model_that_is_saved(tiny: World, tmp_path:
     assert "llm" not in reporter.parts
     often = train(short_recipe(tiny, **recipe, evaluate_every=1), tmp_path / "often")
     assert often.summary["end"] == plain.summary["end"]
-    lines = [json.loads(line) for line in (often.out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "eval_gap" in line] == [0, 1, 2]
+    assert [line["step"] for line in evaluations(often.out)] == [0, 1, 2]
 
 
 @pytest.mark.slow
