@@ -217,5 +217,11 @@ def trained(folder: ModelFolder, template: Any, chats: Chats = CHATS) -> dict[st
     return begun
 
 
+def check_bos(ids: list[int], bos: int | None) -> None:
+    """One in front if the tokenizer adds one, and no other."""
+    if bos is not None:
+        assert (ids[0], ids.count(bos)) == (bos, 1)
+
+
 def expanded(ids: list[int], image: int, count: int) -> list[int]:
     return [one for token in ids for one in [token] * (count if token == image else 1)]

@@ -8,7 +8,7 @@ import torch
 
 from tests.readers.by_transformers import NEW_TOKENS, PAIRS, SAID
 from tests.readers.table import BATCH, IMAGES, LM_EVAL, LMMS_EVAL, LOGITS, PROMPTS, SIZE, TEXT, TURNS, cells
-from tests.support.exported import Ours, Reader, grid_case, make_model, make_pictures, ours, trained
+from tests.support.exported import Ours, Reader, check_bos, grid_case, make_model, make_pictures, ours, trained
 from tests.support.harness_files import HARNESSES, with_harnesses
 from tests.support.paths import ROOT
 from trainer.export.run import ExportSettings, export_model
@@ -76,11 +76,6 @@ def asked_alone(model: Path, template: str, mine: Ours) -> Alone:
         said.append(tokenizer.decode(made[len(begun) :], skip_special_tokens=True))
     chat = trained(folder, template, {"alone": [(role, [], text) for role, text in SAID]})["alone"]
     return Alone(ids, chat, likely, said, mine.bos)
-
-
-def check_bos(ids: list[int], bos: int | None) -> None:
-    if bos is not None:
-        assert (ids[0], ids.count(bos)) == (bos, 1)
 
 
 @pytest.mark.parametrize("name", CASES)
