@@ -1,4 +1,4 @@
-"""What a user is told in one line."""
+"""What a user is told in one line, and what a command prints."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,3 +27,10 @@ def refuses(command: Any, said: str, *arguments: object) -> str:
     assert (code, stderr.count("\n")) == (1, 1), stderr
     assert said in stderr
     return str(stderr)
+
+
+def ran(command: Any, *arguments: object) -> str:
+    """Runs the command line, which ends well; returns what it prints."""
+    code, stdout, stderr = command(*arguments)
+    assert code == 0, stderr
+    return str(stdout)

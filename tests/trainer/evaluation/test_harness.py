@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.harness_files import lm_file, lmms_file
-from tests.support.refused import refused, refuses
+from tests.support.refused import ran, refused, refuses
 from trainer.evaluation.harness_results import ResultTable, collect, collect_curves
 from trainer.evaluation.harness_tasks import Suite
 
@@ -160,8 +160,7 @@ def curves(root: Path) -> Path:
 
 def test_a_curve_of_every_run(command: Any, tmp_path: Path) -> None:
     root = curves(tmp_path / "results")
-    code, stdout, _ = command("eval-commands", "--collect", root)
-    assert code == 0
+    stdout = ran(command, "eval-commands", "--collect", root)
     lines = [" ".join(line.split()) for line in stdout.splitlines() if line.split()]
     assert lines == [
         "MMLU",
@@ -211,8 +210,7 @@ def test_nothing_found(tmp_path: Path) -> None:
 
 def test_the_table_as_printed(command: Any, results: Path, tmp_path: Path) -> None:
     baseline = lmms_file(tmp_path / "b", {"gqa": {"exact_match": 0.61}}, model="llava")
-    code, stdout, stderr = command("eval-commands", "--suite", "sea", "--collect", results, "--baseline", baseline)
-    assert code == 0, stderr
+    stdout = ran(command, "eval-commands", "--suite", "sea", "--collect", results, "--baseline", baseline)
     rows = {line.split()[0]: line.split() for line in stdout.splitlines() if line.split()}
     assert rows["VQAv2"] == ["VQAv2", "TextVQA", "GQA", "SQA-I", "MMB", "POPE", "VizWiz", "MM-Vet", "MMLU"]
     assert rows["ours"][1:] == ["78.8", "57.9", "62.0", "69.4", "66.8", "87.1", "50.0", "31.4", "47.0"]
@@ -225,9 +223,7 @@ def test_the_table_as_printed(command: Any, results: Path, tmp_path: Path) -> No
 def test_the_table_as_json_with_a_baseline(command: Any, results: Path, tmp_path: Path) -> None:
     theirs = {"gqa": {"exact_match": 0.61}, "mmbench_cn_dev": {"gpt_eval_score": 60.0}}
     given = ["--collect", results, "--baseline", lmms_file(tmp_path / "b", theirs, model="llava")]
-    code, stdout, _ = command("eval-commands", "--suite", "basic", *given, "--json")
-    assert code == 0
-    found = json.loads(stdout)
+    found = json.loads(ran(command, "eval-commands", "--suite", "basic", *given, "--json"))
     assert set(found) == {"suite", *ResultTable._fields}
     assert list(found["ours"].values()) == pytest.approx(BASIC)
     assert filled(found["baseline"]) == pytest.approx({"GQA": 61, "MMB-CN": 60})

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import open_labels
 from tests.support.analysis_models import M, Make, Planted, Ready, nearest_twin
+from tests.support.refused import ran
 from tests.support.tiny_runs import World
 from tests.support.tiny_tokenizers import byte_level, llama_like
 from trainer.evaluation.evaluator import ShownImage
@@ -162,8 +163,7 @@ def test_tokens_read_as_in_running_text() -> None:
 def test_figures_of_words_and_layers(command: Any, tiny: World, tmp_path: Path) -> None:
     arguments = ["evaluate", tiny.model, "--data", tiny.held_out, "--image-root", tiny.data.parent / "images"]
     arguments += ["--save-figures", tmp_path / "figures", "--limit-images", 2]
-    code, stdout, stderr = command(*arguments, "--labels", tiny.labels, "--layers")
-    assert code == 0, stderr
+    stdout = ran(command, *arguments, "--labels", tiny.labels, "--layers")
     assert "8 figures are in" in stdout
     names = [f"{place}-{image}.png.{what}" for place, image in (("00", 12), ("01", 13)) for what in ("layers", "words")]
     files = sorted(path.name for path in (tmp_path / "figures").iterdir())

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sea_pipeline.core.errors import UserError
 from tests.support.heard import Heard
-from tests.support.refused import refuses
+from tests.support.refused import ran, refuses
 from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_tokenizer
 from tests.support.tiny_runs import World, tiny_recipe
 from trainer.evaluation.llm_probe import KINDS, LlmProbeResult, LlmProbeSettings, probe_llm
@@ -307,8 +307,7 @@ def test_the_terms_of_a_recipe_have_the_lens_that_it_asks_for(tiny: World, deep:
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_a_verdict_and_json(command: Any, deep: Path) -> None:
-    code, stdout, _ = command("probe", "--llm", deep, "--device", "cpu")
-    assert code == 0
+    stdout = ran(command, "probe", "--llm", deep, "--device", "cpu")
     verdict_of_it = "BASIC's premise does not hold on"
     for expected in ("own token nearest", "V^, lens ridge", "lens shuffled (control)", verdict_of_it):
         assert expected in stdout

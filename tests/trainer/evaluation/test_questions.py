@@ -12,7 +12,7 @@ from PIL import Image
 
 from sea_pipeline.inputs.pixels import read_image
 from tests.support.analysis_models import Make, Ready, draw_shade, learn, record, write
-from tests.support.refused import refuses
+from tests.support.refused import ran, refuses
 from trainer.evaluation.answers import Question
 from trainer.evaluation.evaluator import evaluating
 from trainer.evaluation.questions import ANSWERS, SHORT, Asker, Prompt, beginnings, free_prompt, yes_or_no
@@ -169,11 +169,8 @@ def test_the_command(command: Any, seeing: Ready, photos: Path, tmp_path: Path) 
     ]
     (tmp_path / "questions.json").write_text(json.dumps(listed))
     given = ["evaluate", seeing.folder.path, "--data", tmp_path / "data.json", "--image-root", photos]
-    code, stdout, stderr = command(*given, "--questions", tmp_path / "questions.json", "--json")
-    assert code == 0, stderr
-    found = json.loads(stdout)
+    found = json.loads(ran(command, *given, "--questions", tmp_path / "questions.json", "--json"))
     assert {"yes_no_accuracy", "yes_no_accuracy_se", "yes_no_accuracy_other", "right_photo_gain"} < set(found)
-    code, stdout, stderr = command(*given, "--questions", tmp_path / "questions.json")
-    assert code == 0, stderr
+    stdout = ran(command, *given, "--questions", tmp_path / "questions.json")
     assert f"{found['yes_no_accuracy']:.3f} ± {found['yes_no_accuracy_se']:.3f}" in stdout
     refuses(command, "--question-root", *given, "--questions", tmp_path / "questions.json", "--question-root", tmp_path)

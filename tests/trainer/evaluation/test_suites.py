@@ -20,7 +20,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.storage.paths import data_folder
 from tests.support.harness_files import HARNESSES, with_harnesses
 from tests.support.programs import Begin, run_file
-from tests.support.refused import refused, refuses
+from tests.support.refused import ran, refused, refuses
 from tests.support.run_values import write_run
 from tests.support.sentence_piece import vicuna_like
 from tests.support.tiny_models import tiny_vision
@@ -145,16 +145,13 @@ def test_a_comma_is_refused_only_where_a_harness_reads_it(exported: Path, tmp_pa
 
 def test_the_commands_as_a_script_and_as_json(command: Any, exported: Path) -> None:
     """Comments and commands only, as a script is meant for a shell."""
-    code, stdout, stderr = command("eval-commands", exported, "--suite", "basic")
-    assert code == 0, stderr
+    stdout = ran(command, "eval-commands", exported, "--suite", "basic")
     lines = [line for line in stdout.splitlines() if line and not line.startswith("#")]
     assert lines == [shlex.join(step.command) for step in steps(exported, "basic").values()]
     assert "# lmms-eval 0.7.3: pip install lmms-eval==0.7.3 decord" in stdout
     assert "lm-eval 0.4" not in stdout, "BASIC has no MMLU"
     assert f"# MM-Vet: {suite_columns('basic')['MM-Vet'].note}" in stdout
-    code, stdout, _ = command("eval-commands", exported, "--suite", "smoke", "--device", "cpu", "--json")
-    assert code == 0
-    found = json.loads(stdout)
+    found = json.loads(ran(command, "eval-commands", exported, "--suite", "smoke", "--device", "cpu", "--json"))
     assert set(found) == {"suite", "harnesses", "steps"}
     assert found["harnesses"]["lm_eval"]["version"] == "0.4.13"
     assert [step["column"] for step in found["steps"]] == ["", "questions", "photos"]
@@ -232,8 +229,7 @@ def test_the_commands_along_a_run(tiny: World, command: Any, tmp_path: Path) -> 
     assert {step.column for step in found} == {"", "MMLU"}
     (run / "summary.json").write_text('{"steps": 200}')
     assert len(eval_steps(SuiteSettings.of(folder=run, suite="sea"))) == len(found) + 2
-    code, stdout, _ = command("eval-commands", run, "--suite", "smoke", "--device", "cpu")
-    assert code == 0
+    stdout = ran(command, "eval-commands", run, "--suite", "smoke", "--device", "cpu")
     assert "lmms" not in stdout
     assert stdout.count("--tasks smoke_questions") == 4
 

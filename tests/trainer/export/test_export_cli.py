@@ -11,7 +11,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoTokenizer
 
 from tests.support.initialised import edit
-from tests.support.refused import refused, refuses
+from tests.support.refused import ran, refused, refuses
 from tests.support.run_values import tensors
 from tests.support.tiny_models import tiny_model
 from trainer.export.checks import check_export
@@ -53,8 +53,7 @@ def test_push(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> No
     out = tmp_path / "out"
     assert command("export", run.out, "--out", tmp_path / "quiet", "--push", "me/mine", "--quiet")[0] == 0
     assert not api.calls[-1][1]["bars"]
-    code, stdout, stderr = command("export", run.out, "--out", out, "--push", "me/mine")
-    assert code == 0, stderr
+    stdout = ran(command, "export", run.out, "--out", out, "--push", "me/mine")
     assert "the-hub/me/mine" in stdout
     created, (_, upload) = api.calls
     assert created == ("me/mine", {"private": True, "exist_ok": True})
@@ -97,8 +96,7 @@ def test_json(command: Any, run: TrainRun, tmp_path: Path) -> None:
 
 
 def test_the_table(command: Any, run: TrainRun, tmp_path: Path) -> None:
-    code, stdout, stderr = command("export", run.out, "--out", tmp_path / "out")
-    assert code == 0, stderr
+    stdout = ran(command, "export", run.out, "--out", tmp_path / "out")
     assert "LLaVA: clip_vision_model, LlamaForCausalLM" in stdout
     assert f"tensors  {len(tensors(run.model))}, " in stdout
     assert "transformers 5, transformers 4 (tested: 4.57.6), vLLM (tested: 0.33.0)" in stdout

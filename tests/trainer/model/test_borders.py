@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sea_pipeline.core.errors import UserError
 from tests.support.own_package import own_package
-from tests.support.refused import refused
+from tests.support.refused import ran, refused
 from tests.support.run_values import values, weights
 from tests.support.tiny_models import tiny_llm, tiny_vision
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
@@ -171,8 +171,7 @@ def test_every_error_is_one_line_and_nothing_is_lost(
             assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-1"]
     if place == "parts":
         return
-    code, _, stderr = command("train", recipe, "--out", out)
-    assert code == 0, stderr
+    ran(command, "train", recipe, "--out", out)
     whole = finished(two_steps(tiny))
     assert weights(out) == weights(whole) != {}
     assert values(out) == values(whole)

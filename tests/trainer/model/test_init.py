@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from sea_pipeline.core.errors import UserError
 from tests.support.initialised import LIST
+from tests.support.refused import ran
 from tests.support.tiny_models import VOCABULARY, tiny_llm, tiny_model, tiny_tokenizer, tiny_vision
 from tests.support.tiny_runs import World
 from trainer.model import assemble
@@ -143,15 +144,13 @@ def test_an_unknown_dtype(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_make_and_evaluate_a_model(command: Any, tiny: World, tmp_path: Path) -> None:
     vision, llm = tiny_vision(tmp_path / "vision"), tiny_llm(tmp_path / "llm")
-    code, stdout, stderr = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "model")
-    assert code == 0, stderr
+    stdout = ran(command, "init", "--vision", vision, "--llm", llm, "--out", tmp_path / "model")
     assert "4 x 4 visual tokens an image" in stdout
     code, said, _ = command("init", "--vision", vision, "--llm", llm, "--out", tmp_path / "again", "--json")
     made = json.loads(said)
     assert (code, made["folder"], made["grid"]) == (0, str(tmp_path / "again"), [4, 4])
     assert f"{made['vocabulary']:,} tokens of the LLM" in stdout
     arguments = ["--data", tiny.data, "--image-root", tiny.data.parent / "images", "--json"]
-    code, stdout, stderr = command("evaluate", tmp_path / "model", *arguments)
-    assert code == 0, stderr
+    stdout = ran(command, "evaluate", tmp_path / "model", *arguments)
     assert {"lm_loss", "right_photo_gain", "right_photo_gain_se", "tacs"} < set(json.loads(stdout))
     assert not {"label_hit@1", "gap", "meaningful"} & set(json.loads(stdout))

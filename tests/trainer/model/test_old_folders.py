@@ -16,6 +16,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.support import old_folder
 from tests.support.exported import COMPAT4
+from tests.support.refused import ran
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.tiny_runs import World
 from trainer.export.run import ExportSettings, export_model
@@ -113,17 +114,14 @@ def test_it_pads_in_either_version_once_a_stage_has_said_so(old: Path, tmp_path:
 def test_evaluate(command: Any, old: Path, tiny: World) -> None:
     arguments = ["--data", tiny.held_out, "--image-root", tiny.data.parent / "images", "--labels", tiny.labels]
     for template in ("own", "vicuna_v1"):
-        code, stdout, stderr = command("evaluate", old, *arguments, "--json", "--template", template)
-        assert code == 0, stderr
-        found = json.loads(stdout)
+        found = json.loads(ran(command, "evaluate", old, *arguments, "--json", "--template", template))
         assert {"lm_loss", "tacs", "label_hit@10", "gap", "meaningful"} <= set(found)
         assert 4 < found["lm_loss"] < 20
 
 
 def test_teacher(command: Any, old: Path, tiny: World, tmp_path: Path) -> None:
     arguments = ["--data", tiny.held_out, "--image-root", tiny.data.parent / "images", "--out", tmp_path / "targets"]
-    code, _, stderr = command("teacher", "--model", old, *arguments, "--codec", "float16")
-    assert code == 0, stderr
+    ran(command, "teacher", "--model", old, *arguments, "--codec", "float16")
     store = open_targets(tmp_path / "targets")
     assert (store.grid, store.width) == ((4, 4), 32)
     assert np.isfinite(store[store.ids[0]].refined).all()

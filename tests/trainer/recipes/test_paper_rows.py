@@ -15,7 +15,7 @@ from sea_pipeline.cli import terminal
 from sea_pipeline.cli.app import app
 from sea_pipeline.core.errors import UserError
 from tests.support.paths import ROOT
-from tests.support.refused import refuses
+from tests.support.refused import ran, refuses
 from trainer.recipes.files import read_recipes
 from trainer.recipes.names import builtin_recipes, recipe_names
 from trainer.recipes.paper_rows import named_recipes, paper_rows
@@ -224,17 +224,15 @@ def test_the_command_lists_all_names_and_shows_a_recipe(command: Any) -> None:
 
 
 def test_the_command_lists_rows_and_shows_one(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, shown, _ = command("recipes")
-    assert code == 0
+    shown = ran(command, "recipes")
     assert re.findall(r"^(?:sea|basic)-\S+", shown, re.MULTILINE) == list(ROWS)
     assert re.search(r"^sea-table3-tower-sea +\+ SEA +80\.5 +59\.5 +63\.6 +69\.5 +68\.0 +51\.6 *$", shown, re.MULTILINE)
     monkeypatch.setattr(terminal.output, "_width", 80)
-    code, shown, _ = command("recipes")
+    shown = ran(command, "recipes")
     assert re.findall(r"^(?:sea|basic)-\S+", shown, re.MULTILINE) == list(ROWS)
     assert "…" not in shown
     assert "A wider terminal shows the papers' numbers" in shown
-    code, shown, _ = command("recipes", "sea-table2-gemma-2b")
-    assert code == 0
+    shown = ran(command, "recipes", "sea-table2-gemma-2b")
     assert list(commands(shown)) == ROWS["sea-table2-gemma-2b"].commands()
     for part in ("VQAv2 76.6", "6 to 10 hours on 8 x H800", "not run by us", "recipes sea-llava-1.5-7b says"):
         assert part in shown

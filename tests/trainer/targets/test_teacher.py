@@ -36,7 +36,7 @@ from tests.support.planted_targets import (
     shard,
     teach,
 )
-from tests.support.refused import refuses
+from tests.support.refused import ran, refuses
 from tests.support.world import draw_folder
 from trainer.targets.codecs import Codec, CodecName, fit_codec, save_codec
 from trainer.targets.store import (
@@ -239,15 +239,13 @@ def test_threads_read_the_same(folder: Path) -> None:
 
 
 def test_status_and_verify_know_targets(folder: Path, command: Any) -> None:
-    code, stdout, _ = command("status", folder)
-    assert code == 0
+    stdout = ran(command, "status", folder)
     assert "targets, finished" in stdout
     assert "10 done, 1 bad, of 11 planned" in stdout
     assert image_id(BAD) in stdout
     status = json.loads(command("status", folder, "--json")[1])
     assert (status["kind"], status["finished"], status["reasons"]) == ("targets", True, {"teach: NotFinite": 1})
-    code, stdout, _ = command("verify", folder)
-    assert code == 0
+    stdout = ran(command, "verify", folder)
     assert "6 files" in stdout  # the plan, three shards, a quarantine table, the codec
     refuses(command, "expected labels, found targets", "inspect", folder)
 
