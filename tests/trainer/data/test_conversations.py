@@ -196,10 +196,7 @@ def test_one_bad_row_stops_with_its_name(tmp_path: Path, row: Row, expected: str
     ("line", "expected"),
     [
         (b'{"id": ' + b"1" * 5000 + b"}", "found a number of more than 4300 digits; mend the line"),
-        (
-            b'{"image": "\xe9.jpg"}',
-            "a line in UTF-8; found the byte 0xe9 at place 12; convert the file",
-        ),
+        (b'{"image": "\xe9.jpg"}', "a line in UTF-8; found the byte 0xe9 at place 12; convert the file"),
     ],
 )
 def test_a_line_that_python_does_not_hold_costs_its_row(tmp_path: Path, line: bytes, expected: str) -> None:

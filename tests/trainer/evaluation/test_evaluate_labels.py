@@ -211,10 +211,7 @@ def test_the_report_shows_different_photos(tiny: World, tmp_path: Path) -> None:
     for image in views["images"]:
         assert {"before", "after", "layers", "describing", "degree", "generated"} < set(image)
     rows = [[name] for name in ("00.png", "01.png", "03.png")]
-    once = write(
-        tmp_path / "once.json",
-        [record(f"{n}", images, "What?", "a patch") for n, images in enumerate(rows)],
-    )
+    once = write(tmp_path / "once.json", [record(f"{n}", images, "What?", "a patch") for n, images in enumerate(rows)])
     record_file = run.out / "run.json"
     record_file.write_text(record_file.read_text().replace(json.dumps(str(data)), json.dumps(str(once))))
     plain = run_views(run.out, ViewSettings(images=3, new_tokens=1, device="cpu"))

@@ -88,13 +88,7 @@ def test_both_forms_say_the_same(own: str, prompt: bool) -> None:
 
 @pytest.mark.parametrize(
     ("own", "end"),
-    [
-        (CHATML, "<|im_end|>"),
-        (LLAMA3, "<|eot|>"),
-        (NO_SYSTEM, "<|over|>"),
-        (IN_TURNS, "</s>"),
-        (LISTS_ALONE, " "),
-    ],
+    [(CHATML, "<|im_end|>"), (LLAMA3, "<|eot|>"), (NO_SYSTEM, "<|over|>"), (IN_TURNS, "</s>"), (LISTS_ALONE, " ")],
 )
 def test_answers_are_marked_up_to_the_end_of_their_turn(own: str, end: str) -> None:
     assert answers(with_marks(both_forms(own))) == [f"a cat{end}", f"on a mat{end}"]

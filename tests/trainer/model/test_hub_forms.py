@@ -9,10 +9,7 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.hub_forms import LLMS, NEWER_LLMS, TOWERS, sentence_piece, write_form
 from tests.support.initialised import check_export, load

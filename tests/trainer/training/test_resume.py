@@ -49,11 +49,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "lora": {"rank": 2, "dropout": 0.5},
         "learning_rates": {"llm": 1e-3},
         "loss": {"sea": {"weight": "auto"}, "measure_every": 1},
-        "training_arguments": {
-            "logging_steps": 3,
-            "dataloader_num_workers": 1,
-            "dataloader_persistent_workers": True,
-        },
+        "training_arguments": {"logging_steps": 3, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
     },
 }
 KILLED = {"projector": ("log", 5), "projector and llm": ("save", 4)}
