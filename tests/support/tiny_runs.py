@@ -65,8 +65,8 @@ def make_world(root: Path) -> World:
         caption = f"a {cells[0][0]} and a {cells[1][1]} patch"
         turns = ["<image>\nWhat do you see?", caption]
         turns += ["Which colour is the corner?", cells[0][0]] if number == 1 else []
-        records.append({"id": f"s{number}", "image": f"{number:02d}.png", "conversations": _turns(turns)})
-    records[2] = {"id": "text", "conversations": _turns(["Which colour is the left half?", "red or blue"])}
+        records.append({"id": f"s{number}", "image": f"{number:02d}.png", "conversations": exchange(*turns)})
+    records[2] = {"id": "text", "conversations": exchange("Which colour is the left half?", "red or blue")}
     world = World(root / "model", root / "data.json", root / "held.json", root / "labels", root / "colours.txt")
     world.data.write_text(json.dumps(records[:ROWS]))
     world.held_out.write_text(json.dumps(records[ROWS:]))
@@ -80,7 +80,8 @@ def label_settings(images: Path, words: Path, out: Path, top_n: int = 3) -> Labe
     return LabelSettings.of(images=str(images), wordlist=str(words), top_n=top_n, out=out, device="cpu")
 
 
-def _turns(values: list[str]) -> list[dict[str, str]]:
+def exchange(*values: str) -> list[dict[str, str]]:
+    """Turns by a human and the model in turn."""
     return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
 
 

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sea_pipeline.core.extras import package_folder
+from tests.hub_forms import LLMS, NEWER_LLMS, NEWER_TOWERS, TOWERS, write_form
 from tests.support.analysis_models import Make, make_ready, record, write
 from tests.support.planted_photos import Planted, plant
 from tests.support.tiny_models import tiny_llm, tiny_vision
@@ -67,6 +68,16 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_vision(root / "vision")
     tiny_llm(root / "llm", num_hidden_layers=4, initializer_range=0.3)
     return init_model(str(root / "vision"), str(root / "llm"), root / "model")
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All forms of the hub's folders below their names, and an LLM to put to towers, to be read only."""
+    root: Path = tmp_path_factory.mktemp("hub")
+    for name in (*LLMS, *NEWER_LLMS, *TOWERS, *NEWER_TOWERS):
+        write_form(root, name)
+    tiny_llm(root / "llm")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.tiny_runs import exchange
 from tests.trainer.attach.families import tiny
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach.attached import Attached
@@ -65,31 +66,27 @@ class ExistingWorld(NamedTuple):
         return ChatData(rows, self.locate, folder.chat, max_length=max_length)
 
 
-def _turns(*values: str) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
-
-
 def make_existing(root: Path, pictures: Pictures) -> ExistingWorld:
     """Writes a caption, two turns, a text alone, two images; three captions are held out."""
     records: list[dict[str, Any]] = [
-        {"id": "one", "image": "wide.png", "conversations": _turns("<image>\nWhat is this?", "a red patch")},
+        {"id": "one", "image": "wide.png", "conversations": exchange("<image>\nWhat is this?", "a red patch")},
         {
             "id": "turns",
             "image": "tall.png",
-            "conversations": _turns("<image>\nWhat?", "green and blue", "Which colour is the corner?", "white"),
+            "conversations": exchange("<image>\nWhat?", "green and blue", "Which colour is the corner?", "white"),
         },
-        {"id": "text", "conversations": _turns("Which colour is the left half?", "red or blue")},
+        {"id": "text", "conversations": exchange("Which colour is the left half?", "red or blue")},
         {
             "id": "two",
             "image": ["square.png", "odd.png"],
-            "conversations": _turns("<image>\n<image>\nWhat is the difference?", "one is green"),
+            "conversations": exchange("<image>\n<image>\nWhat is the difference?", "one is green"),
         },
-        {"id": "last", "image": "other.png", "conversations": _turns("What?\n<image>", "The left half is magenta.")},
-        {"id": "again", "image": "square.png", "conversations": _turns("What?\n<image>", "a blue one")},
+        {"id": "last", "image": "other.png", "conversations": exchange("What?\n<image>", "The left half is magenta.")},
+        {"id": "again", "image": "square.png", "conversations": exchange("What?\n<image>", "a blue one")},
     ]
     said = {"wide.png": "a red patch", "other.png": "The left half is magenta.", "tall.png": "green and blue"}
     held = [
-        {"id": f"held-{name}", "image": name, "conversations": _turns("<image>\nWhat do you see?", answer)}
+        {"id": f"held-{name}", "image": name, "conversations": exchange("<image>\nWhat do you see?", answer)}
         for name, answer in said.items()
     ]
     world = ExistingWorld(root, root / "data.json", root / "held.json", pictures)

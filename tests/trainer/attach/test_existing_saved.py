@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 from sea_pipeline.core.errors import UserError
 from tests.support.other_formats import OTHER_FORMATS
 from tests.support.refused import refused
+from tests.support.run_values import tensors
 from tests.trainer.attach.existing import KINDS
 from tests.trainer.attach.families import MAKERS, Tiny, llava, text_settings, tiny
 from trainer.attach.folder import load_existing, open_existing_folder, save_existing
@@ -40,10 +41,6 @@ def folder_of(made: Tiny, out: Path, dtype: torch.dtype = torch.float32) -> Path
         (model.half() if dtype == torch.float16 else model).save_pretrained(out)
         made.processor.save_pretrained(out)
     return out
-
-
-def stored(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in folder.glob("model*.safetensors") for name, value in load_file(file).items()}
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,7 +83,7 @@ def check(start: Path, out: Path, wanted: dict[str, torch.Tensor], trained: set[
 
     Returns the names in files of what changed.
     """
-    before, after, loaded, first = stored(start), stored(out), weights_in(out), weights_in(start)
+    before, after, loaded, first = tensors(start), tensors(out), weights_in(out), weights_in(start)
     assert before.keys() == after.keys()
     assert {path.name for path in out.iterdir()} == {path.name for path in start.iterdir()}
     assert {name: value.dtype for name, value in before.items()} == {name: each.dtype for name, each in after.items()}
@@ -144,7 +141,7 @@ def test_folders_with_other_names_of_tensors(name: str, parts: str, tmp_path: Pa
 def test_a_mixture_of_experts_whose_file_has_them_one_by_one(parts: str, tmp_path: Path) -> None:
     sizes = text_settings(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
     start = folder_of(llava(hf.Qwen3MoeConfig(**sizes)), tmp_path / "start", torch.float16)
-    assert any("experts.3.up_proj" in name for name in stored(start))
+    assert any("experts.3.up_proj" in name for name in tensors(start))
     changes = PARTS[parts]
     if "lora" in changes:  # peft warns of all-linear, which finds no layer among experts
         changes = changes | {"lora": changes["lora"] | {"targets": ["q_proj", "o_proj"]}}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.support.refused import refused
-from tests.support.tiny_runs import colours
+from tests.support.tiny_runs import colours, exchange
 from tests.support.tiny_tokenizers import CHATML, byte_level
 from tests.trainer.attach.existing import ExistingWorld
 from trainer.attach.batches import processed
@@ -104,10 +104,6 @@ REAL = {
 }
 
 
-def said(*values: str) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
-
-
 def real(world: ExistingWorld, name: str, tmp_path: Path, template: str | None = None) -> ExistingFolder:
     """The family's tiny folder with the template of its published model, or another one."""
     path = tmp_path / name
@@ -125,7 +121,7 @@ def test_each_answer_is_trained_with_the_token_that_ends_its_turn(
     name: str, world: ExistingWorld, tmp_path: Path
 ) -> None:
     chat, expected = real(world, name, tmp_path).chat, REAL[name][1]
-    (tmp_path / "data.json").write_text(json.dumps([{"image": "wide.png", "conversations": said(*TURNS)}]))
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "wide.png", "conversations": exchange(*TURNS)}]))
     rows = read_texts(tmp_path / "data.json", chat)
     assert not rows.bad
     (row,) = rows.rows
@@ -141,8 +137,8 @@ def test_each_answer_is_trained_with_the_token_that_ends_its_turn(
 def test_llava_is_trained_on_the_text_of_its_own_training(world: ExistingWorld, tmp_path: Path) -> None:
     chat = real(world, "llava", tmp_path).chat
     for turns in (TURNS[:2], TURNS, ["What <image>?", "a cat,\na mat", "Why?", "it is"]):
-        text, spans, _ = chat(said(*turns), 1)
-        own = load_template("vicuna_v1", chat.processor.tokenizer)(read_messages(said(*turns), 1))
+        text, spans, _ = chat(exchange(*turns), 1)
+        own = load_template("vicuna_v1", chat.processor.tokenizer)(read_messages(exchange(*turns), 1))
         assert f"{VICUNA_SYSTEM} {text}" == own.text
         shift = len(own.text) - len(text)
         assert [(start + shift, end + shift) for start, end in spans] == own.spans
@@ -155,7 +151,7 @@ QUOTES = "{'type': \"text\"}\n\n[{{ x }}] {% if %} \\n"
 def test_messages_have_the_form_that_the_template_takes(name: str, world: ExistingWorld, tmp_path: Path) -> None:
     """As a run writes them, and as a LLaVA's own template does, with a photo and without one."""
     folder = real(world, "llava", tmp_path, FORMS[name])
-    turns = [{"from": "system", "value": "Be brief."}, *said("What?", QUOTES, "Where?", "on a mat")]
+    turns = [{"from": "system", "value": "Be brief."}, *exchange("What?", QUOTES, "Where?", "on a mat")]
     ends = [f"{QUOTES}<|im_end|>", "on a mat<|im_end|>"]
     for images in (0, 1):
         text, spans, _ = folder.chat(turns, images)
@@ -195,19 +191,19 @@ def test_a_template_without_answers_is_refused(answer: str, world: ExistingWorld
 
 def test_strings_lack_the_tokens_around_an_image_of_qwen(world: ExistingWorld, tmp_path: Path) -> None:
     chat = real(world, "qwen3_vl", tmp_path, FORMS["strings"]).chat
-    assert chat(said("What?", "a cat"), 0).spans
+    assert chat(exchange("What?", "a cat"), 0).spans
     with refused("takes a question with an image as a list of parts; found", "take the family's own template"):
-        chat(said("<image>\nWhat?", "a cat"), 1)
+        chat(exchange("<image>\nWhat?", "a cat"), 1)
 
 
 def test_an_answer_that_the_template_leaves_out_is_refused() -> None:
     """A thought before the rest may be left out, and white space changed."""
     own = FORMS["strings"].replace("m['content'] | trim", "m['content'].split('</think>')[-1] | trim")
     render = load_template("own", byte_level(own))
-    thought = read_messages(said("What?", "<think>so</think>\n a cat "), 0)
+    thought = read_messages(exchange("What?", "<think>so</think>\n a cat "), 0)
     assert trained(render(thought)) == ["a cat<|im_end|>"]
     with refused("found that it leaves out text of '<think>so</think>'; correct the template, or remove the sample"):
-        render(read_messages(said("What?", "<think>so</think>"), 0))
+        render(read_messages(exchange("What?", "<think>so</think>"), 0))
 
 
 QUESTION = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}"
@@ -234,12 +230,12 @@ QUESTION = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% el
 def test_marks_of_other_kinds(template: str, expected: list[str]) -> None:
     tokenizer = byte_level(template)
     tokenizer.add_tokens(["<|e|>"], special_tokens=True)
-    rendered = load_template("own", tokenizer)(read_messages(said("What?", "a cat", "Where?", "on a mat"), 0))
+    rendered = load_template("own", tokenizer)(read_messages(exchange("What?", "a cat", "Where?", "on a mat"), 0))
     assert trained(rendered) == expected
 
 
 def test_nothing_is_trained_of_an_empty_answer_without_an_end(world: ExistingWorld, tmp_path: Path) -> None:
-    text, spans, _ = real(world, "llava", tmp_path).chat(said("<image>\nWhat?", "", "Where?", "there"), 1)
+    text, spans, _ = real(world, "llava", tmp_path).chat(exchange("<image>\nWhat?", "", "Where?", "there"), 1)
     assert [text[start:end] for start, end in spans] == [" there</s>"]
 
 
@@ -258,7 +254,7 @@ def test_questions_end_where_training_has_the_answer(name: str, world: ExistingW
     image: Any = [[world.pictures.image("wide.png")]]
     before = processed(folder.chat, [prompt.text], image)[0]["input_ids"][0]
     for answer, tokens in (("Yes", prompt.yes), ("No", prompt.no)):
-        text, _, _ = folder.chat(said(f"<image>\nIs it red?\n{SHORT}", answer), 1)
+        text, _, _ = folder.chat(exchange(f"<image>\nIs it red?\n{SHORT}", answer), 1)
         row = processed(folder.chat, [text], image)[0]["input_ids"][0]
         assert row[: len(before)].tolist() == before.tolist()
         assert any(tuple(row[len(before) :][: len(each)].tolist()) == each for each in tokens)
@@ -271,9 +267,9 @@ def test_llava_is_measured_alike_as_an_existing_model_and_as_one_of_init(world: 
     shutil.copytree(folder, run / "model")
     (run / "run.json").write_text(json.dumps({"recipe": {"model": {"attach": str(folder)}}}))
     rows: list[dict[str, Any]] = [
-        {"id": "a", "image": "wide.png", "conversations": said("What?\n<image>", "red", "Why?", "it is")},
-        {"id": "b", "image": ["tall.png", "odd.png"], "conversations": said("<image>\n<image>\nWhat?", "blue")},
-        {"id": "c", "conversations": said("What?", "green")},
+        {"id": "a", "image": "wide.png", "conversations": exchange("What?\n<image>", "red", "Why?", "it is")},
+        {"id": "b", "image": ["tall.png", "odd.png"], "conversations": exchange("<image>\n<image>\nWhat?", "blue")},
+        {"id": "c", "conversations": exchange("What?", "green")},
     ]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     (tmp_path / "asked.json").write_text(json.dumps([{"image": "wide.png", "question": "Red?", "label": "yes"}]))

@@ -11,7 +11,7 @@ import yaml
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.hub_forms import LLMS, NEWER_LLMS, TOWERS, sentence_piece, write_form
+from tests.hub_forms import LLMS, NEWER_LLMS, TOWERS, sentence_piece
 from tests.support.initialised import check_export, load
 from tests.support.paths import ROOT
 from tests.support.tiny_runs import World, logged, tiny_recipe
@@ -61,15 +61,6 @@ KNOWN = {
 
 NEWER_TOKENS = {"meta-llama/Llama-3.2-1B-Instruct": 756, "google/gemma-3-1b-it": 600}
 """Rows that are the LLM's own; of other newer ones as many as their tokenizers have ids."""
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All forms, below their names."""
-    root: Path = tmp_path_factory.mktemp("hub")
-    for name in (*LLMS, *NEWER_LLMS, *TOWERS):
-        write_form(root, name)
-    return root
 
 
 def test_every_model_that_a_recipe_names_has_its_form() -> None:

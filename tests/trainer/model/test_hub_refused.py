@@ -189,29 +189,25 @@ def test_a_tokenizer_of_code(made: Callable[[str], Path]) -> None:
     assert made(VICUNA).is_dir()
 
 
-def test_a_slow_tokenizer(made: Callable[[str], Path]) -> None:
-    mend = _with_pieces("spiece.model", "GPTSw3Tokenizer")
-    broken(made, VICUNA, mend, "its tokenizer GPTSw3Tokenizer is not a fast one.*add a tokenizer.json")
-    _follow_tokenizer_advice()
-    assert made(VICUNA).is_dir()
-
-
-def test_a_sentence_piece_model_that_no_class_reads(made: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("file", "kind", "said"),
+    [
+        ("spiece.model", "GPTSw3Tokenizer", "its tokenizer GPTSw3Tokenizer is not a fast one"),
+        ("sentencepiece.bpe.model", "XGLMTokenizer", "no words, as transformers reads its sentencepiece.bpe.model; "),
+    ],
+)
+def test_a_sentence_piece_model_that_no_fast_class_reads(
+    file: str, kind: str, said: str, made: Callable[[str], Path]
+) -> None:
     """XGLM's class reads none without a tokenizer.json."""
-    mend = _with_pieces("sentencepiece.bpe.model", "XGLMTokenizer")
-    broken(made, VICUNA, mend, "no words, as transformers reads its sentencepiece.bpe.model; .* add a tokenizer.json")
-    _follow_tokenizer_advice()
-    assert made(VICUNA).is_dir()
 
-
-def _with_pieces(name: str, kind: str) -> Mend:
-    """Gives a folder's SentencePiece model another name, and its tokenizer another class."""
-
-    def change(folder: Path) -> None:
-        (folder / "tokenizer.model").rename(folder / name)
+    def mend(folder: Path) -> None:
+        (folder / "tokenizer.model").rename(folder / file)
         edit(folder / "tokenizer_config.json", tokenizer_class=kind)
 
-    return change
+    broken(made, VICUNA, mend, f"{said}.*add a tokenizer.json")
+    _follow_tokenizer_advice()
+    assert made(VICUNA).is_dir()
 
 
 def _follow_tokenizer_advice() -> None:

@@ -22,9 +22,8 @@ from transformers import (
 from transformers.utils import chat_template_utils
 
 from sea_pipeline.core.errors import UserError
-from tests.hub_forms import NEWER_LLMS, NEWER_TOWERS, TOWERS, newer, write_form
+from tests.hub_forms import NEWER_LLMS, NEWER_TOWERS, TOWERS, newer
 from tests.support.initialised import LIST, check_export, edit, load
-from tests.support.tiny_models import tiny_llm
 from tests.support.tiny_runs import World, logged, tiny_recipe
 from trainer.data.conversations import conversation_rows
 from trainer.data.dataset import TrainingData
@@ -39,16 +38,6 @@ SIGLIP2, DINOV2, DINOV3, PE = NEWER_TOWERS
 SIGLIP = "google/siglip-so400m-patch14-384"
 """36 pixels, which hold 4 patches of 8; none sees the last 4."""
 LLAMA, QWEN, GEMMA, SMOLLM = NEWER_LLMS
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All forms below their names, and an LLM to put to towers."""
-    root: Path = tmp_path_factory.mktemp("newer")
-    for name in (*NEWER_LLMS, *TOWERS, *NEWER_TOWERS):
-        write_form(root, name)
-    tiny_llm(root / "llm")
-    return root
 
 
 @pytest.fixture(scope="module")
