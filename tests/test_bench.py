@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from pkgutil import walk_packages
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -227,14 +228,10 @@ def test_what_is_finished_is_left_alone_and_other_settings_are_refused(
 @pytest.mark.slow
 def test_rows_that_are_not_there_yet_are_missing(world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("tests.bench.compare.__main__.train_stages", _refuses)
+        patch.setattr("tests.bench.compare.__main__.train_stages", Mock(side_effect=UserError("not today")))
         assert compared(world, options("whole", (*ROWS, "basic"))) == 1
     assert "| L_lm + BASIC, raw | missing |" in (whole / "table.md").read_text()
     assert "L_lm + BASIC, raw (missing)" in (whole / "chart.svg").read_text()
-
-
-def _refuses(*_: object, **__: object) -> None:
-    raise UserError("not today")
 
 
 @pytest.mark.slow

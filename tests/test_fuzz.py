@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -75,10 +76,7 @@ def test_a_reader_that_gives_another_images_bytes_is_found(world: World, monkeyp
 @pytest.mark.parametrize("where", ["list_tars", "TarSource"])
 def test_a_reader_that_raises_is_found(where: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """In listing, where it ends the command, and in reading, where it fails a shard."""
-
-    def raising(*given: object) -> None:
-        raise ValueError("planted")
-
+    raising = Mock(side_effect=ValueError("planted"))
     monkeypatch.setattr(*((tars, where) if where == "list_tars" else (tars.TarSource, "read")), raising)
     assert found(world, "tar") == TRACEBACK
 

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-import torch
 
 from sea_pipeline import __version__, open_labels
 from sea_pipeline.cli.tables import labels as label_tables
@@ -175,10 +175,7 @@ def test_a_name_that_no_file_can_have_is_one_line(command: Any, words: Path, tmp
 def test_failed_shards_exit_3(
     command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def broken(*given: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no kernel image")
-
-    monkeypatch.setattr(encoder, step, broken)
+    monkeypatch.setattr(encoder, step, Mock(side_effect=RuntimeError("no kernel image")))
     photos = draw_folder(tmp_path / "photos", 2)
     code, stdout, _ = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out")
     assert code == 3

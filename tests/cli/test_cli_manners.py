@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -152,9 +153,7 @@ def test_json_of_report(command: Any, labelled: list[object], tmp_path: Path) ->
 def test_ctrl_c_says_how_to_go_on(
     command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+    stopped = Mock(side_effect=KeyboardInterrupt)
     monkeypatch.setattr(label_run, "label_images", stopped)
     monkeypatch.setattr("sea_pipeline.open_labels", stopped, raising=False)
     monkeypatch.setattr("trainer.export.checks.check_export", lambda *_, **__: None)
@@ -164,10 +163,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def test_ctrl_c_before_the_line_is_parsed(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(typer.main, "get_command", stopped)
+    monkeypatch.setattr(typer.main, "get_command", Mock(side_effect=KeyboardInterrupt))
     assert command("status", "x") == (130, "", "error: stopped; nothing is left half done\n")
 
 
@@ -236,10 +232,7 @@ LIMITS = "the system gives this process no more; raise its limits (ulimit -v, ul
 def test_what_the_system_refuses_is_one_line(
     command: Any, monkeypatch: pytest.MonkeyPatch, problem: Exception, said: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise problem
-
-    monkeypatch.setattr(label_run, "label_images", fail)
+    monkeypatch.setattr(label_run, "label_images", Mock(side_effect=problem))
     assert command("label") == (1, "", f"error: {said}\n")
 
 

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -43,11 +44,8 @@ def test_installed_it_is_what_was_installed(
 
 
 def test_a_package_that_nobody_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def none(name: str) -> None:
-        raise metadata.PackageNotFoundError(name)
-
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "sea_pipeline" / "core" / "extras.py"))
-    monkeypatch.setattr(extras, "distribution", none)
+    monkeypatch.setattr(extras, "distribution", Mock(side_effect=metadata.PackageNotFoundError("none")))
     assert install_line("demo") == "pip install 'sea-pipeline[demo]'"
 
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_what_lies_here_already_is_read_as_the_tag_is(
     values = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(file))
     wanted = load_encoder(f"open_clip:ViT-L-14/{tag}", "cpu").patches(values)
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(open_clip, "download_pretrained", Mock(side_effect=OSError("no network")))
     with refused(f"or give what you have already, {advice}, or leave out"):
         load_encoder(f"open_clip:ViT-L-14/{tag}", "cpu").fields()
     pixels = {name: open_clip.get_pretrained_cfg("ViT-L-14", tag)[name] for name in ("mean", "std")}

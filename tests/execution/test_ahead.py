@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Barrier
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -52,12 +53,10 @@ def test_an_error_of_one_ends_it_and_the_rest_is_left() -> None:
 
 
 def test_a_thread_without_memory_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise MemoryError
-
     monkeypatch.setattr(parallel, "_LOOK_SECONDS", 0.01)
     with pytest.raises(MemoryError, match="a thread has ended"), ThreadPool(2) as pool, monkeypatch.context() as patch:
-        patch.setattr(Future, "set_result", fail)  # the pool calls it where it handles no errors, as a task
+        # The pool calls it where it handles no errors, as a task.
+        patch.setattr(Future, "set_result", Mock(side_effect=MemoryError))
         list(prefetched_map(pool, str, range(2)))
     monkeypatch.setattr(parallel, "_ROOM", 1 << 60)
     with pytest.raises(MemoryError, match="no memory for a thread"), ThreadPool(1) as pool:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dask
 import distributed
@@ -262,11 +263,8 @@ def test_what_is_no_scheduler_is_told_before_any_work(
 
 
 def test_a_cluster_of_ours_that_does_not_answer_is_called_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(*_: object, **__: object) -> None:
-        raise OSError("timed out")
-
     monkeypatch.setattr(dask_clusters, "_started", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(dask_clusters, "Client", silent)
+    monkeypatch.setattr(dask_clusters, "Client", Mock(side_effect=OSError("timed out")))
     with (
         pytest.raises(UserError, match=r"^the local cluster does not answer: timed out$"),
         connected(LocalCluster(workers=1), dashboard=False, reporter=SILENT),

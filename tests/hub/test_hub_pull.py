@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import numpy as np
@@ -125,10 +126,8 @@ def test_bytes_that_come_damaged_are_fetched_again(
 
 @pytest.mark.usefixtures("pushed")
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(name: str, path: str, **options: Any) -> str:
-        raise RuntimeError("Data processing error: No space left on device (os error 28)")  # hf_xet's
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    full = RuntimeError("Data processing error: No space left on device (os error 28)")  # hf_xet's
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", Mock(side_effect=full))
     with pytest.raises(UserError, match="cannot be written: No space left on device; free some space and run the same"):
         pull(NAME, tmp_path / "full")
     assert not (tmp_path / "full").exists()

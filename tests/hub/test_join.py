@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -164,11 +165,7 @@ def test_copies_where_the_disk_has_no_links(
 ) -> None:
     merge(parts, tmp_path / "linked")
     expected = stored(str(tmp_path / "linked"))
-
-    def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(18, "Invalid cross-device link")))
     done = merge(parts, tmp_path / "both")
     assert (done.linked, stored(str(tmp_path / "both"))) == (0, expected)
     for url in ("memory://both", "s3://bucket/both"):

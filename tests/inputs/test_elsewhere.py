@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -111,10 +112,7 @@ def test_writing_without_locks_is_refused_in_a_line(label: Label, tmp_path: Path
 
 
 def test_a_dead_process_is_not_asked_for_by_signals_that_windows_takes_for_ctrl_c(monkeypatch: Any) -> None:
-    def interrupt(*_: object) -> None:
-        raise AssertionError("Ctrl-C for a whole group of processes")
-
-    monkeypatch.setattr(os, "kill", interrupt)
+    monkeypatch.setattr(os, "kill", Mock(side_effect=AssertionError("Ctrl-C for a whole group of processes")))
     monkeypatch.setattr(os, "name", "nt")
     assert not is_abandoned(PureWindowsPath(scratch_name("x")))  # type: ignore[arg-type]
 

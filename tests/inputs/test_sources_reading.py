@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,10 +118,8 @@ def test_too_little_memory_is_no_damage_of_a_table(
     listing = list_samples(str(write_parquet(tmp_path / "x.parquet", {"a": b"A", "b": b"B"})))
     source, plain = open_source(listing.root), tables.bytes_of
 
-    def lacks(_: pa.Array) -> Iterator[bytes | None]:
-        raise pa.ArrowMemoryError(f"malloc of size {asked} failed")
-
-    monkeypatch.setattr(tables, "bytes_of", lacks)
+    lacks = pa.ArrowMemoryError(f"malloc of size {asked} failed")
+    monkeypatch.setattr(tables, "bytes_of", Mock(side_effect=lacks))
     with pytest.raises(error):
         source.read(listing.samples[0].uri)
     monkeypatch.setattr(tables, "bytes_of", plain)
@@ -225,26 +223,16 @@ def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         patiently(action, "s3://x")
     assert raised.value.errno == errno.EIO
     with pytest.raises(UserError, match=r"credentials are missing or refused \(ExpiredToken\)"):
-        patiently(raising(caused(PermissionError("no"), BotoError("ExpiredToken", 400))), "s3://x")
+        patiently(Mock(side_effect=caused(PermissionError("no"), BotoError("ExpiredToken", 400))), "s3://x")
     with pytest.raises(FileNotFoundError):
-        patiently(raising(FileNotFoundError()), "s3://x")
+        patiently(Mock(side_effect=FileNotFoundError), "s3://x")
     assert len(waited) == 6
-
-
-def raising(error: Exception) -> Any:
-    def action() -> None:
-        raise error
-
-    return action
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
-    def absent(url: str) -> None:
-        raise ImportError("Install s3fs to access S3")
-
-    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", Mock(side_effect=ImportError("Install s3fs to access S3")))
     with pytest.raises(UserError, match=r"not installed: pip install .*\[s3\]'$"):
         open_source("s3://bucket/x")
     with pytest.raises(UserError, match=r"not installed: Install s3fs to access S3$"):

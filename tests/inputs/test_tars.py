@@ -5,6 +5,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -212,10 +213,7 @@ def test_a_file_that_is_no_tar_is_refused_in_one_line(tmp_path: Path, data: byte
 
 
 def test_an_empty_file_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(Path, "open", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
     (tmp_path / "x.tar").touch()
     with refused("x.tar: cannot be read: Permission denied"):
         list_samples(str(tmp_path / "x.tar"))

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 
 from sea_pipeline import label_cache, open_labels
 from sea_pipeline.core.errors import UserError
@@ -154,10 +154,6 @@ def test_nothing_new_is_nothing_to_do(label: Label, encoder: ColourEncoder, phot
     assert everything(tmp_path / "labels") == before
 
 
-def broken(pixels: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("no kernel image")
-
-
 def test_an_unfinished_folder_is_extended_and_the_old_half_is_never_read_as_all(
     label: Label, encoder: ColourEncoder, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +161,7 @@ def test_an_unfinished_folder_is_extended_and_the_old_half_is_never_read_as_all(
     out = tmp_path / "labels"
     grow(photos)
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "patches", broken)
+        patch.setattr(encoder, "patches", Mock(side_effect=RuntimeError("no kernel image")))
         assert label(images=str(photos), extend=True).report.failed.keys() == {3, 4}
     said = r"3 of 5 shards are done; run the same `label --extend` command again"
     with pytest.raises(ValueError, match=said):

@@ -1,5 +1,7 @@
 """What proposes words in float16, which a CPU computes slowly, and in int8: bounds against float64, and beyond them."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -184,20 +186,14 @@ def test_where_int8_tells_nothing_it_rests_and_looks_again_now_and_then(monkeypa
     table = clusters(900, 32)
     nowhere, plain = torch.zeros(20, 32), near(table, 20)  # every word may be the best of a zero vector
     proposer, (expected, _) = Int8Candidates(table), twin(plain, table, 1, 1)
-    passes, products = 0, proposer._products
-
-    def counted(made: Int8Table, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal passes
-        passes += 1
-        return products(made, patches)
-
-    monkeypatch.setattr(proposer, "_products", counted)
+    products = Mock(wraps=proposer._products)
+    monkeypatch.setattr(proposer, "_products", products)
     tried = []
     for call in range(17):
-        before = passes
+        products.reset_mock()
         scores, ids = proposer(nowhere if call < 12 else plain, 1, 9)
         assert not scores.any() if call < 12 else ids[:, :1].tolist() == expected.tolist()
-        tried.append(passes > before)
+        tried.append(products.called)
     # a rest of one call, of three, of seven; in the middle of the last one things get better
     assert [call for call, again in enumerate(tried) if again] == [0, 2, 6, 14, 15, 16]
     assert proposer.crowded == 14 * 20

@@ -5,6 +5,7 @@ import shutil
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,11 +78,7 @@ def test_a_kill_leaves_no_half_of_a_folder_that_is_removed(tmp_path: Path, monke
 
 def test_a_folder_that_is_there_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run of the same command would refuse it."""
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise Killed
-
-    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    monkeypatch.setattr(shutil, "rmtree", Mock(side_effect=Killed))
     with publish_folder(tmp_path / "model"):
         pass
     assert (tmp_path / "model").is_dir()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from matplotlib.figure import Figure
@@ -33,12 +34,7 @@ def test_a_full_disk_of_this_machine_is_not_blamed_on_the_store(
     """Nor is it asked for the file again."""
     (tmp_path / "file").write_bytes(bytes(200_000))
     place(f"{url}/file").upload(tmp_path / "file")
-    asked = 0
-
-    def sleep(_: float) -> None:
-        nonlocal asked
-        asked += 1
-
+    sleep = Mock()
     monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=sleep))  # other threads sleep, too
     with (
         full_disk(100_000),
@@ -46,7 +42,7 @@ def test_a_full_disk_of_this_machine_is_not_blamed_on_the_store(
         local_copy(place(f"{url}/file")),
     ):
         pass
-    assert asked == 0
+    sleep.assert_not_called()
     assert list((cache_folder() / TEMPORARY).iterdir()) == []
     with local_copy(place(f"{url}/file")) as copy:
         assert copy.stat().st_size == 200_000
@@ -100,11 +96,8 @@ def test_a_figure_on_a_full_disk_is_one_line(tmp_path: Path, suffix: str) -> Non
 
 def test_a_store_that_is_full_itself_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     path = place("memory://x/file")
-    monkeypatch.setattr(type(path.fs), "put_file", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(type(path.fs), "put_file", Mock(side_effect=full))
     with refused("cannot be written: ", "No space left on device", start="memory://x/file"):
         path.upload(tmp_path / "file")

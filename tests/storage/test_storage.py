@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -81,13 +82,9 @@ def test_a_cache_that_cannot_be_written_is_a_clear_line(
 
 def test_a_user_without_a_home_folder_is_told_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container; other folders can be written all the same, and have their own advice."""
-
-    def unknown(number: int) -> Any:
-        raise KeyError(number)
-
     for name in ("SEA_PIPELINE_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwuid", Mock(side_effect=KeyError))
     with refused("no home folder of this user; set it to a folder that can", start="SEA_PIPELINE_CACHE: "):
         cache_folder()
     with refused("Permission denied; choose a folder that can be written"), writing(tmp_path / "out"):
@@ -187,10 +184,8 @@ def test_of_two_without_a_lock_between_them_the_first_file_stays(
 
 
 def test_a_file_system_without_links_has_first_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(Path, "hardlink_to", refused)
+    unable = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=unable))
     publish_bytes(tmp_path / "codec", b"first", tmp_path, exclusive=True)
     with pytest.raises(FileExistsError):
         publish_bytes(tmp_path / "codec", b"second", tmp_path, exclusive=True)
