@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -19,7 +20,7 @@ from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.search import int8
-from sea_pipeline.storage import retry
+from sea_pipeline.storage import locks, retry
 from tests.support.photo_forms import s3_server
 from tests.support.programs import Begin, Program
 from tests.support.world import ColourEncoder, Label, Shelved, draw_folder, word_file
@@ -184,6 +185,12 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(owner, name, beaten)
 
     return plant
+
+
+@pytest.fixture
+def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system without locks."""
+    monkeypatch.setattr(locks.fcntl, "flock", Mock(side_effect=OSError))
 
 
 @pytest.fixture(scope="module")

@@ -193,16 +193,6 @@ def test_labels_are_the_same(label: Label, tmp_path: Path, monkeypatch: pytest.M
     assert content(tmp_path / "beside") == content(tmp_path / "alone")
 
 
-@pytest.fixture
-def unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a network file system without locks."""
-
-    def refused(*_: object) -> None:
-        raise OSError
-
-    monkeypatch.setattr(locks.fcntl, "flock", refused)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "moment"), [("images", "entries"), ("wordlist", "write_plan"), ("images", "write_plan")]

@@ -15,7 +15,7 @@ from sea_pipeline.join import rewrite as rewriting
 from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import read_ids, select
 from sea_pipeline.output import begin
-from sea_pipeline.storage import locks, publish
+from sea_pipeline.storage import publish
 from tests.support.contents import content, rows, stored
 from tests.support.joins import listed_file, problems
 from tests.support.kills import killed_around
@@ -128,14 +128,8 @@ def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", [(joining, "entries"), (begin, "sweep")], ids=["entries", "sweep"])
 def test_who_begins_later_leaves_the_first_ones_folder_as_it_is(
-    whole: Path, ids: list[str], tmp_path: Path, meanwhile: Any, monkeypatch: pytest.MonkeyPatch, moment: Any
+    whole: Path, ids: list[str], tmp_path: Path, unlocked: None, meanwhile: Any, moment: Any
 ) -> None:
-    """As two machines on a network file system without locks."""
-
-    def refused(*_: object) -> None:
-        raise OSError
-
-    monkeypatch.setattr(locks.fcntl, "flock", refused)
     meanwhile(*moment, lambda: select(whole, ids[::2], tmp_path / "some"))
     with pytest.raises(UserError, match="choose another --out"):
         select(whole, ids[::3], tmp_path / "some")

@@ -286,9 +286,8 @@ def test_missing_rights_are_one_line(label: Label, photos: Path, monkeypatch: py
     ],
 )
 def test_of_two_that_begin_at_once_the_first_one_decides(
-    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, rival: dict[str, Any],
-    expected: str | None,
-) -> None:  # fmt: skip
+    label: Label, photos: Path, tmp_path: Path, meanwhile: Any, moment: str, rival: dict[str, Any], expected: str | None
+) -> None:
     """The rival begins and finishes between our looking for a run and for strangers, or our writing of a first file."""
     (tmp_path / "short.txt").write_text("red\ngreen\nblue\n")
     draw_folder(tmp_path / "other", 5)
@@ -296,13 +295,7 @@ def test_of_two_that_begin_at_once_the_first_one_decides(
         name: str(tmp_path / v) if isinstance(v, str) else v for name, v in rival.items()
     }
     plain, out = getattr(begin, moment), "memory://x"
-
-    def beaten(*given: Any) -> Any:
-        monkeypatch.setattr(begin, moment, plain)
-        label(out=out, **settings)
-        return plain(*given)
-
-    monkeypatch.setattr(begin, moment, beaten)
+    meanwhile(begin, moment, lambda: label(out=out, **settings))
     if expected is None:
         assert label(images=str(photos), out=out).report.images == 0
     else:
