@@ -96,7 +96,8 @@ def tars(world: World, folder: Path, random: random.Random) -> str:
 
 def _write_tar(path: Path, photos: Photos, random: random.Random) -> None:
     if random.random() < 0.3:
-        write_tar(path, [pair for name, data in photos.items() for pair in ((name, data), (f"{name}.json", b"{}"))])
+        pairs = [pair for name, data in photos.items() for pair in ((name, data), (f"{name}.json", b"{}"))]
+        write_tar(path, dict(pairs))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     form = random.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))

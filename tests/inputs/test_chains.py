@@ -1,8 +1,6 @@
 """Inputs in archives, behind caches and at FTP servers, which fsspec reads by chains of URLs."""
 
 import ftplib
-import io
-import tarfile
 import threading
 import time
 import zipfile
@@ -20,7 +18,7 @@ from sea_pipeline.inputs.sources import list_samples, open_source, remote
 from sea_pipeline.storage.paths import place
 from sea_pipeline.storage.turns import reads_at_once
 from tests.support.contents import read_all
-from tests.support.photo_forms import Photos, write_parquet, write_tar
+from tests.support.photo_forms import Photos, tar_bytes, write_parquet, write_tar
 from tests.support.refused import refused
 
 PHOTOS = {"a.png": b"A", "in/b.png": b"B", "in/deep/c.png": b"C"}
@@ -29,21 +27,11 @@ PHOTOS = {"a.png": b"A", "in/b.png": b"B", "in/deep/c.png": b"C"}
 def pack(kind: str, path: Path, files: Photos) -> Path:
     """An archive of files; `tar` or `zip`."""
     if kind == "tar":
-        return write_tar(path, list(files.items()))
+        return write_tar(path, files)
     with zipfile.ZipFile(path, "w") as packed:
         for name, data in files.items():
             packed.writestr(name, data)
     return path
-
-
-def tar_of(files: Photos, mode: str = "w") -> bytes:
-    written = io.BytesIO()
-    with tarfile.open(fileobj=written, mode=mode) as tar:  # type: ignore[call-overload]
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return written.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -61,7 +49,7 @@ def test_a_tar_of_the_folder_dot_has_the_names_in_it(tmp_path: Path) -> None:
     """As `tar -czf x.tar.gz .` writes it. Plans of older versions have the dot in their `uri`s."""
     (tmp_path / "l.csv").write_text("path\na.png\nnone.png\n")
     files = PHOTOS | {"l.csv": (tmp_path / "l.csv").read_bytes()}
-    (tmp_path / "x.tar.gz").write_bytes(tar_of({f"./{name}": data for name, data in files.items()}, "w:gz"))
+    (tmp_path / "x.tar.gz").write_bytes(tar_bytes({f"./{name}": data for name, data in files.items()}, mode="w:gz"))
     url = f"tar://{{}}::{tmp_path}/x.tar.gz"
     assert read_all(list_samples(url.format(""))) == PHOTOS
     assert read_all(list_samples(url.format("in"))) == {"b.png": b"B", "deep/c.png": b"C"}
@@ -75,7 +63,7 @@ def test_a_tar_of_the_folder_dot_has_the_names_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("images", ["l.csv", "in/t-0.tar", "in/t-*.tar", "in/t-{0..0}.tar", "x.parquet", "in", ""])
 def test_an_archive_holds_every_form(front: str, images: str, tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path\na.png\nin/b.png\n")
-    inner = {"in/t-0.tar": tar_of({"d.png": b"D"})} if images.endswith(".tar") else {}
+    inner = {"in/t-0.tar": tar_bytes({"d.png": b"D"})} if images.endswith(".tar") else {}
     files = PHOTOS | inner | {"l.csv": (tmp_path / "l.csv").read_bytes()}
     if images == "x.parquet":
         files["x.parquet"] = write_parquet(tmp_path / "x.parquet", {"a.png": b"\x89PNG\r\n\x1a\n"}).read_bytes()
@@ -91,7 +79,7 @@ def test_an_archive_holds_every_form(front: str, images: str, tmp_path: Path) ->
 
 
 def test_the_line_about_two_kinds_in_an_archive_says_what_to_give(tmp_path: Path) -> None:
-    pack("zip", tmp_path / "y.zip", {"t.tar": tar_of({"d.png": b"D"}), "x.parquet": b""})
+    pack("zip", tmp_path / "y.zip", {"t.tar": tar_bytes({"d.png": b"D"}), "x.parquet": b""})
     wanted = f"zip://*.tar::{tmp_path}/y.zip"
     with refused("holds .parquet and .tar files", f"such as {wanted}"):
         list_samples(f"zip://::{tmp_path}/y.zip")
@@ -108,7 +96,7 @@ def test_threads_get_the_bytes_that_they_ask_for(chain: str, tmp_path: Path) -> 
     if "zip" in chain:
         pack("zip", file, files)
     else:
-        file.write_bytes(tar_of(files, "w:gz"))
+        file.write_bytes(tar_bytes(files, mode="w:gz"))
     url = chain.format(file)
     source = open_source(url)
     assert source.readers == 1
@@ -125,7 +113,7 @@ def test_threads_that_read_one_file_through_a_cache_wait_until_it_is_there(monke
     """simplecache takes a file for whole as soon as it exists."""
     files = {f"{number:02d}.png": bytes([number]) * 10_000 for number in range(16)}
     memory, begun = fsspec.filesystem("memory"), threading.Event()
-    memory.pipe_file("/one/x.tar", tar_of(files))
+    memory.pipe_file("/one/x.tar", tar_bytes(files))
 
     def slowly(self: object, path: str, to: str, **_: object) -> None:
         with Path(to).open("wb") as file:
@@ -170,8 +158,8 @@ def test_stores_that_are_read_by_several_threads_at_once(
 def test_an_archive_that_cannot_be_opened_is_one_line(opened: Callable[[str], object], tmp_path: Path) -> None:
     pack("zip", tmp_path / "cut.zip", {"a.png": bytes(1000)})
     (tmp_path / "cut.zip").write_bytes((tmp_path / "cut.zip").read_bytes()[:500])
-    (tmp_path / "x.tgz").write_bytes(tar_of(PHOTOS, "w:gz"))
-    (tmp_path / "cut.tar.gz").write_bytes(tar_of(PHOTOS, "w:gz")[:100])
+    (tmp_path / "x.tgz").write_bytes(tar_bytes(PHOTOS, mode="w:gz"))
+    (tmp_path / "cut.tar.gz").write_bytes(tar_bytes(PHOTOS, mode="w:gz")[:100])
     urls = {
         f"tar://::{tmp_path}/x.tgz": "header",
         f"tar://::{tmp_path}/cut.tar.gz": "",

@@ -80,7 +80,7 @@ def test_images_come_from_files_of_any_name(here: Path, name: str) -> None:
     folder = here / name
     write_folder(folder, photos)
     write_parquet(folder / "of:images.parquet", photos)
-    write_tar(folder / "tars" / "a:0.tar", list(photos.items()))
+    write_tar(folder / "tars" / "a:0.tar", photos)
     with (folder / "list:1.parquet").open("wb") as file:
         pq.write_table(pa.table({"path": list(photos)}), file)
     write_list(folder / "list:1.csv", [{"path": image} for image in photos])
@@ -115,7 +115,7 @@ def test_braces_are_read_or_refused_in_one_line(
     here: Path, pattern: str, expected: list[str] | str, root: str, empty_memory: None
 ) -> None:
     for name in ALL:
-        write_tar(Path("here") / f"x-{name}.tar", [(f"{name}.png", b"x")])
+        write_tar(Path("here") / f"x-{name}.tar", {f"{name}.png": b"x"})
     copy_to("memory://", Path("here"))
     asked = f"{root}/x-{pattern}.tar"
     if isinstance(expected, list):
@@ -179,7 +179,7 @@ def test_arrow_is_given_open_files_alone() -> None:
 def test_a_file_of_several_whose_name_is_not_utf8_costs_itself(here: Path, kind: str) -> None:
     for name in (f"1.{kind}", os.fsdecode(b"x\xe9." + kind.encode())):
         if kind == "tar":
-            write_tar(here / "in" / name, [(f"{len(name)}.png", b"A")])
+            write_tar(here / "in" / name, {f"{len(name)}.png": b"A"})
         else:
             write_parquet(here / "in" / "0", {"a": b"A"}).rename(here / "in" / name)
     found = read_all(list_samples("in"))

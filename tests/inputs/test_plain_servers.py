@@ -49,7 +49,7 @@ def photos(tmp_path: Path) -> Photos:
 
 
 def test_a_server_without_parts_gives_the_same_images(server: Server, photos: Photos, pages: Path) -> None:
-    write_tar(pages / "x.tar", list(photos.items()))
+    write_tar(pages / "x.tar", photos)
     write_parquet(pages / "x.parquet", photos)
     for form in ("x.tar", "x.parquet"):
         assert read_all(list_samples(f"{server.url}/{form}")) == photos
@@ -72,7 +72,7 @@ def test_a_server_that_sends_less_of_a_part_is_asked_for_the_rest(
     photos: Photos, pages: Path, says_total: bool
 ) -> None:
     write_folder(pages, photos)
-    write_tar(pages / "x.tar", list(photos.items()))
+    write_tar(pages / "x.tar", photos)
     with served(pages, {}) as server:
         server.most, server.says_total = 30_000, says_total
         assert read_all(list_samples(server.url + "/x.tar")) == photos
@@ -93,7 +93,7 @@ def test_a_large_file_is_not_fetched_for_each_part(
     """The line's advice, to download it, works."""
     file = pages / form
     if form == "x.tar":
-        write_tar(file, list(photos.items()))
+        write_tar(file, photos)
     elif form == "x.parquet":
         write_parquet(file, photos)
     else:
@@ -201,7 +201,7 @@ SIGNED = "Expires=1&Signature=a%2Fb%2Bc%3D*.&e=%41"
 def test_a_query_behind_a_file_is_sent_as_it_is_written(pages: Path, photos: Photos, form: str) -> None:
     """It is no pattern, and stands in no message, because it may be a secret."""
     write_folder(pages, photos)
-    write_tar(pages / "x.tar", list(photos.items()))
+    write_tar(pages / "x.tar", photos)
     write_parquet(pages / "x.parquet", photos)
     write_list(pages / "x.csv", [{"path": name} for name in photos])
     (pages / "x.json").write_text(json.dumps([{"id": name, "image": name} for name in photos]))
@@ -218,7 +218,7 @@ def test_a_query_behind_a_file_is_sent_as_it_is_written(pages: Path, photos: Pho
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_a_file_that_is_refused_is_not_said_to_be_absent(pages: Path, status: int) -> None:
     write_list(pages / "list.csv", [{"path": "a.png"}])
-    write_tar(pages / "x.tar", [("a.png", b"A")])
+    write_tar(pages / "x.tar", {"a.png": b"A"})
     said = "expected a file; found nothing there" if status in (404, 410) else f"cannot be read: {status}, "
     with served(pages, dict.fromkeys(("list.csv", "x.tar"), (1, status))) as server:
         for images in (f"{server.url}/list.csv", f"{server.url}/x.tar", f"simplecache::{server.url}/x.tar"):
@@ -238,7 +238,7 @@ def test_a_server_that_does_not_say_how_long_a_file_is(
     pages: Path, photos: Photos, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(pages, photos)
-    write_tar(pages / "x.tar", list(photos.items()))
+    write_tar(pages / "x.tar", photos)
     write_parquet(pages / "x.parquet", photos)
     write_list(pages / "list.csv", [{"path": name, "note": "x" * 50_000} for name in photos])
     with served(pages, {}) as server:

@@ -65,7 +65,7 @@ def test_files_of_images_beside_images_are_counted_by_their_kind(tmp_path: Path,
 
 
 def test_compressed_tars_beside_tars_are_counted(tmp_path: Path) -> None:
-    write_tar(tmp_path / "shards" / "0.tar", [("a.png", b"1")])
+    write_tar(tmp_path / "shards" / "0.tar", {"a.png": b"1"})
     touch(tmp_path / "shards" / "1.tar.gz", tmp_path / "shards" / "2.tgz")
     assert list_samples(str(tmp_path / "shards")).notes["compressed tars, which are not read"] == 2
 
@@ -301,7 +301,7 @@ def bad_inputs(folder: Path) -> dict[str, str]:
     pq.write_table(pa.table({"text": ["x"]}), folder / "text.parquet")
     pq.write_table(pa.table({"one": [b"x"], "two": [b"y"]}), folder / "two.parquet")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), folder / "none.parquet")
-    write_tar(folder / "none.tar", [("a.txt", b"x")])
+    write_tar(folder / "none.tar", {"a.txt": b"x"})
     return {
         "empty": "expected images, found none",
         "empty.csv": "empty.csv: expected a column called path, image, file_name or uri; found nothing",

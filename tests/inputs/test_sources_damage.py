@@ -34,8 +34,8 @@ def ids(listing: Listing) -> list[str]:
 
 
 def test_a_name_in_two_tars_puts_the_tar_in_front_of_all(tmp_path: Path) -> None:
-    write_tar(tmp_path / "t" / "x.tar", [("1.png", b"one"), ("2.png", b"two")])
-    write_tar(tmp_path / "t" / "in" / "x.tar", [("1.png", b"other")])
+    write_tar(tmp_path / "t" / "x.tar", {"1.png": b"one", "2.png": b"two"})
+    write_tar(tmp_path / "t" / "in" / "x.tar", {"1.png": b"other"})
     listing = list_samples(str(tmp_path / "t"))
     assert read_all(listing) == {"in/x/1.png": b"other", "x/1.png": b"one", "x/2.png": b"two"}
     assert listing.ids == "members' names, their tar in front"

@@ -157,11 +157,11 @@ def uris(listing: Listing) -> list[str]:
 
 
 def test_tars_and_datasets_are_read_as_they_lie(tmp_path: Path) -> None:
-    members = [(f"{number}.png", bytes([number])) for number in (5, 40, 3, 11, 1)]
+    members = {f"{number}.png": bytes([number]) for number in (5, 40, 3, 11, 1)}
     listing = list_samples(str(write_tar(tmp_path / "x.tar", members)))
     assert uris(listing) == [f"x.tar#{512 + 1024 * place}+1" for place in range(5)]
-    cells = [{"bytes": data, "path": None} for _, data in members]
-    saved = write_dataset(tmp_path / "saved", train={"image": cells, "id": [name for name, _ in members]})
+    cells = [{"bytes": data, "path": None} for data in members.values()]
+    saved = write_dataset(tmp_path / "saved", train={"image": cells, "id": list(members)})
     assert uris(list_samples(f"hf:{saved}")) == list("01234")
 
 

@@ -1,7 +1,6 @@
 """Tars are read to the end of their files, and what is lost in them is said."""
 
 import errno
-import io
 import os
 import tarfile
 from pathlib import Path
@@ -15,11 +14,10 @@ from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.inputs.sources.tar_members import Members
 from sea_pipeline.storage.leftovers import LEFTOVERS
 from tests.support.contents import read_all
-from tests.support.photo_forms import copy_to, photos_in, write_folder
+from tests.support.photo_forms import Link, copy_to, photos_in, tar_bytes, write_folder
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 
-Link = tuple[bytes, str]
 BLOCK = bytes(512)
 MARKERS = "blocks of zeros inside a tar, which was read on behind them"
 A = {f"a{number}.png": bytes([number + 1]) * (600 + number) for number in range(3)}
@@ -27,24 +25,9 @@ B = {f"b{number}.png": bytes([number + 65]) * (600 + number) for number in range
 """Members of 600 and a few bytes: each takes a header of 512 and 1,024 of data."""
 
 
-def tar_bytes(members: dict[str, bytes | Link], kind: int = tarfile.PAX_FORMAT) -> bytes:
-    """A tar of files and, by type and target, links."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=kind, encoding="utf-8", errors="surrogateescape") as tar:
-        for name, held in members.items():
-            member = tarfile.TarInfo(name)
-            if isinstance(held, bytes):
-                member.size = len(held)
-                tar.addfile(member, io.BytesIO(held))
-            else:
-                member.type, member.linkname = held
-                tar.addfile(member)
-    return packed.getvalue()
-
-
 def open_end(members: dict[str, bytes]) -> bytes:
     """A tar without its end marker."""
-    return tar_bytes(dict(members))[: 1536 * len(members)]
+    return tar_bytes(members)[: 1536 * len(members)]
 
 
 def header(name: str, kind: bytes, size: bytes) -> bytes:
@@ -76,15 +59,15 @@ def listed(folder: Path, data: bytes) -> tuple[dict[str, bytes | str], Listing]:
 
 
 WHOLE = {
-    "two, one behind the other": tar_bytes({**A}) + tar_bytes({**B}),
+    "two, one behind the other": tar_bytes(A) + tar_bytes(B),
     "a lone block of zeros": open_end(A) + BLOCK + open_end(B) + 2 * BLOCK,
     "a lone block of zeros, and one at the end": open_end(A) + BLOCK + open_end(B) + BLOCK,
-    "zeros at the beginning": 7 * BLOCK + tar_bytes({**A}) + tar_bytes({**B}),
-    "megabytes of zeros between": tar_bytes({**A}) + bytes(3 << 20) + tar_bytes({**B}),
-    "no end marker in front of the second": open_end(A) + tar_bytes({**B}),
-    "of two formats": tar_bytes({**A}, tarfile.USTAR_FORMAT) + tar_bytes({**B}, tarfile.GNU_FORMAT),
-    "megabytes of zeros behind": tar_bytes({**A, **B}) + bytes(3 << 20),
-    "of a length that is no block's": tar_bytes({**A, **B}) + bytes(100),
+    "zeros at the beginning": 7 * BLOCK + tar_bytes(A) + tar_bytes(B),
+    "megabytes of zeros between": tar_bytes(A) + bytes(3 << 20) + tar_bytes(B),
+    "no end marker in front of the second": open_end(A) + tar_bytes(B),
+    "of two formats": tar_bytes(A, tarfile.USTAR_FORMAT) + tar_bytes(B, tarfile.GNU_FORMAT),
+    "megabytes of zeros behind": tar_bytes(A | B) + bytes(3 << 20),
+    "of a length that is no block's": tar_bytes(A | B) + bytes(100),
     "a size in base 256": open_end(A) + header("b0.png", b"0", base256(600)) + open_end(B)[512:] + 2 * BLOCK,
 }
 
@@ -99,12 +82,12 @@ def test_a_tar_ends_where_its_file_ends(tmp_path: Path, name: str) -> None:
 
 
 SAID = {
-    "garbage behind the end": (tar_bytes({**A}) + b"\x77" * 5000, {**A}, "behind its first 3 images: no header at"),
+    "garbage behind the end": (tar_bytes(A) + b"\x77" * 5000, {**A}, "behind its first 3 images: no header at"),
     "megabytes of garbage, then a tar": (
-        tar_bytes({**A}) + b"\x77" * (3 << 19) + tar_bytes({**B}), A | B, "no header at byte 10,240",
+        tar_bytes(A) + b"\x77" * (3 << 19) + tar_bytes(B), A | B, "no header at byte 10,240",
     ),
     "a hole over a header and the data before it": (
-        open_end(A)[: 1536 + 700] + bytes(1400) + open_end(A)[1536 + 2100 :] + tar_bytes({**B}),
+        open_end(A)[: 1536 + 700] + bytes(1400) + open_end(A)[1536 + 2100 :] + tar_bytes(B),
         {"a0.png": A["a0.png"], "a1.png": A["a1.png"][:188] + bytes(413), **B}, "behind its first 2 images: no header",
     ),
     "cut in a header": (open_end(A) + open_end(B)[:100], {**A}, "no header at byte 4,608"),
@@ -115,49 +98,47 @@ SAID = {
         "behind its first 4 images: the member at byte 4,608 ends behind the end of the file",
     ),
     "cut in data, and a tar behind it": (
-        open_end(A) + header("cut.png", b"0", octal(2000)) + b"cut" * 7 + tar_bytes({**B}),
-        A | B | {"cut.png": b"cut" * 7 + tar_bytes({**B})[:1979]}, "behind its first 4 images: no header at byte 7,168",
+        open_end(A) + header("cut.png", b"0", octal(2000)) + b"cut" * 7 + tar_bytes(B),
+        A | B | {"cut.png": b"cut" * 7 + tar_bytes(B)[:1979]}, "behind its first 4 images: no header at byte 7,168",
     ),
     "cut in a header, and a tar behind it": (
-        open_end(A) + open_end(B)[:300] + tar_bytes({**B}), A | B, "behind its first 3 images: no header at byte 4,608",
+        open_end(A) + open_end(B)[:300] + tar_bytes(B), A | B, "behind its first 3 images: no header at byte 4,608",
     ),
     "cut in the end marker, and a tar behind it": (
-        open_end(A) + bytes(700) + tar_bytes({**B}), A | B, "behind its first 3 images: no header at byte 5,120",
+        open_end(A) + bytes(700) + tar_bytes(B), A | B, "behind its first 3 images: no header at byte 5,120",
     ),
     "a negative size": (
-        open_end(A) + header("n.png", b"0", base256(-512)) + tar_bytes({**B}), A | B, "it says a size of -512 bytes",
+        open_end(A) + header("n.png", b"0", base256(-512)) + tar_bytes(B), A | B, "it says a size of -512 bytes",
     ),
     "a size that leads back": (
-        open_end(A) + header("n.png", b"0", base256(-1536)) + tar_bytes({**B}), A | B, "it says a size of -1,536 bytes",
+        open_end(A) + header("n.png", b"0", base256(-1536)) + tar_bytes(B), A | B, "it says a size of -1,536 bytes",
     ),
     "a size of 2**80": (
-        open_end(A) + header("n.png", b"0", base256(2**80)) + tar_bytes({**B}),
+        open_end(A) + header("n.png", b"0", base256(2**80)) + tar_bytes(B),
         A | B | {"n.png": f"expected at most 536,870,912 bytes, found {2**80:,}"}, "ends behind the end of the file",
     ),
     "a long name of 2**62 bytes": (
-        open_end(A) + header("n", b"L", base256(2**62)) + tar_bytes({**B}), A | B, "the header at byte 4,608 cannot be",
+        open_end(A) + header("n", b"L", base256(2**62)) + tar_bytes(B), A | B, "the header at byte 4,608 cannot be",
     ),
     "a pax header of 2**80 bytes": (
-        open_end(A) + header("n", b"x", base256(2**80)) + tar_bytes({**B}), A | B, "the header at byte 4,608 cannot be",
+        open_end(A) + header("n", b"x", base256(2**80)) + tar_bytes(B), A | B, "the header at byte 4,608 cannot be",
     ),
     "a negative size in a pax header": (
-        open_end(A) + pax(b"11 size=-5\n") + tar_bytes({**B}), A | B, "it says a size of -5 bytes",
+        open_end(A) + pax(b"11 size=-5\n") + tar_bytes(B), A | B, "it says a size of -5 bytes",
     ),
-    "a pax header that is none": (open_end(A) + pax(b"0 x=y\n") + tar_bytes({**B}), A | B, "invalid header"),
+    "a pax header that is none": (open_end(A) + pax(b"0 x=y\n") + tar_bytes(B), A | B, "invalid header"),
     "a sparse map that is none": (
-        open_end(A) + pax(b"24 GNU.sparse.map=1,x,y\n") + tar_bytes({**B}), A | B, "cannot be read: invalid literal",
+        open_end(A) + pax(b"24 GNU.sparse.map=1,x,y\n") + tar_bytes(B), A | B, "cannot be read: invalid literal",
     ),
     "a pax header of too many digits": (
-        open_end(A) + pax(b"9" * 5000 + b" x=y\n") + tar_bytes({**B}), A | B,
+        open_end(A) + pax(b"9" * 5000 + b" x=y\n") + tar_bytes(B), A | B,
         "cannot be read: ",  # Python 3.12 and older: of the digits; newer ones: of the header
     ),
     "a chain of long names": (
-        (header("n", b"L", octal(7)) + b"a0.png\0".ljust(512, b"\0")) * 400 + open_end(A) + tar_bytes({**B}), A | B,
+        (header("n", b"L", octal(7)) + b"a0.png\0".ljust(512, b"\0")) * 400 + open_end(A) + tar_bytes(B), A | B,
         "recursion",
     ),
-    "a long name that is empty": (
-        open_end(A) + header("n", b"L", octal(0)) + tar_bytes({**B}), A | B, "it says no name",
-    ),
+    "a long name that is empty": (open_end(A) + header("n", b"L", octal(0)) + tar_bytes(B), A | B, "it says no name"),
 }  # fmt: skip
 
 
@@ -184,7 +165,7 @@ def test_a_member_whose_header_lies_in_another_ones_bytes_is_found(tmp_path: Pat
 
 
 def test_a_tar_in_a_tar_is_no_damage(tmp_path: Path) -> None:
-    found, _ = listed(tmp_path, tar_bytes({**A, "inner.tar": tar_bytes({**B})}))
+    found, _ = listed(tmp_path, tar_bytes({**A, "inner.tar": tar_bytes(B)}))
     assert found == A
 
 
@@ -192,7 +173,7 @@ def test_a_tar_in_a_tar_is_no_damage(tmp_path: Path) -> None:
 def test_a_tar_is_read_once_and_garbage_fast(tmp_path: Path) -> None:
     """Not block by block: 64 MB of zeros and of garbage are looked through in well under ten seconds."""
     path = tmp_path / "x.tar"
-    path.write_bytes(tar_bytes({**A}) + bytes(64 << 20) + b"\x77" * (64 << 20) + tar_bytes({**B}))
+    path.write_bytes(tar_bytes(A) + bytes(64 << 20) + b"\x77" * (64 << 20) + tar_bytes(B))
     with path.open("rb") as file:
         assert [member.name for member in Members(file)] == [*A, *B]
 
@@ -220,7 +201,7 @@ def test_an_empty_file_that_may_not_be_read_is_said_to_be_so(tmp_path: Path, mon
 
 
 def test_of_two_members_of_one_name_the_later_counts_and_the_other_is_counted(tmp_path: Path) -> None:
-    found, listing = listed(tmp_path, tar_bytes({**A}) + tar_bytes({"./a1.png": b"new", "b0.png": b"B"}))
+    found, listing = listed(tmp_path, tar_bytes(A) + tar_bytes({"./a1.png": b"new", "b0.png": b"B"}))
     assert found == A | {"a1.png": b"new", "b0.png": b"B"}
     assert listing.notes == {"members that a later one of the same tar replaces": 1, MARKERS: 1}
 
@@ -289,7 +270,7 @@ def test_a_link_to_a_member_of_the_next_tar_and_a_member_that_replaces_a_link(tm
     ],
 )
 def test_a_member_that_is_no_plain_file_costs_itself(tmp_path: Path, member: bytes, said: str) -> None:
-    found, _ = listed(tmp_path, open_end(A) + member + tar_bytes({**B}))
+    found, _ = listed(tmp_path, open_end(A) + member + tar_bytes(B))
     assert said in str(found.pop("s.png"))
     assert found == A | B
 
@@ -320,7 +301,7 @@ def test_times_in_a_header_are_no_part_of_a_name(tmp_path: Path, field: bytes, n
 
 @pytest.mark.parametrize("images", ["/one.tar", "/tars", "/tars/{1..0}.tar", "memory://tars"])
 def test_every_way_to_give_tars_reads_them_to_their_ends(tmp_path: Path, images: str, empty_memory: None) -> None:
-    tars = {"0.tar": tar_bytes({**A}) + tar_bytes({**B}), "1.tar": tar_bytes({"c.png": b"C"}) + b"\x77" * 600}
+    tars = {"0.tar": tar_bytes(A) + tar_bytes(B), "1.tar": tar_bytes({"c.png": b"C"}) + b"\x77" * 600}
     write_folder(tmp_path / "tars", tars)
     (tmp_path / "one.tar").write_bytes(b"".join(tars.values()))
     copy_to("memory://tars", tmp_path / "tars")
@@ -333,7 +314,7 @@ def test_every_way_to_give_tars_reads_them_to_their_ends(tmp_path: Path, images:
 
 def test_a_damaged_tar_of_several_costs_its_images_and_not_the_run(label: Label, tmp_path: Path) -> None:
     photos = photos_in(draw_folder(tmp_path / "photos", 5))
-    tars = {"0.tar": tar_bytes({**photos}), "1.tar": open_end(B)[:600], "2.tar": b"no tar at all" * 100}
+    tars = {"0.tar": tar_bytes(photos), "1.tar": open_end(B)[:600], "2.tar": b"no tar at all" * 100}
     write_folder(tmp_path / "tars", tars)
     label(images=str(tmp_path / "tars"), max_bad=0.9)
     store = open_labels(tmp_path / "labels")

@@ -127,7 +127,7 @@ def test_an_input_that_changes_during_a_run_is_put_back(
             cells = [{"bytes": data, "path": name} for name, data in photos.items()]
             write_dataset(place / "x", train={"image_id": list(photos), "image": cells})
         else:
-            write_tar(place / "x.tar", list(photos.items()))
+            write_tar(place / "x.tar", photos)
         if form == "s3":
             copy_to(f"s3://bucket/{tmp_path.name}", place)
 

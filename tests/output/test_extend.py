@@ -268,9 +268,7 @@ def table(folder: Path, name: str, photos: dict[str, bytes]) -> Path:
 
 
 def tar(folder: Path, name: str, photos: dict[str, bytes]) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_tar(folder / f"{name}.tar", list(photos.items()))
-    return folder / f"{name}.tar"
+    return write_tar(folder / f"{name}.tar", photos)
 
 
 @pytest.mark.parametrize(

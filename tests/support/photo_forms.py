@@ -6,7 +6,7 @@ import struct
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,8 @@ from PIL import Image
 
 Photos = dict[str, bytes]
 """Bytes by id."""
+Link = tuple[bytes, str]
+"""A link in a tar: its type and its target."""
 
 
 def photos_in(folder: Path) -> Photos:
@@ -35,13 +37,23 @@ def write_folder(folder: Path, photos: Photos) -> Path:
     return folder
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", encoding="utf-8", errors="surrogateescape") as tar:
-        for name, data in members:
+def tar_bytes(members: Mapping[str, bytes | Link], kind: int = tarfile.PAX_FORMAT, mode: str = "w") -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=mode, format=kind, encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+        for name, held in members.items():
             member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+            if isinstance(held, bytes):
+                member.size = len(held)
+                tar.addfile(member, io.BytesIO(held))
+            else:
+                member.type, member.linkname = held
+                tar.addfile(member)
+    return packed.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes | Link]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_bytes(members))
     return path
 
 
@@ -49,7 +61,7 @@ def write_tars(folder: Path, photos: Photos, count: int = 3) -> Path:
     for number in range(count):
         mine = list(photos.items())[number::count]
         members = [pair for name, data in mine for pair in ((name, data), (f"{name[:-4]}.json", b"{}"))]
-        write_tar(folder / f"photos-{number:03d}.tar", members)
+        write_tar(folder / f"photos-{number:03d}.tar", dict(members))
     return folder
 
 
