@@ -21,6 +21,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.execution import cluster_settings, dask_clusters
 from sea_pipeline.execution.cluster_settings import (
+    Cluster,
     ExistingCluster,
     LocalCluster,
     SlurmCluster,
@@ -35,6 +36,11 @@ from tests.support.refused import refused
 
 WHOLE = '{"type": "Scheduler", "address": "tcp://127.0.0.1:8786"}'
 FILES = sorted((data_folder("jobs") / "clusters").glob("*.yaml"))
+
+
+def connects_to_none(cluster: Cluster, said: str) -> None:
+    with refused(match=said), connected(cluster, dashboard=False, reporter=SILENT):
+        pass
 
 
 @pytest.fixture
@@ -87,9 +93,7 @@ def test_each_worker_has_a_gpu_of_its_own(gpus: list[str]) -> None:
         WorkerSettings.of(workers=2).cluster_for("cuda:1")
     gpus.clear()
     assert WorkerSettings.of(workers=2).cluster_for("auto") == LocalCluster(workers=2)
-    with pytest.raises(
-        UserError, match=r"--workers 2: each worker has a GPU of its own, and 0 are visible; give --device cpu$"
-    ):
+    with refused(match=r"--workers 2: each worker has a GPU of its own, and 0 are visible; give --device cpu$"):
         WorkerSettings.of(workers=2).cluster_for("cuda")
     with pytest.raises(UserError, match=r"--cluster: each worker has .* and 0 are visible; use --cluster local$"):
         WorkerSettings.of(cluster="cuda").cluster_for("auto")
@@ -212,23 +216,14 @@ def test_slurm_gets_one_worker_on_all_cores_of_a_job() -> None:
 def test_a_machine_without_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cluster = SlurmCluster(jobs=2, cores=1, memory="1GB", walltime=20)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with (
-        pytest.raises(UserError, match="the slurm cluster does not start: expected Slurm's sbatch on this machine"),
-        connected(cluster, dashboard=False, reporter=SILENT),
-    ):
-        pass
+    connects_to_none(cluster, "the slurm cluster does not start: expected Slurm's sbatch on this machine")
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_clusters, "_CONNECT_SECONDS", 1)
     address = "tcp://127.0.0.1:1"
-    with (
-        pytest.raises(
-            UserError, match=f"--scheduler {address}: expected the address of a dask scheduler, .* [Tt]imed out"
-        ),
-        connected(ExistingCluster(address=address), dashboard=False, reporter=SILENT),
-    ):
-        pass
+    said = f"--scheduler {address}: expected the address of a dask scheduler, .* [Tt]imed out"
+    connects_to_none(ExistingCluster(address=address), said)
 
 
 @pytest.mark.parametrize(
@@ -254,22 +249,14 @@ def test_what_is_no_scheduler_is_told_before_any_work(
     monkeypatch.setattr(dask_clusters, "Client", lambda *_, **__: pytest.fail("nobody is called"))
     with refused(match=f"^--scheduler {name}: expected the address .*; {found}"):
         driver_role(WorkerSettings.of(scheduler=name), "cpu")
-    with (
-        pytest.raises(UserError, match=found),
-        connected(ExistingCluster(address=name), dashboard=False, reporter=SILENT),
-    ):
-        pass
+    connects_to_none(ExistingCluster(address=name), found)
     assert scheduler_address("whole.json") == scheduler_address("tcp://127.0.0.1:8786") == "tcp://127.0.0.1:8786"
 
 
 def test_a_cluster_of_ours_that_does_not_answer_is_called_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_clusters, "_started", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(dask_clusters, "Client", Mock(side_effect=OSError("timed out")))
-    with (
-        pytest.raises(UserError, match=r"^the local cluster does not answer: timed out$"),
-        connected(LocalCluster(workers=1), dashboard=False, reporter=SILENT),
-    ):
-        pass
+    connects_to_none(LocalCluster(workers=1), "^the local cluster does not answer: timed out$")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sea_pipeline.storage.paths import place
 from tests.support.contents import content, rows, stored
 from tests.support.damage import DAMAGE, OTHERS, Harm, changed, closed, flip, made_a_folder, unreadable
 from tests.support.kills import killed_around
+from tests.support.refused import refused
 from tests.support.world import ColourEncoder, Label, Shelved, draw_folder
 
 LATER = "another version"
@@ -244,9 +245,7 @@ def test_the_dataset_of_another_run_is_told_from_another_run(
     out = shutil.move(tmp_path / "labels", tmp_path / "kept")
     label(images=str(photos), top_n=2)
     other = (tmp_path / "labels" / "dataset.json").read_bytes()
-    with pytest.raises(
-        UserError, match=r"holds another run; choose another --out\. Differing: top_n: 2 there, 3 asked for"
-    ):
+    with refused(match=r"holds another run; choose another --out\. Differing: top_n: 2 there, 3 asked for"):
         label(images=str(photos))
     shutil.rmtree(tmp_path / "labels")
     shutil.move(out, tmp_path / "labels")
@@ -265,9 +264,7 @@ def test_a_folder_of_a_later_version_is_left_alone(label: Label, photos: Path, w
         held = path.read_bytes()
         changed(path, key, value=value)
         later = path.read_bytes()
-        with pytest.raises(
-            UserError, match=r"dataset\.json: (expected schema version 1 or 2, found 3|damaged, or written by)"
-        ):
+        with refused(match=r"dataset\.json: (expected schema version 1 or 2, found 3|damaged, or written by)"):
             label(images=str(photos))
         assert path.read_bytes() == later
         path.write_bytes(held)
