@@ -4,12 +4,10 @@
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.support.advice_table import FOLLOWED
 from tests.support.other_advice import OTHERS
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import MODULES, ROOT
 
 ADVISES = re.compile(
     r"\b(delete|remove|restore|put (it )?back|again)\b|another --out|--resume"
@@ -19,7 +17,7 @@ ADVISES = re.compile(
 
 def test_every_message_with_advice_is_in_the_table() -> None:
     known = [text for table in (FOLLOWED, OTHERS) for texts in table.values() for text in texts]
-    found = {text for package in ("sea_pipeline", "trainer") for text in _messages(ROOT / package)}
+    found = set(_messages())
     assert len(known) == len(set(known))
     assert sorted(found - set(known)) == [], "follow it in a test, and name that test here"
     assert sorted(set(known) - found) == [], "it is said no more"
@@ -32,9 +30,9 @@ def test_the_tests_that_follow_it_are_there() -> None:
         assert name in {function.name for function in functions}, where
 
 
-def _messages(package: Path) -> Iterator[str]:
-    """Texts of a package that advise something; docstrings and lists of words are none."""
-    for path in package.rglob("*.py"):
+def _messages() -> Iterator[str]:
+    """Texts of ours that advise something; docstrings and lists of words are none."""
+    for path in MODULES.values():
         tree = ast.parse(path.read_text())
         inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
         inner -= {id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)}

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import MODULES, ROOT
 
 ORDERS = {
     "sea_pipeline": "core < storage < {inputs, search} < {encoders, output} < execution < labels"
@@ -21,18 +20,6 @@ ORDERS = {
 """Rooms, ground first: one imports only from rooms below it. Those in braces do not import from each other."""
 MOVED = {"sea_pipeline": {"shards", "teacher"}, "trainer": {"recipe"}}
 """Old names of public files, which only say where they are now."""
-
-
-def modules() -> dict[str, Path]:
-    """All of ours, by name."""
-    found = {}
-    for path in [*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
 
 
 @cache

@@ -10,8 +10,8 @@ import open_clip.factory
 import pytest
 from transformers import PreTrainedModel, Trainer
 
-from tests.support.paths import ROOT
-from tests.support.private_names import Module, Row, library, rows, signature, source
+from tests.support.paths import MODULES, ROOT
+from tests.support.private_names import Module, Row, library, rows, signature
 
 PAGE = "docs/private-names.md"
 TEXT = (ROOT / PAGE).read_text("utf-8")
@@ -20,7 +20,7 @@ PRIVATE, PUBLIC = rows(TEXT)
 
 @cache
 def modules() -> dict[str, Module]:
-    return source(ROOT)
+    return {name: Module(file) for name, file in MODULES.items()}
 
 
 @cache

@@ -23,6 +23,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.labels.statistics import image_words, statistics
 from sea_pipeline.labels.store import LabelStore
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
 
@@ -128,7 +129,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
     from trainer.recipes import names as recipe_names
     from trainer.training import report_views
 
-    jobs = Path(__file__).parent.parent / "jobs"
+    jobs = ROOT / "jobs"
     for name in ("demo", "demo-baseline"):
         text = (jobs / f"{name}.yaml").read_text()
         text = re.sub(r"max_steps: \d+, (per_device_train_batch_size): 4", r"max_steps: 2, \1: 2", text)
@@ -158,11 +159,7 @@ def test_the_demo_command(command: Callable[..., Any], store: LabelStore, tmp_pa
 
 def test_the_wheel_brings_the_word_list(tmp_path: Path) -> None:
     """Built from the checkout as `pip install .` would build it."""
-    import subprocess
-    import sys
-
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, root]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
     subprocess.run([str(part) for part in command], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

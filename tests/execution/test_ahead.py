@@ -17,7 +17,7 @@ from sea_pipeline.core.parallel import ThreadPool, prefetched_map, torch_thread_
 from sea_pipeline.labels import stage as label_stage
 from sea_pipeline.search.exact import Backend, WordSearch
 from tests.support.contents import content
-from tests.support.paths import ROOT
+from tests.support.paths import MODULES
 from tests.support.search_twin import agree, twin, unit
 from tests.support.world import ColourEncoder, Label, draw_folder
 
@@ -65,9 +65,8 @@ def test_a_thread_without_memory_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 
 def test_no_other_pool_of_threads_is_opened() -> None:
     """Nor is its own `map` used, which waits for ever for a thread without memory."""
-    files = [file for package in ("sea_pipeline", "trainer") for file in (ROOT / package).rglob("*.py")]
-    found = [file for file in files if re.search(r"ThreadPoolExecutor|\bpool\.map\(", file.read_text("utf-8"))]
-    assert found == [ROOT / "sea_pipeline" / "core" / "parallel.py"]
+    found = [name for name, file in MODULES.items() if re.search(r"ThreadPoolExecutor|\bpool\.map\(", file.read_text())]
+    assert found == ["sea_pipeline.core.parallel"]
 
 
 @pytest.mark.parametrize(("count", "each"), [(1, 3), (2, 1), (3, 1), (5, 1)])

@@ -17,7 +17,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import is_url, place
 from tests.support.contents import content, read_all
-from tests.support.paths import ROOT
+from tests.support.paths import MODULES, ROOT
 from tests.support.photo_forms import copy_to, write_dataset, write_folder, write_list, write_parquet, write_tar
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
@@ -161,7 +161,7 @@ def test_arrow_is_given_open_files_alone() -> None:
         "sea_pipeline/inputs/sources/tables.py",
     }
     found = set()
-    for path in [*(ROOT / "sea_pipeline").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
+    for path in MODULES.values():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""

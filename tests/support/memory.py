@@ -8,7 +8,8 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 READY = "print('ready', flush=True); input()"
 """What a measured program does once it has imported what it needs."""
 

@@ -40,13 +40,6 @@ def rows(page: str) -> tuple[list[Row], list[Row]]:
     return first, second
 
 
-def source(root: Path) -> "dict[str, Module]":
-    """Our modules by name."""
-    files = [file for package in OURS for file in sorted((root / package).rglob("*.py"))]
-    names = (".".join(file.relative_to(root).with_suffix("").parts) for file in files)
-    return {name.removesuffix(".__init__"): Module(file) for name, file in zip(names, files, strict=True)}
-
-
 class Module:
     """A source file."""
 
