@@ -5,49 +5,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    Dinov2Model,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPTNeoXConfig,
-    GraniteConfig,
-    HrmTextConfig,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    Phi3Config,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    SmolLM3Config,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from trainer.model.assemble import init_model
 from trainer.model.parts import quiet
 
-LLMS: dict[str, Any] = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "gemma": GemmaConfig,
-    "phi3": Phi3Config,
-    "qwen2": Qwen2Config,
-}
-NEWER_LLMS: dict[str, Any] = {"qwen3": Qwen3Config, "gemma3_text": Gemma3TextConfig, "smollm3": SmolLM3Config}
-OTHER_LLMS: dict[str, Any] = {"gpt_neox": GPTNeoXConfig, "granite": GraniteConfig}
-"""GPT-NeoX's own folders name their weights otherwise than Llama's. Granite multiplies its inputs."""
-LAID_OUT: dict[str, Any] = {"mixtral": MixtralConfig, "hrm_text": HrmTextConfig}
+LAID_OUT = ("mixtral", "hrm_text")
 """Files hold Mixtral's experts one by one, memory stacks them. HRM's linear layers are fused in files alone."""
-TOWERS: dict[str, Any] = {
-    "clip": (CLIPVisionConfig, CLIPVisionModel),
-    "siglip": (SiglipVisionConfig, SiglipVisionModel),
-    "dinov2": (Dinov2Config, Dinov2Model),
-}
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -83,7 +47,7 @@ def tiny_tokenizer(path: Path, *, template: str | None = None) -> PreTrainedToke
 
 
 def tiny_llm(path: Path, family: str = "llama", *, template: str | None = None, **settings: Any) -> Path:
-    """A causal LM of two layers and width 32 with its tokenizer; `settings` go to its config."""
+    """A causal LM of a `model_type`, of two layers and width 32, with its tokenizer; `settings` go to its config."""
     tokenizer = tiny_tokenizer(path, template=template)
     sizes = {
         "vocab_size": VOCABULARY,
@@ -100,21 +64,15 @@ def tiny_llm(path: Path, family: str = "llama", *, template: str | None = None, 
     sizes |= {"head_dim": 8} if family in ("gemma", "gemma3_text") else {}
     if family == "hrm_text":  # it goes through its layers twice then, not eight times
         sizes |= {"H_cycles": 1, "L_cycles": 1}
-    _write(
-        AutoModelForCausalLM.from_config,
-        (LLMS | NEWER_LLMS | OTHER_LLMS | LAID_OUT)[family](**(sizes | settings)),
-        path,
-    )
-    return path
+    return _write(AutoModelForCausalLM, path, family, **(sizes | settings))
 
 
 def tiny_vision(path: Path, family: str = "clip", **settings: Any) -> Path:
     """A tower of three layers and width 16 for 32 x 32 pixels, patches of 8: a 4 x 4 grid; no image processor."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     sizes |= {"mlp_ratio": 2} if family == "dinov2" else {"intermediate_size": 24}
-    config, model = TOWERS[family]
-    _write(model, config(**(sizes | settings)), path)
-    return path
+    kind = family if family == "dinov2" else f"{family}_vision_model"
+    return _write(AutoModel, path, kind, **(sizes | settings))
 
 
 def tiny_model(path: Path, vision: str = "clip", llm: str = "llama", **settings: Any) -> Path:
@@ -124,7 +82,8 @@ def tiny_model(path: Path, vision: str = "clip", llm: str = "llama", **settings:
     return init_model(str(tower), str(tiny_llm(parts / "llm", llm)), path, **settings)
 
 
-def _write(make: Any, config: Any, path: Path) -> None:
+def _write(kind: Any, path: Path, model_type: str, **settings: Any) -> Path:
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        make(config).save_pretrained(path)
+        kind.from_config(AutoConfig.for_model(model_type, **settings)).save_pretrained(path)
+    return path
