@@ -19,6 +19,7 @@ from sea_pipeline.execution.sharded_job import run_job
 from sea_pipeline.inputs.samples import Listing
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage import publish
+from tests.support.contents import content
 from tests.support.count_job import CountJob, CountSettings
 from tests.support.heard import Heard, waited_for
 from tests.support.kills import killed_around
@@ -50,12 +51,6 @@ def count(images: Path, out: Path, reporter: Heard | None = None, **settings: An
 def counts(run: StageRun) -> dict[str, int]:
     tables = (pq.read_table(run.ledger.shard_path(shard)) for shard in range(run.ledger.dataset.shards))
     return {row["image_id"]: row["count"] for table in tables for row in table.to_pylist()}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files by name, but for the commits, which hold times."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not {".tmp", "commits"} & set(path.parts)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_it_is_one_small_class() -> None:

@@ -26,6 +26,7 @@ from sea_pipeline.execution.worker_pool import WorkerPool
 from sea_pipeline.inputs.samples import Sample, Version
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
+from tests.support.contents import content
 from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.worker_world import PlantedJob, PlantedStage, forked_workers, plant_fault, planted_ledger
@@ -62,13 +63,6 @@ def whole(tmp_path: Path) -> dict[str, bytes]:
     ledger = planted_ledger(tmp_path / "whole")
     run(ledger, PlantedStage(tmp_path / "no faults"), max_bad=0.5)
     return content(ledger.root)
-
-
-def content(root: Path) -> dict[str, bytes]:
-    """All that a finished folder says, but for what tells who made it and when."""
-    files = (file for file in root.rglob("*") if file.is_file())
-    kept = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
-    return {name: data for name, data in kept.items() if not name.startswith(("commits/", "logs/"))}
 
 
 def logs(root: Path) -> list[str]:

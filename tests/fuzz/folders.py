@@ -35,13 +35,13 @@ def labels(world: World, folder: Path, random: random.Random) -> str:
     if not isinstance(store, str):
         same_labels(store, truth, done)
         if not command("verify", out).code and (out / "commits").is_dir():
-            refuse_differing(content_or_none(out) or {}, whole, f"{done}: verify says that all is well")
+            refuse_differing(content(out), whole, f"{done}: verify says that all is well")
 
     def again() -> Ended:
         return world.label(inputs, out)
 
     end = brought_back(again, out, done)
-    refuse_differing(content_or_none(out) or {}, whole, f"{done}: run again ({end})")
+    refuse_differing(content(out), whole, f"{done}: run again ({end})")
     same_labels(open_labels(out), truth, done)
     return end
 
@@ -62,14 +62,6 @@ def _kept(world: World, inputs: Path) -> tuple[dict[str, bytes], dict[str, tuple
         other = command("label", "--images", inputs, "--out", world.root / "other", *world.options(**{"top-n": 2}))
         assert other.code == 0, other
     return content(world.root / "kept"), rows(open_labels(world.root / "kept"))
-
-
-def content_or_none(folder: Path) -> dict[str, bytes] | None:
-    """What a folder says, if all of it is there."""
-    try:
-        return content(folder)
-    except OSError:
-        return None
 
 
 def refuse_differing(found: dict[str, bytes], whole: dict[str, bytes], done: str) -> None:

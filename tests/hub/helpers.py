@@ -27,12 +27,6 @@ def kill_at(begun: Program, at: int, method: str, path: str, number: int) -> Non
         begun.signal(signal.SIGKILL)
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder but for what is on its way."""
-    found = (path for path in folder.rglob("*") if path.is_file() and ".tmp" not in path.parts)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
 def fetched(hub: Hub) -> list[str]:
     """The files that were downloaded."""
     return [path for method, path, _ in hub.asked if method == "GET" and ("/resolve/" in path or "/cdn/" in path)]

@@ -21,9 +21,9 @@ from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import select
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.paths import place
-from tests.hub.helpers import NAME, URL, clients_own, fetched, files_in, kill_at, left_beside, own
+from tests.hub.helpers import NAME, URL, clients_own, fetched, kill_at, left_beside, own
 from tests.hub.stand_in import READER, Hub, as_program
-from tests.support.contents import rows
+from tests.support.contents import files_in, rows
 from tests.support.kills import killed_around
 from tests.support.planted_targets import teach
 from tests.support.programs import Begin

@@ -29,9 +29,10 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage.parquet import open_parquet
 from tests.hub.helpers import NAME, URL, clients_own
 from tests.hub.stand_in import Hub
+from tests.support.damage import flip
 from tests.support.kills import killed_around
 from tests.support.paths import ROOT
-from tests.support.planted_targets import flip, teach
+from tests.support.planted_targets import teach
 from tests.support.table_readers import _plain
 from tests.support.world import COLOURS, Label, draw_folder
 

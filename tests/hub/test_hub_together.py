@@ -12,8 +12,9 @@ from sea_pipeline.hub import push as pushing
 from sea_pipeline.hub.pull import pull
 from sea_pipeline.hub.push import push
 from sea_pipeline.storage import locks
-from tests.hub.helpers import NAME, clients_own, fetched, files_in, left_beside, own
+from tests.hub.helpers import NAME, clients_own, fetched, left_beside, own
 from tests.hub.stand_in import Hub
+from tests.support.contents import files_in
 from tests.support.world import Label, draw_folder
 
 pytestmark = clients_own

@@ -21,12 +21,12 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage import publish
 from sea_pipeline.storage.remote import RemotePath
 from tests.support.contents import content, rows, stored
+from tests.support.damage import flip
 from tests.support.heard import Heard
 from tests.support.joins import listed_file, problems
 from tests.support.kills import killed_around
 from tests.support.old_labels import made_old
 from tests.support.photo_forms import copy_to
-from tests.support.planted_targets import flip
 from tests.support.refused import refused
 from tests.support.world import Label, draw_folder
 

@@ -11,8 +11,9 @@ import pytest
 
 from sea_pipeline.hub import pull as pulling
 from sea_pipeline.hub.pull import pull
-from tests.hub.helpers import NAME, clients_own, fetched, files_in, left_beside, own
+from tests.hub.helpers import NAME, clients_own, fetched, left_beside, own
 from tests.hub.stand_in import Hub
+from tests.support.contents import files_in
 from tests.support.damage import flip, made_a_folder
 from tests.support.kills import killed_around
 from tests.support.refused import refuses

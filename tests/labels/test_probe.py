@@ -18,6 +18,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.captioned_images import captioned_images, coverage, named_entries
 from sea_pipeline.labels.run import LabelSettings
 from sea_pipeline.labels.sign_probe import signed
+from tests.support.contents import content
 from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.world import COLOURS, ColourEncoder, draw
@@ -259,16 +260,9 @@ def test_label_looks_once_and_only_where_it_can(
 def test_the_probe_changes_nothing(hinted: Callable[..., list[str]], tmp_path: Path) -> None:
     for name, looks in (("with", True), ("without", False)):
         assert bool(hinted(-1, tmp_path / name, probe=looks)) is looks
-    files = {
-        name: {
-            path.relative_to(tmp_path / name): path.read_bytes()
-            for path in sorted((tmp_path / name).rglob("*"))
-            if path.is_file() and path.parent.name != "commits"  # they say when
-        }
-        for name in ("with", "without")
-    }
-    assert len(files["with"]) == 4 + 5 + 1  # the film is in quarantine
-    assert files["with"] == files["without"]
+    files = content(tmp_path / "with")
+    assert len(files) == 4 + 5 + 1  # the film is in quarantine
+    assert files == content(tmp_path / "without")
 
 
 def test_the_command_prints_tables_and_json(

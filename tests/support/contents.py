@@ -12,11 +12,14 @@ from sea_pipeline.inputs.sources import open_source
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Everything a finished folder says, byte by byte, but for the commits, which hold times and host names."""
-    names = ["manifest.json", "dataset.json", "words.txt", "words.parquet", "plan.parquet"]
-    files = [folder / name for name in names]
-    files += sorted((folder / "labels").iterdir()) + sorted((folder / "quarantine").glob("*"))
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    """Everything a finished folder says, byte by byte, but for what tells who made it and when."""
+    return files_in(folder, "commits", "logs")
+
+
+def files_in(folder: Path, *left_out: str) -> dict[str, bytes]:
+    """Every file of a folder but for what is on its way, and what is in folders of these names."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not {".tmp", *left_out} & set(path.parts))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def stored(url: str) -> dict[str, bytes]:

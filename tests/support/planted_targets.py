@@ -76,9 +76,3 @@ def teach(out: Path, name: CodecName = "int8") -> Path:
 
 def shard(folder: Path, number: int) -> Path:
     return folder / KIND / f"part-{number:05d}-of-00003.parquet"
-
-
-def flip(path: Path, offset: int, bit: int = 0) -> None:
-    damaged = bytearray(path.read_bytes())
-    damaged[offset] ^= 1 << bit
-    path.write_bytes(damaged)

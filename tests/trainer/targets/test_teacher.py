@@ -21,6 +21,7 @@ from sea_pipeline.inputs.samples import Listing, Sample
 from sea_pipeline.output.begin import open_or_create
 from sea_pipeline.storage.parquet import shard_footer
 from sea_pipeline.storage.publish import publish_bytes
+from tests.support.damage import flip
 from tests.support.planted_targets import (
     BAD,
     COUNT,
@@ -30,7 +31,6 @@ from tests.support.planted_targets import (
     WIDTH,
     PlantedStage,
     codec_of,
-    flip,
     image_id,
     planted,
     shard,
