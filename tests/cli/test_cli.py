@@ -12,6 +12,7 @@ from sea_pipeline import __version__, open_labels
 from sea_pipeline.cli.tables import labels as label_tables
 from sea_pipeline.labels.statistics import statistics
 from tests.support.clock import Clock
+from tests.support.programs import labelling
 from tests.support.world import ColourEncoder, draw_folder
 
 
@@ -20,7 +21,7 @@ def labelled(command: Any, words: Path, tmp_path: Path) -> Path:
     photos = draw_folder(tmp_path / "photos", 5)
     (photos / "003.png").write_bytes(b"")
     out = tmp_path / "labels"
-    code, stdout, stderr = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)
+    code, stdout, stderr = command(*labelling(photos, words, out))
     assert code == 0, stderr
     assert "4 labelled, 1 bad" in stdout
     assert "1 of 1 done" in stdout
@@ -38,11 +39,9 @@ def test_help_teaches_every_command(command: Any) -> None:
 
 
 def test_the_options_are_those_that_are_scripted_against(command: Any) -> None:
-    options = (
-        "--images --image-root --wordlist --encoder --top-n --out --limit --device --search --shard-size --max-bad"
-    )
+    options = "images image-root wordlist encoder top-n out limit device search shard-size max-bad"
     stdout = command("label", "--help")[1]
-    assert [option for option in options.split() if option not in stdout] == []
+    assert [option for option in options.split() if f"--{option}" not in stdout] == []
 
 
 def test_loading_a_model_is_no_waiting_for_images(
@@ -52,8 +51,7 @@ def test_loading_a_model_is_no_waiting_for_images(
     for module in ("labels.stage", "execution.run_report"):
         monkeypatch.setattr(f"sea_pipeline.{module}.time", clock)
     monkeypatch.setattr(encoder, "load", lambda: clock.passes(100))
-    photos, out = draw_folder(tmp_path / "photos", 5), tmp_path / "labels"
-    stdout = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)[1]
+    stdout = command(*labelling(draw_folder(tmp_path / "photos", 5), words, tmp_path / "labels"))[1]
     said = re.search(r"^time +load (\d+)%", stdout, re.MULTILINE)
     assert said is not None, stdout
     assert 90 < int(said[1]) <= 100
@@ -110,46 +108,28 @@ def test_status_and_verify(command: Any, labelled: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("code", "line", "expected"),
     [
-        (
-            ["label", "--top-n", "0", "--max-bad", "2"],
-            "--top-n: input should be greater than or equal to 1, found 0; --max-bad",
-        ),
-        (["label", "--device", "cuda:99"], "--device cuda:99"),
-        (["status", "nowhere"], "nowhere: expected a folder that sea-pipeline wrote"),
-        (["verify", "nowhere"], "nowhere"),
-        (["inspect", "nowhere"], "nowhere"),
+        (1, "label --top-n 0 --max-bad 2", "--top-n: input should be greater than or equal to 1, found 0; --max-bad"),
+        (1, "label --device cuda:99", "--device cuda:99"),
+        (1, "status nowhere", "nowhere: expected a folder that sea-pipeline wrote"),
+        (1, "verify nowhere", "nowhere"),
+        (1, "inspect nowhere", "nowhere"),
+        (2, "label --imges x", "--imges"),
+        (2, "label --top-n three", "--top-n"),
+        (2, "label --precision float8", "--precision"),
+        (2, "lable", "lable"),
+        (2, "inspect", "see sea-pipeline inspect --help"),
+        (2, "label --out", "'--out' requires an argument; see sea-pipeline label --help"),
+        (2, "plan --images 0", "--images"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_1(
-    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+def test_a_mistake_is_one_line_and_exit_1_or_2(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, line: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, stdout, stderr = command(*arguments)
-    assert (code, stdout) == (1, "")
-    assert stderr.startswith("error: ")
-    assert stderr.count("\n") == 1
-    assert expected in stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["label", "--imges", "x"], "--imges"),
-        (["label", "--top-n", "three"], "--top-n"),
-        (["label", "--precision", "float8"], "--precision"),
-        (["lable"], "lable"),
-        (["inspect"], "see sea-pipeline inspect --help"),
-        (["label", "--out"], "'--out' requires an argument; see sea-pipeline label --help"),
-        (["plan", "--images", "0"], "--images"),
-    ],
-)
-def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(
-    command: Any, arguments: list[str], expected: str
-) -> None:
-    code, stdout, stderr = command(*arguments)
-    assert (code, stdout) == (2, "")
+    found, stdout, stderr = command(*line.split())
+    assert (found, stdout) == (code, "")
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
     assert expected in stderr
@@ -157,7 +137,7 @@ def test_a_command_line_that_cannot_be_read_is_one_line_and_exit_2(
 
 def test_names_are_printed_as_they_are(command: Any, words: Path, tmp_path: Path) -> None:
     photos, out = draw_folder(tmp_path / ":cat: [b]", 2), tmp_path / "[/b]"
-    code, stdout, stderr = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", out)
+    code, stdout, stderr = command(*labelling(photos, words, out))
     assert (code, "[/b]" in stderr) == (0, True)
     assert ":cat: [b]" in stdout.replace("\n", "")
     assert "[/b]" in command("verify", out)[1]
@@ -176,8 +156,7 @@ def test_failed_shards_exit_3(
     command: Any, encoder: ColourEncoder, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     monkeypatch.setattr(encoder, step, Mock(side_effect=RuntimeError("no kernel image")))
-    photos = draw_folder(tmp_path / "photos", 2)
-    code, stdout, _ = command("label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "out")
+    code, stdout, _ = command(*labelling(draw_folder(tmp_path / "photos", 2), words, tmp_path / "out"))
     assert code == 3
     assert "shard 0 failed" in stdout
     assert "no kernel image" in stdout

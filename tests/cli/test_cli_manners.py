@@ -28,6 +28,7 @@ from sea_pipeline.cli.tables import training as training_tables
 from sea_pipeline.core.progress import Pace, progress_line
 from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.store import Labels
+from tests.support.programs import labelling
 from tests.support.report_world import run_folder
 from tests.support.world import draw_folder
 from trainer.recipes.paper_rows import named_recipes
@@ -85,10 +86,10 @@ def test_every_command_speaks_json(name: str) -> None:
 
 
 @pytest.fixture
-def labelled(command: Any, words: Path, tmp_path: Path) -> list[object]:
+def labelled(words: Path, tmp_path: Path) -> tuple[object, ...]:
     photos = draw_folder(tmp_path / "photos", 5)
     (photos / "003.png").write_bytes(b"")
-    return ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
+    return labelling(photos, words, tmp_path / "labels")
 
 
 def promised(name: str) -> set[str]:
@@ -97,7 +98,7 @@ def promised(name: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", option.help))
 
 
-def test_json_of_labels(command: Any, labelled: list[object], tmp_path: Path) -> None:
+def test_json_of_labels(command: Any, labelled: tuple[object, ...], tmp_path: Path) -> None:
     code, stdout, _ = command(*labelled, "--json")
     made = json.loads(stdout)
     assert (code, stdout.count("\n"), made["folder"]) == (0, 1, str(tmp_path / "labels"))
@@ -112,7 +113,7 @@ def test_json_of_labels(command: Any, labelled: list[object], tmp_path: Path) ->
     assert promised("status") == set(status)
 
 
-def test_json_of_verify(command: Any, labelled: list[object], tmp_path: Path) -> None:
+def test_json_of_verify(command: Any, labelled: tuple[object, ...], tmp_path: Path) -> None:
     command(*labelled)
     folder = tmp_path / "labels"
     found = json.loads(command("verify", folder, "--json")[1])
@@ -126,7 +127,7 @@ def test_json_of_verify(command: Any, labelled: list[object], tmp_path: Path) ->
     assert (code, str(shard) in problem, problem in stderr.replace("\n", " ")) == (1, True, True)
 
 
-def test_json_of_report(command: Any, labelled: list[object], tmp_path: Path) -> None:
+def test_json_of_report(command: Any, labelled: tuple[object, ...], tmp_path: Path) -> None:
     command(*labelled)
     run_folder(tmp_path / "run")
     out = tmp_path / "report.html"
@@ -217,6 +218,7 @@ LIMITS = "the system gives this process no more; raise its limits (ulimit -v, ul
     ("problem", "said"),
     [
         (OSError("it looks like\nno file"), "it looks like no file"),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe"),  # another one than the output
         (OSError(28, "No space left on device"), "No space left on device"),
         (OSError(2, "No such file or directory", "x.json"), "x.json: No such file or directory"),
         (OSError(28, "No space left on device", "x.json", None, "y.json"), "y.json: No space left on device"),

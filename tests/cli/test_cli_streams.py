@@ -18,6 +18,7 @@ from sea_pipeline.cli.talk import LOG
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels import run as label_run
 from tests.support.entries import MODULE
+from tests.support.programs import labelling
 from tests.support.world import draw_folder
 
 PROGRAM: Any = typer.main.get_command(app.app)
@@ -77,14 +78,6 @@ def test_a_stream_that_is_closed_is_thrown_away(tmp_path: Path, line: str) -> No
     assert ((tmp_path / "code").read_text(), done.stderr) == ("0\n", "")
 
 
-def test_another_pipe_that_breaks_is_no_closed_output(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise BrokenPipeError(32, "Broken pipe")
-
-    monkeypatch.setattr(label_run, "label_images", fail)
-    assert command("label") == (1, "", "error: Broken pipe\n")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [[], ["label"]], ids=["sea-pipeline", "label"])
 def test_h_is_help(command: Any, name: list[str]) -> None:
@@ -100,33 +93,32 @@ def test_help_says_the_exit_codes(command: Any) -> None:
 
 
 @pytest.fixture
-def labelling(words: Path, tmp_path: Path) -> list[object]:
-    photos = draw_folder(tmp_path / "photos", 3)
-    return ["label", "--images", photos, "--wordlist", words, "--top-n", 3, "--out", tmp_path / "labels"]
+def line(words: Path, tmp_path: Path) -> tuple[object, ...]:
+    return labelling(draw_folder(tmp_path / "photos", 3), words, tmp_path / "labels")
 
 
 @pytest.mark.parametrize("place", ["before", "behind", "variable"])
 def test_quiet_leaves_results_warnings_and_errors(
-    command: Any, labelling: list[object], monkeypatch: pytest.MonkeyPatch, place: str
+    command: Any, line: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     if place == "variable":
         monkeypatch.setenv("SEA_PIPELINE_QUIET", "1")
     before, behind = (["--quiet"] if place == each else [] for each in ("before", "behind"))
-    code, stdout, stderr = command(*before, *labelling, *behind)
+    code, stdout, stderr = command(*before, *line, *behind)
     assert (code, stderr) == (0, "")
     assert "3 labelled, 0 bad" in stdout
     assert command("status", "nowhere", "--quiet")[2].startswith("error: nowhere: ")
 
 
-def test_verbose_says_more_and_where_an_error_came_from(command: Any, labelling: list[object], tmp_path: Path) -> None:
-    plain = command(*labelling)[2]
+def test_verbose_says_more_and_where_an_error_came_from(command: Any, line: tuple[object, ...], tmp_path: Path) -> None:
+    plain = command(*line)[2]
     assert plain.splitlines() == [
         f"the labels go to {tmp_path / 'labels'}",
         f"embedding 8 words once; kept in {tmp_path / 'cache' / 'words'}",
     ]
     (tmp_path / "labels" / "manifest.json").unlink()
     (tmp_path / "labels" / "commits" / "00000.json").unlink()
-    said = command(*labelling, "--verbose")[2]
+    said = command(*line, "--verbose")[2]
     assert "shard 0: 3 images" in said
     said = command("status", "nowhere", "--verbose")[2]
     assert said.startswith("error: nowhere: ")
@@ -156,19 +148,19 @@ def test_the_log_is_as_it_was_when_a_command_has_ended(command: Any) -> None:
 
 
 def test_a_variable_of_the_environment_stands_for_an_option(
-    command: Any, labelling: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Any, line: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEA_PIPELINE_LABEL_TOP_N", "2")
     monkeypatch.setenv("SEA_PIPELINE_LABEL_OUT", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("SEA_PIPELINE_LABEL_JSON", "1")
     monkeypatch.setenv("SEA_PIPELINE_LABEL_QUIET", "true")
-    code, stdout, stderr = command(*labelling[:5])
+    code, stdout, stderr = command(*line[:5])
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["folder"] == str(tmp_path / "elsewhere")
     assert open_labels(tmp_path / "elsewhere").top_n == 2
-    assert json.loads(command(*labelling)[1])["folder"] == str(tmp_path / "labels"), "the command line comes first"
+    assert json.loads(command(*line)[1])["folder"] == str(tmp_path / "labels"), "the command line comes first"
     monkeypatch.setenv("SEA_PIPELINE_LABEL_TOP_N", "three")
-    code, _, stderr = command(*labelling[:5])
+    code, _, stderr = command(*line[:5])
     assert (code, stderr.count("\n")) == (2, 1)
     assert "SEA_PIPELINE_LABEL_TOP_N" in stderr
 
@@ -213,9 +205,7 @@ def test_control_characters_of_names_do_not_reach_the_terminal(command: Any, wor
     names = ["\x1b[31mred.png", "\x9b7m.png", "\x08\x7f.png"]
     for name in names:
         (photos / name).write_bytes(b"no image")
-    said = "".join(
-        command("label", "--images", photos, "--wordlist", words, "--out", out, "--top-n", 3, "--max-bad", 1)[1:]
-    )
+    said = "".join(command(*labelling(photos, words, out, "--max-bad", 1))[1:])
     said += command("status", out)[1]
     for name in names:
         said += command("inspect", out, name)[2]
