@@ -16,7 +16,6 @@ from distributed import Client
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.progress import SILENT
 from sea_pipeline.execution import driver, worker, worker_pool
-from sea_pipeline.execution import worker as workers
 from sea_pipeline.execution.cluster_settings import LocalCluster
 from sea_pipeline.execution.dask_clusters import connected
 from sea_pipeline.execution.driver import Driver, stage_plugin
@@ -50,7 +49,7 @@ def work(client: Client, tmp_path: Path) -> Work:
     def work(ledger: Ledger, job: PlantedJob | None = None, shards: range | None = None, **given: Any) -> RunReport:
         said: list[str] = given.pop("said", [])
         with stage_plugin(job or PlantedJob(tmp_path / "faults"), ledger) as plugin:
-            pool = WorkerPool(client, plugin, workers.ready, start_timeout=500, reporter=Heard(said))
+            pool = WorkerPool(client, plugin, worker.ready, start_timeout=500, reporter=Heard(said))
             with pool.open():
                 return Driver(pool, ledger, **({"max_bad": 0.5} | given)).run(shards)
 
@@ -109,9 +108,7 @@ def test_commits_name_two_processes_that_are_not_this_one(client: Client, work: 
     assert os.getpid() not in {pid for pid, _ in held.values()}
 
 
-def test_a_worker_that_is_killed_costs_nothing(
-    work: Work, tmp_path: Path, whole: dict[str, bytes], client: Client
-) -> None:
+def test_a_worker_that_is_killed_costs_nothing(work: Work, tmp_path: Path, whole: dict[str, bytes]) -> None:
     plant_fault(tmp_path / "faults", 4, "kill")
     ledger = planted_ledger(tmp_path / "out")
     report = work(ledger)
@@ -198,14 +195,14 @@ def test_a_worker_that_sees_another_folder_is_refused(client: Client, tmp_path: 
     with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
         assert plugin._visible_file is not None
         plugin._visible_file.unlink()  # as on a host that has a folder of that name of its own
-        pool = WorkerPool(client, plugin, workers.ready, start_timeout=500, reporter=SILENT)
+        pool = WorkerPool(client, plugin, worker.ready, start_timeout=500, reporter=SILENT)
         with pool.open(), pytest.raises(UserError, match="does not see the folder that the run writes to; give --out"):
             Driver(pool, ledger, max_bad=0.5).run()
     client.run(_see_for, 10)
 
 
 def _see_for(seconds: float) -> None:
-    workers._SEEN_SECONDS = seconds  # type: ignore[assignment]
+    worker._SEEN_SECONDS = seconds  # type: ignore[assignment]
 
 
 def test_a_model_that_does_not_load_is_one_line(work: Work, tmp_path: Path) -> None:
@@ -225,7 +222,7 @@ def test_no_worker_is_one_line(tmp_path: Path, client: Client, monkeypatch: pyte
     ledger = planted_ledger(tmp_path / "out")
     monkeypatch.setattr(WorkerPool, "_there", lambda self: set())
     with stage_plugin(PlantedJob(tmp_path / "faults"), ledger) as plugin:
-        pool = WorkerPool(client, plugin, workers.ready, start_timeout=2, reporter=SILENT)
+        pool = WorkerPool(client, plugin, worker.ready, start_timeout=2, reporter=SILENT)
         with pool.open(), pytest.raises(UserError, match="no worker has come for 2 s; see that the cluster starts"):
             Driver(pool, ledger, max_bad=0.5).run()
 
