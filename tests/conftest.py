@@ -23,7 +23,7 @@ from sea_pipeline.search import int8
 from sea_pipeline.storage import locks, retry
 from tests.support.photo_forms import s3_server
 from tests.support.programs import Begin, Program
-from tests.support.world import ColourEncoder, Label, Shelved, draw_folder, word_file
+from tests.support.world import ColourEncoder, Label, Shelved, draw_but_one, word_file
 from tests.support.world import main as label_colours
 
 STARTING = {"program", "client", "scheduler"}
@@ -134,7 +134,7 @@ def shelved(label: Label, shelf: Path) -> Shelved:
     def made(count: int, **settings: Any) -> Path:
         root = shelf / "-".join([str(count), *(f"{name}{value}" for name, value in settings.items())])
         if not root.exists():
-            (draw_folder(root / "photos", count) / "003.png").write_bytes(b"")
+            draw_but_one(root / "photos", count)
             label(images=str(root / "photos"), out=root / "labels", **settings)
         return root
 

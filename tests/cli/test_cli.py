@@ -13,14 +13,12 @@ from sea_pipeline.cli.tables import labels as label_tables
 from sea_pipeline.labels.statistics import statistics
 from tests.support.clock import Clock
 from tests.support.programs import labelling
-from tests.support.world import ColourEncoder, draw_folder
+from tests.support.world import ColourEncoder, draw_but_one, draw_folder
 
 
 @pytest.fixture
 def labelled(command: Any, words: Path, tmp_path: Path) -> Path:
-    photos = draw_folder(tmp_path / "photos", 5)
-    (photos / "003.png").write_bytes(b"")
-    out = tmp_path / "labels"
+    photos, out = draw_but_one(tmp_path / "photos", 5), tmp_path / "labels"
     code, stdout, stderr = command(*labelling(photos, words, out))
     assert code == 0, stderr
     assert "4 labelled, 1 bad" in stdout

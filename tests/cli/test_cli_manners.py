@@ -30,7 +30,7 @@ from sea_pipeline.labels import run as label_run
 from sea_pipeline.labels.store import Labels
 from tests.support.programs import labelling
 from tests.support.report_world import run_folder
-from tests.support.world import draw_folder
+from tests.support.world import draw_but_one
 from trainer.recipes.paper_rows import named_recipes
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
@@ -87,9 +87,7 @@ def test_every_command_speaks_json(name: str) -> None:
 
 @pytest.fixture
 def labelled(words: Path, tmp_path: Path) -> tuple[object, ...]:
-    photos = draw_folder(tmp_path / "photos", 5)
-    (photos / "003.png").write_bytes(b"")
-    return labelling(photos, words, tmp_path / "labels")
+    return labelling(draw_but_one(tmp_path / "photos", 5), words, tmp_path / "labels")
 
 
 def promised(name: str) -> set[str]:

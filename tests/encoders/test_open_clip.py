@@ -31,7 +31,7 @@ from tests.support.tiny_clip import (
     random_model,
     save_model,
 )
-from tests.support.world import COLOURS, draw, word_file
+from tests.support.world import COLOURS, draw
 
 PIXELS = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -43,11 +43,10 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(
-    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: Path
 ) -> Callable[..., tuple[int, str, str]]:
     """`sea-pipeline label` with real encoders, of the folder `photos`."""
     monkeypatch.setattr(label_run, "load_encoder", encoders.load_encoder)
-    words = word_file(tmp_path / "colours.txt")
 
     def label(spec: str, *arguments: object) -> tuple[int, str, str]:
         fixed = ("--images", tmp_path / "photos", "--wordlist", words, "--top-n", "3", "--device", "cpu")

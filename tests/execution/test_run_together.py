@@ -32,7 +32,7 @@ from tests.support.contents import content, stored
 from tests.support.kills import DEAD, killed_around
 from tests.support.programs import Begin, labelling
 from tests.support.worker_world import PlantedStage, planted_ledger
-from tests.support.world import BATCHES, Label, Shelved, draw_folder, draw_growing, grow, word_file
+from tests.support.world import BATCHES, Label, Shelved, draw_folder, draw_growing, grow
 
 
 @pytest.fixture
@@ -61,11 +61,10 @@ def test_a_kill_around_any_rename_loses_nothing(
 
 
 def test_sigkill_at_random_moments_loses_nothing(
-    label: Label, tmp_path: Path, program: Begin, monkeypatch: pytest.MonkeyPatch
+    label: Label, tmp_path: Path, words: Path, program: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(BATCHES, "8")  # of a shard each: the kills find it at work, however late they come
     photos = draw_folder(tmp_path / "photos", 400)
-    words = word_file(tmp_path / "colours.txt")
     label(images=str(photos), out=tmp_path / "whole", shard_size=8)
     command = labelling(photos, words, tmp_path / "killed", "--shard-size", 8, "--search", "torch")
     moments = random.Random(0)
@@ -89,17 +88,19 @@ def test_sigkill_at_random_moments_loses_nothing(
     assert not list((tmp_path / "killed" / ".tmp").iterdir())
 
 
-def test_two_runs_of_one_folder_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
+def test_two_runs_of_one_folder_at_once_do_no_harm(
+    label: Label, photos: Path, tmp_path: Path, words: Path, program: Begin
+) -> None:
     label(images=str(photos), out=tmp_path / "whole")
-    words = word_file(tmp_path / "colours.txt")
     command = labelling(photos, words, tmp_path / "both", "--shard-size", 4)
     both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert content(tmp_path / "both") == content(tmp_path / "whole")
 
 
-def test_two_runs_with_other_settings_at_once_never_mix(tmp_path: Path, photos: Path, program: Begin) -> None:
-    words = word_file(tmp_path / "colours.txt")
+def test_two_runs_with_other_settings_at_once_never_mix(
+    tmp_path: Path, words: Path, photos: Path, program: Begin
+) -> None:
     short = tmp_path / "short.txt"
     short.write_text("\n".join(reversed(words.read_text().split())))
     for number in range(2):

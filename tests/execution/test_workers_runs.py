@@ -23,7 +23,7 @@ from tests.support.contents import content
 from tests.support.kills import descendants
 from tests.support.programs import Begin, labelling
 from tests.support.worker_world import FAULTS, forked_workers, plant_fault, planted_ledger
-from tests.support.world import Label, draw_folder
+from tests.support.world import Label, draw_but_one
 
 PRELOAD = "tests.support.worker_world"
 assert distributed.__version__  # its settings must be there before any is changed
@@ -32,9 +32,7 @@ Scheduler = tuple[str, list[subprocess.Popen[bytes]]]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = draw_folder(tmp_path_factory.mktemp("world") / "photos", 18)
-    (folder / "003.png").write_bytes(b"bad")
-    return folder
+    return draw_but_one(tmp_path_factory.mktemp("world") / "photos", 18)
 
 
 @pytest.fixture

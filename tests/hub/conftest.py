@@ -19,7 +19,7 @@ from tests.hub.helpers import NAME
 from tests.hub.repositories import Repository
 from tests.hub.stand_in import Hub, served
 from tests.support.joins import whole_list
-from tests.support.world import Label, Shelved, draw_folder
+from tests.support.world import Label, Shelved, draw_but_one, draw_folder
 
 _DRAWN: dict[tuple[bytes, bytes], bytes] = {}
 """By the numbers that they show, the pictures of labels."""
@@ -101,9 +101,7 @@ def pushed(hub: Hub, labels: Path, _held: dict[str, Repository]) -> str:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Twenty-one photos in three folders, of which one cannot be read."""
-    photos = draw_folder(tmp_path / "photos", 21)
-    (photos / "003.png").write_bytes(b"bad")
-    return photos
+    return draw_but_one(tmp_path / "photos", 21)
 
 
 @pytest.fixture

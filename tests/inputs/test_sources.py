@@ -19,7 +19,7 @@ from tests.support.contents import content
 from tests.support.photo_forms import Photos, copy_to, failing_s3, photos_in, write_list, write_parquet, write_tars
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
-from tests.support.world import BATCHES, Label, draw_folder, word_file
+from tests.support.world import BATCHES, Label, draw_folder
 
 pytestmark = pytest.mark.usefixtures("no_long_waits")
 
@@ -154,14 +154,13 @@ def test_every_form_gives_the_same_rows(
 
 
 def test_a_killed_run_goes_on_from_where_it_was(
-    label: Label, tmp_path: Path, program: Begin, monkeypatch: pytest.MonkeyPatch
+    label: Label, tmp_path: Path, words: Path, program: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a stream, which has to be read from its beginning again."""
     monkeypatch.setenv(BATCHES, "6")
     settings = container("hf stream", photos_in(draw_folder(tmp_path / "photos", 24)), tmp_path)
     label(**settings, out=tmp_path / "whole", shard_size=2)
-    colours = word_file(tmp_path / "colours.txt")
-    process = program(*labelling(settings["images"], colours, tmp_path / "labels", "--shard-size", 2, "--streaming"))
+    process = program(*labelling(settings["images"], words, tmp_path / "labels", "--shard-size", 2, "--streaming"))
     commits = tmp_path / "labels" / "commits"
     while not (commits.is_dir() and len(list(commits.iterdir())) > 2):
         assert process.returncode is None

@@ -29,7 +29,7 @@ from tests.support.heard import Heard, waited_for
 from tests.support.kills import DEAD
 from tests.support.old_labels import made_old
 from tests.support.programs import FORKS
-from tests.support.world import Label, Shelved, draw_folder
+from tests.support.world import Label, Shelved, draw_but_one, draw_folder
 
 
 @pytest.fixture
@@ -241,9 +241,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_line(store: LabelStore, tmp_pat
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    photos = draw_folder(tmp_path / "photos", 9)
-    (photos / "003.png").write_bytes(b"")
-    return photos
+    return draw_but_one(tmp_path / "photos", 9)
 
 
 @pytest.fixture

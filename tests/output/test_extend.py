@@ -25,7 +25,7 @@ from tests.support.kills import killed_around
 from tests.support.photo_forms import write_folder, write_parquet, write_tar, write_tars
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
-from tests.support.world import ColourEncoder, Label, draw_folder, draw_growing, grow, word_file
+from tests.support.world import ColourEncoder, Label, draw_folder, draw_growing, grow
 
 
 @pytest.fixture
@@ -228,9 +228,8 @@ def test_a_plan_that_was_not_taken_up_does_not_count(label: Label, extended: Pat
     assert content(out) == content(extended / "after")
 
 
-def test_two_extensions_at_once_do_no_harm(extended: Path, tmp_path: Path, program: Begin) -> None:
+def test_two_extensions_at_once_do_no_harm(extended: Path, tmp_path: Path, words: Path, program: Begin) -> None:
     out = shutil.copytree(extended / "before", tmp_path / "both")
-    words = word_file(tmp_path / "colours.txt")
     command = labelling(extended / "photos", words, out, "--shard-size", 4, "--extend")
     both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]

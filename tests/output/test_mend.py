@@ -22,7 +22,7 @@ from tests.support.contents import content, rows, stored
 from tests.support.damage import DAMAGE, OTHERS, Harm, changed, closed, flip, made_a_folder, unreadable
 from tests.support.kills import killed_around
 from tests.support.refused import refused
-from tests.support.world import ColourEncoder, Label, Shelved, draw_folder
+from tests.support.world import ColourEncoder, Label, Shelved, draw_but_one, draw_folder
 
 LATER = "another version"
 """The one damage that no run mends: it may be a later program's."""
@@ -34,9 +34,7 @@ READ = [
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    photos = draw_folder(tmp_path / "photos", 9)
-    (photos / "003.png").write_bytes(b"")
-    return photos
+    return draw_but_one(tmp_path / "photos", 9)
 
 
 @pytest.fixture

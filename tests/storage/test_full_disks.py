@@ -22,7 +22,7 @@ from sea_pipeline.storage.publish import TEMPORARY, local_copy
 from sea_pipeline.storage.remote import RemotePath
 from tests.support.contents import stored
 from tests.support.refused import refused
-from tests.support.world import Label, draw_folder
+from tests.support.world import Label, draw_but_one
 
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
 
@@ -52,8 +52,7 @@ def test_a_full_disk_of_this_machine_damages_no_shard(
     label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard that cannot be copied here is not done again, nor called damaged."""
-    photos = draw_folder(tmp_path / "photos", 8)
-    (photos / "003.png").write_bytes(b"bad")
+    photos = draw_but_one(tmp_path / "photos", 8)
     label(images=str(photos), out="memory://x")
     before, store = stored("memory://x"), open_labels("memory://x", verify=False)
     plain, faults = RemotePath.download, [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]

@@ -32,16 +32,14 @@ from tests.support.kills import killed_around
 from tests.support.photo_forms import failing_s3
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
-from tests.support.world import BATCHES, ColourEncoder, Label, Shelved, draw_folder, word_file
+from tests.support.world import BATCHES, ColourEncoder, Label, Shelved, draw_but_one, draw_folder
 
 pytestmark = pytest.mark.usefixtures("no_long_waits", "empty_memory")
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    photos = draw_folder(tmp_path / "photos", 8)
-    (photos / "003.png").write_bytes(b"bad")
-    return photos
+    return draw_but_one(tmp_path / "photos", 8)
 
 
 def test_a_store_gets_the_bytes_that_a_folder_gets(label: Label, photos: Path, tmp_path: Path, s3: str) -> None:
@@ -167,12 +165,11 @@ def test_a_kill_around_any_upload_loses_nothing(label: Label, shelved: Shelved, 
 
 
 def test_sigkill_at_random_moments_loses_nothing(
-    label: Label, tmp_path: Path, s3: str, program: Begin, monkeypatch: pytest.MonkeyPatch
+    label: Label, tmp_path: Path, words: Path, s3: str, program: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(BATCHES, "6")
     photos = draw_folder(tmp_path / "photos", 32)
     label(images=str(photos), shard_size=2)
-    words = word_file(tmp_path / "colours.txt")
     command = labelling(photos, words, "s3://bucket/killed", "--shard-size", 2)
     moments = random.Random(0)
     left = []
@@ -306,9 +303,10 @@ def test_of_two_that_begin_at_once_the_first_one_decides(
     assert stored(out) == stored(str(tmp_path / "alone"))
 
 
-def test_two_runs_at_once_do_no_harm(label: Label, photos: Path, tmp_path: Path, s3: str, program: Begin) -> None:
+def test_two_runs_at_once_do_no_harm(
+    label: Label, photos: Path, tmp_path: Path, words: Path, s3: str, program: Begin
+) -> None:
     label(images=str(photos))
-    words = word_file(tmp_path / "colours.txt")
     command = labelling(photos, words, "s3://bucket/both", "--shard-size", 4)
     both = [program(*command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]

@@ -27,7 +27,7 @@ from sea_pipeline.storage.scratch import host
 from tests.support.contents import content
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
-from tests.support.world import Label, draw_folder, word_file
+from tests.support.world import Label, draw_but_one, draw_folder
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -210,9 +210,7 @@ def test_a_dead_process_that_its_parent_never_asked_after_is_dead(clear: Any, tm
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    photos = draw_folder(tmp_path / "photos", 18)
-    (photos / "003.png").write_bytes(b"bad")
-    return photos
+    return draw_but_one(tmp_path / "photos", 18)
 
 
 @pytest.mark.slow
@@ -250,11 +248,12 @@ def test_full_at_random_writes(
     assert not list((tmp_path / "labels" / ".tmp").iterdir())
 
 
-def test_full_for_real_at_the_largest_files(label: Label, photos: Path, tmp_path: Path, program: Begin) -> None:
+def test_full_for_real_at_the_largest_files(
+    label: Label, photos: Path, tmp_path: Path, words: Path, program: Begin
+) -> None:
     """A file size limit just below each of the larger files of a run."""
     label(images=str(photos), out=tmp_path / "whole", max_bad=0.5)
     sizes = sorted({len(data) for data in content(tmp_path / "whole").values()})
-    words = word_file(tmp_path / "colours.txt")
     command = labelling(photos, words, tmp_path / "labels", "--shard-size", 4, "--max-bad", 0.5)
     for limit in (sizes[-1] - 1, sizes[-3] - 1):
         done = program(*command, file_size=limit)

@@ -105,6 +105,13 @@ def draw_folder(folder: Path, count: int, seed: int = 0) -> Path:
     return folder
 
 
+def draw_but_one(folder: Path, count: int) -> Path:
+    """As `draw_folder`, but the fourth file is empty."""
+    draw_folder(folder, count)
+    (folder / "003.png").write_bytes(b"")
+    return folder
+
+
 def draw_growing(folder: Path) -> Path:
     """Ten of sixteen pictures; `grow` brings the others, whose ids lie between theirs."""
     draw_folder(folder, 16)
