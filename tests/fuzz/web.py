@@ -5,11 +5,12 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
 
 from tests.fuzz.worlds import Case, World
+from tests.support.loopback import Handler, Loopback
 from tests.support.photo_forms import write_list, write_parquet, write_tars
 
 LASTING, PASSING = (400, 401, 403, 404, 410, 451), (429, 500, 502, 503)
@@ -19,13 +20,11 @@ Faults = dict[str, tuple[int, int | str]]
 """By path: from which request on, and which status or oddity it is answered with."""
 
 
-class Server(ThreadingHTTPServer):
+class Server(Loopback):
     """Serves a folder; `faults` is what it does instead. With `parts`, it sends parts of files, too."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path, faults: Faults, parts: bool = True) -> None:
-        super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
+        super().__init__(functools.partial(_Handler, directory=str(folder)))
         self.faults, self.asked, self.lock, self.parts = faults, dict[str, int](), threading.Lock(), parts
         self.failed: set[str] = set()
         self.says_length = True
@@ -44,17 +43,9 @@ class Server(ThreadingHTTPServer):
             self.failed.add(path)
             return what
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
-
-class _Handler(SimpleHTTPRequestHandler):
+class _Handler(Handler, SimpleHTTPRequestHandler):
     server: Server
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.server.raw.append(self.path)
@@ -104,25 +95,17 @@ class _Handler(SimpleHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2] if broken else data)
         self.close_connection = broken or not self.server.says_length
 
-    def log_message(self, format: str, *given: object) -> None:
-        pass
-
 
 @contextmanager
 def served(folder: Path, faults: Faults, *, parts: bool = True) -> Iterator[Server]:
     """A server of a folder, on loopback."""
     from fsspec.implementations.http import HTTPFileSystem
 
-    server = Server(folder, faults, parts)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        HTTPFileSystem.clear_instance_cache()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with Server(folder, faults, parts) as server:
+        try:
+            yield server
+        finally:
+            HTTPFileSystem.clear_instance_cache()
 
 
 _ASKED: list[tuple[str, list[str]]] = [

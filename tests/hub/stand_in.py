@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -21,6 +20,7 @@ import pytest
 import yaml
 
 from tests.hub.repositories import RefusalError, Repository, Stored
+from tests.support.loopback import Handler, Loopback
 
 WRITER, READER = "hf_writer", "hf_reader"
 """Tokens: `owner`'s, who may write; `guest`'s, who may read what is public."""
@@ -33,13 +33,11 @@ Fault = Callable[[str, str, int], int | None]
 """Method, path and how many requests there were -> the status that is answered instead; 0: the connection is cut."""
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Loopback):
     """The server; what it holds is there for tests to look at and to change."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         """By sha256, what is over LFS."""
@@ -53,10 +51,6 @@ class Hub(ThreadingHTTPServer):
         self.asks_to_wait: dict[str, str] = {}
         """Headers of the faults."""
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
     def tree(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """The files of a revision."""
         repository = self.repositories[name]
@@ -69,15 +63,11 @@ class Hub(ThreadingHTTPServer):
         tree |= {path: Stored(data, path.endswith(_LFS)) for path, data in files.items() if data is not None}
         repository.commit({path: file for path, file in tree.items() if files.get(path, b"") is not None}, "by hand")
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: Hub
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         split = urlsplit(self.path)
         path, self.query = unquote(split.path, errors="strict"), parse_qs(split.query)
@@ -102,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         except RefusalError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.said}
             headers |= self.server.asks_to_wait if fault else {}
-            self._answer(refusal.status, json.dumps({"error": refusal.said}).encode(), **headers)
+            self.answer(refusal.status, json.dumps({"error": refusal.said}).encode(), **headers)
 
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
@@ -283,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
         linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
         # By another name of this machine: the client takes redirects on the hub itself for moved repositories.
         elsewhere = self.server.url.replace("127.0.0.1", "localhost")
-        self._answer(302, b"", Location=f"{elsewhere}/cdn/{file.sha256}", **headers, **linked)
+        self.answer(302, b"", Location=f"{elsewhere}/cdn/{file.sha256}", **headers, **linked)
 
     def cdn(self, body: bytes, sha256: str) -> None:
         self._file(self.server.objects[sha256], ETag=f'"{sha256}"')
@@ -297,22 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(total - 1, int(last) if last else total - 1)
             data, status = data[int(first) : end + 1], 206
             headers["Content-Range"] = f"bytes {first}-{end}/{total}"
-        self._answer(status, data, **{"Accept-Ranges": "bytes"}, **headers)
+        self.answer(status, data, **{"Accept-Ranges": "bytes"}, **headers)
 
     def _json(self, value: Any, status: int = 200, **headers: str) -> None:
-        self._answer(status, json.dumps(value).encode(), **{"Content-Type": "application/json"}, **headers)
-
-    def _answer(self, status: int, data: bytes, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, format: str, *given: object) -> None:
-        pass
+        self.answer(status, json.dumps(value).encode(), **{"Content-Type": "application/json"}, **headers)
 
 
 _NAME = r"([^/]+/[^/]+)"
@@ -341,36 +319,31 @@ def served(patch: pytest.MonkeyPatch, home: Path) -> Iterator[Hub]:
     import huggingface_hub
     from huggingface_hub import HfFileSystem, constants
 
-    hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    settings = {
-        "HF_HOME": str(home),
-        "HF_TOKEN": WRITER,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    for name, value in settings.items():
-        patch.setenv(name, value)
-    # Read from the environment once, when it was imported.
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    patch.setattr(constants, "ENDPOINT", hub.url)
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
-    HfFileSystem.clear_instance_cache()
-    try:
-        yield hub
-    finally:
-        huggingface_hub.close_session()
+    with Hub() as hub:
+        settings = {
+            "HF_HOME": str(home),
+            "HF_TOKEN": WRITER,
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        # Read from the environment once, when it was imported.
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
         HfFileSystem.clear_instance_cache()
-        hub.shutdown()
-        hub.server_close()
-        thread.join()
+        try:
+            yield hub
+        finally:
+            huggingface_hub.close_session()
+            HfFileSystem.clear_instance_cache()
 
 
 def as_program() -> None:

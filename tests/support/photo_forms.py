@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from tests.support.loopback import Handler, Loopback
 
 Photos = dict[str, bytes]
 """Bytes by id."""
@@ -133,15 +134,13 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
         server.stop()
 
 
-class FailingProxy(ThreadingHTTPServer):
+class FailingProxy(Loopback):
     """Passes requests on to a server, but answers the first `faults` for each image with a status of its own; with
     `all_files` those for each file, to read or to write.
     """
 
-    daemon_threads = True
-
     def __init__(self, upstream: str, status: int, faults: int, all_files: bool) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.upstream, self.status, self.faults, self.all_files = upstream, status, faults, all_files
         self.asked: dict[str, int] = {}
         self.lock = threading.Lock()
@@ -153,41 +152,29 @@ class FailingProxy(ThreadingHTTPServer):
             self.asked[path] = self.asked.get(path, 0) + 1
             return self.asked[path] <= self.faults
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: FailingProxy
-    protocol_version = "HTTP/1.1"  # which answers «Expect: 100-continue»
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.server.faulty(f"{self.command} {self.path}"):
             body = b"<Error><Code>InternalError</Code><Message>for a while</Message></Error>"
-            status, headers = self.server.status, [("Content-Type", "application/xml")]
+            self.answer(self.server.status, body, **{"Content-Type": "application/xml"})
         else:
             connection = HTTPConnection(self.server.upstream)
             passed_on = {name: value for name, value in self.headers.items() if name != "Expect"}
             connection.request(self.command, self.path, sent, passed_on)
             response = connection.getresponse()
-            body, status, headers = response.read(), response.status, response.getheaders()
+            body = response.read()
             connection.close()
-        self.send_response(status)
-        for name, value in headers:
-            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
-                self.send_header(name, value)
-        length = dict(headers).get("Content-Length") if self.command == "HEAD" else None
-        self.send_header("Content-Length", length or str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+            ours = {"content-length", "transfer-encoding", "connection", "date", "server"}
+            headers = {name: value for name, value in response.getheaders() if name.lower() not in ours}
+            if self.command == "HEAD":
+                headers["Content-Length"] = response.headers.get("Content-Length", "0")
+            self.answer(response.status, body, **headers)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @contextmanager
@@ -197,19 +184,14 @@ def failing_s3(
     """Makes s3:// fail for a while."""
     import s3fs
 
-    proxy = FailingProxy(upstream, status, faults, all_files)
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    s3fs.S3FileSystem.clear_instance_cache()
-    try:
-        yield proxy
-    finally:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{upstream}")
+    with FailingProxy(upstream, status, faults, all_files) as proxy:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         s3fs.S3FileSystem.clear_instance_cache()
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join()
+        try:
+            yield proxy
+        finally:
+            patch.setenv("AWS_ENDPOINT_URL", f"http://{upstream}")
+            s3fs.S3FileSystem.clear_instance_cache()
 
 
 def encoded(form: str, image: Image.Image, **options: Any) -> bytes:
