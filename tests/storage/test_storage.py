@@ -5,6 +5,7 @@ import fcntl
 import os
 import pwd
 import random
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,10 @@ from tests.support.contents import content
 from tests.support.programs import Begin, labelling
 from tests.support.refused import refused
 from tests.support.world import Label, draw_but_one, draw_folder
+
+
+def denied(path: object) -> PermissionError:
+    return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -54,10 +59,8 @@ def test_a_disk_that_cannot_be_written_is_a_clear_line(tmp_path: Path, code: int
         "system": OSError(code, os.strerror(code), tmp_path / "file"),
         "library": RuntimeError(f"Data processing error: I/O error: {os.strerror(code)} (os error {code})"),
     }
-    with (
-        refused(os.strerror(code), "the same command again", match="file: cannot be written"),
-        publish(tmp_path / "file", tmp_path),
-    ):
+    said = (os.strerror(code), "the same command again", "file: cannot be written")
+    with refused(*said), publish(tmp_path / "file", tmp_path):
         raise problems[said_by]
 
 
@@ -68,7 +71,7 @@ def test_a_cache_that_cannot_be_written_is_a_clear_line(
     """Its message names the variable, as no option chooses the cache's folder; that of other folders does not."""
 
     def refuse(path: Path, *_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        raise denied(path)
 
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(*{"rename": (os, "replace")}.get(refusing, (Path, refusing)), refuse)
@@ -88,7 +91,7 @@ def test_a_user_without_a_home_folder_is_told_to_name_one(tmp_path: Path, monkey
     with refused("no home folder of this user; set it to a folder that can", start="SEA_PIPELINE_CACHE: "):
         cache_folder()
     with refused("Permission denied; choose a folder that can be written"), writing(tmp_path / "out"):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "out"))
+        raise denied(tmp_path / "out")
     assert expanded("~/clip") == Path("~/clip")
     monkeypatch.setenv("SEA_PIPELINE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
@@ -109,23 +112,20 @@ def test_a_file_is_locked_on_a_network_drive_too(tmp_path: Path, monkeypatch: py
         assert has_lock
 
 
-def test_a_library_that_cannot_read_does_not_blame_the_output(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="os error 13"), publish(tmp_path / "file", tmp_path):
-        raise RuntimeError("Permission denied (os error 13)")
-
-
-def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), publish(tmp_path / "file", tmp_path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/weights.safetensors")
+@pytest.mark.parametrize(
+    "problem", [denied("/elsewhere/weights.safetensors"), RuntimeError("Permission denied (os error 13)")]
+)
+def test_rights_that_lack_elsewhere_are_not_blamed_on_the_output(tmp_path: Path, problem: Exception) -> None:
+    """Also where a library tells of them, which cannot read."""
+    with pytest.raises(type(problem), match=re.escape(str(problem))), publish(tmp_path / "file", tmp_path):
+        raise problem
 
 
 def test_a_full_disk_is_blamed_on_the_target_of_a_copy(tmp_path: Path) -> None:
     """Python names both files, the source first."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/part", None, str(tmp_path / "out" / "part"))
-    with (
-        refused("out: cannot be written: No space left on device; free some space"),
-        writing(tmp_path / "out", tmp_path),
-    ):
+    said = "out: cannot be written: No space left on device; free some space"
+    with refused(said), writing(tmp_path / "out", tmp_path):
         raise full
 
 
@@ -134,14 +134,14 @@ def test_rights_that_lack_are_seen_however_the_output_is_spelled(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="out/file: cannot be written"), publish(Path("out/file"), Path("out")):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "out" / "file"))
+        raise denied(tmp_path / "out" / "file")
 
 
 def test_a_folder_is_not_blamed_for_what_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for beside in ("weights", str(tmp_path / "weights")):
         with pytest.raises(PermissionError), publish_folder(Path("model")):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), beside)
+            raise denied(beside)
     with pytest.raises(UserError) as problem, publish_folder(Path("model")) as scratch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch.absolute() / "weights"))
     assert str(problem.value).endswith("No space left on device; free some space and run the same command again")
@@ -151,10 +151,8 @@ def test_a_folder_is_not_blamed_for_what_it_is_made_of(tmp_path: Path, monkeypat
 def test_a_folder_that_another_has_made_or_that_is_in_use_is_a_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        pytest.raises(UserError, match="model: cannot be written: Directory not empty; choose another folder"),
-        publish_folder(tmp_path / "model"),
-    ):
+    said = "model: cannot be written: Directory not empty; choose another folder"
+    with refused(said), publish_folder(tmp_path / "model"):
         (tmp_path / "model" / "of another").mkdir(parents=True)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -184,8 +182,7 @@ def test_of_two_without_a_lock_between_them_the_first_file_stays(
 
 
 def test_a_file_system_without_links_has_first_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unable = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=unable))
+    monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=PermissionError(errno.EPERM, "not permitted")))
     publish_bytes(tmp_path / "codec", b"first", tmp_path, exclusive=True)
     with pytest.raises(FileExistsError):
         publish_bytes(tmp_path / "codec", b"second", tmp_path, exclusive=True)
