@@ -13,6 +13,7 @@ from sea_pipeline.cli.tables import labels as label_tables
 from sea_pipeline.labels.statistics import statistics
 from tests.support.clock import Clock
 from tests.support.programs import labelling
+from tests.support.refused import refuses
 from tests.support.world import ColourEncoder, draw_but_one, draw_folder
 
 
@@ -84,12 +85,8 @@ def test_inspect_of_one_image(command: Any, labelled: Path) -> None:
     answer = json.loads(command("inspect", labelled, "a/001.png", "--json")[1])
     assert answer["grid"] == [3, 4]
     assert len(answer["words"]) == len(answer["scores"]) == 12
-    code, _, stderr = command("inspect", labelled, "003.png")
-    assert code == 1
-    assert "'003.png' was not labelled: read: the file holds 0 bytes" in stderr
-    code, _, stderr = command("inspect", labelled, "a/100.png")
-    assert code == 1
-    assert "'a/100.png' is none of the 4 images; the nearest is 'a/00" in stderr
+    refuses(command, "'003.png' was not labelled: read: the file holds 0 bytes", "inspect", labelled, "003.png")
+    refuses(command, "'a/100.png' is none of the 4 images; the nearest is 'a/00", "inspect", labelled, "a/100.png")
 
 
 def test_status_and_verify(command: Any, labelled: Path) -> None:
@@ -145,8 +142,7 @@ def test_names_are_printed_as_they_are(command: Any, words: Path, tmp_path: Path
 def test_a_name_that_no_file_can_have_is_one_line(command: Any, words: Path, tmp_path: Path, name: str) -> None:
     photos = draw_folder(tmp_path / "photos", 1)
     for arguments in (["--images", name], ["--images", photos, "--out", name], ["--wordlist", name]):
-        code, _, stderr = command("label", "--wordlist", words, "--top-n", 3, *arguments)
-        assert (code, stderr.count("\n"), stderr[:6]) == (1, 1, "error:")
+        assert refuses(command, "", "label", "--wordlist", words, "--top-n", 3, *arguments).startswith("error:")
 
 
 @pytest.mark.parametrize("step", ["load", "patches"])
