@@ -122,7 +122,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         begin_run(out, fields, recipe, resume, stages, image_hashes)
     reporter = reporter if args.process_index == 0 else SILENT
     if run_folder.is_finished(out):
-        return _finished(out, reporter)
+        return _finished(out, fields, reporter)
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     say_template(inputs.folder.processor.tokenizer, recipe.data.template, reporter)
     say_what_is_shared(inputs.conversations, recipe.data, reporter)
@@ -138,14 +138,14 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         ending_trackers(),
     ):
         if run_folder.is_finished(out):  # by another run, for which this one waited
-            return _finished(out, reporter)
+            return _finished(out, fields, reporter)
         # Another run may have begun the folder before it was claimed.
         run_folder.check_run(out, fields, recipe, image_hashes)
         return _Training(inputs, out, fields, reporter).finish()
 
 
-def _finished(out: Path, reporter: Reporter) -> TrainRun:
-    reporter.message(f"{out}: this run is finished")
+def _finished(out: Path, fields: dict[str, Any], reporter: Reporter) -> TrainRun:
+    reporter.message("; ".join(filter(None, (f"{out}: this run is finished", run_folder.labels_grown(out, fields)))))
     return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile, "start", "end", "steps", "seconds"))
 
 

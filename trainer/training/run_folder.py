@@ -256,6 +256,10 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
             f"{start_folder(recipe)}: has changed since {out} began with it: {said}; put it back and run the same "
             "command again, or choose another --out"
         )
+    if (more_labels := labels_grown(out, fields)) and all(each.startswith("label") for each in differences):
+        raise UserError(
+            f"{out}: {more_labels}; remove this folder to begin it again with them, or choose another --out"
+        )
     more = fields.get("left_out", [0])[0] - record.fields.get("left_out", [0])[0]
     if more > 0 and record.fields.get("data") == fields.get("data"):
         raise UserError(
@@ -264,6 +268,15 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
             "--out"
         )
     raise UserError(f"{out}: holds another run: {said}; choose another --out")
+
+
+def labels_grown(out: Path, fields: dict[str, Any]) -> str:
+    """Say how many more images of a run have labels than when it began, or nothing."""
+    begun = load_record(out / "run.json", RunFile).fields
+    before, now = begun.get("labelled"), fields["labelled"]
+    if not before or not now or now <= before or begun.get("labels") != fields["labels"]:
+        return ""
+    return f"{before:,} of its images had labels when it began, and {now:,} have some now"
 
 
 def is_finished(out: Path) -> bool:
@@ -319,7 +332,7 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes
     """Describe each setting and input that differs from those of a folder's run, by the key that users write.
 
     A setting that is not given has its default. In a finished run nothing is trained any more, so the number
-    of processes may be another.
+    of processes may be another, and its labels may have grown.
 
     Raises:
         UserError: the folder's record is damaged.
@@ -331,6 +344,7 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes
     except UserError as damage:
         raise UserError(f"{damage}; restore it, or choose another --out") from damage
     accumulation = f"{_ARGUMENTS}{ACCUMULATION}"
+    both = found.images.keys() & image_hashes.keys()  # earlier versions write none
     pair = [_with_defaults(found.fields, fields), _with_defaults(fields, found.fields)]
     for each in pair:  # an earlier version may have written more arguments
         schedule = each.get(f"{_ARGUMENTS}lr_scheduler_type")
@@ -342,10 +356,13 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes
         if arguments.get(ACCUMULATION, 1) == recipe.training_arguments.get(ACCUMULATION, 1):
             for each in pair:
                 each.pop(accumulation, None)
+        if labels_grown(out, fields):
+            both -= {"labels"}
+            for each in pair:
+                del each["labelled"]
     shown = {accumulation: _MICRO_BATCHES, "transfer": "labels.transfer", "crops": "labels.crops"}
-    both = sorted(image_hashes.keys() & found.images.keys())  # earlier versions write none
     for each, hashes in zip(pair, (found.images, image_hashes), strict=True):
-        each |= {f"{name} (sha256 of their images)": hashes[name] for name in both}
+        each |= {f"{name} (sha256 of their images)": hashes[name] for name in sorted(both)}
     named = [{shown.get(key, key.removeprefix("recipe.")): value for key, value in each.items()} for each in pair]
     return differing_fields(named[0], named[1])
 

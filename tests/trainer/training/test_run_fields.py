@@ -18,6 +18,7 @@ from sea_pipeline.core.progress import SILENT
 from sea_pipeline.labels.run import LabelSettings, label_images
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run
+from tests.support.heard import Heard
 from tests.support.refused import refused
 from tests.support.run_values import write_run
 from tests.support.tiny_models import tiny_llm, tiny_vision
@@ -345,8 +346,15 @@ def test_labels_of_more_images_of_the_data_are_others(tiny: World, tmp_path: Pat
     assert train(recipe, tmp_path / "out") == first
     shutil.copy2(tiny.data.parent / "images" / every[4], images / every[4])
     label_images(LabelSettings.of(**asked, extend=True))
-    with pytest.raises(UserError, match="holds another run: labelled"):
+    heard, grown = Heard(), "3 of its images had labels when it began, and 4 have some now"
+    assert train(recipe, tmp_path / "out", reporter=heard) == first
+    assert any(said.endswith(f"this run is finished; {grown}") for said in heard.lines)
+    (tmp_path / "out" / "summary.json").unlink()  # as if it were stopped after its last checkpoint
+    with refused(f"{grown}; remove this folder to begin it again with them, or choose another --out"):
         train(recipe, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    train(recipe, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["fields"]["labelled"] == 4
 
 
 def test_parts_that_changed_in_their_folder_make_another_model(tmp_path: Path) -> None:
