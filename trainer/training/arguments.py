@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
+from transformers.utils import is_liger_kernel_available
 
 from sea_pipeline.core.errors import UserError, one_line
 from trainer.measures.metrics import HIGHER_IS_BETTER
@@ -104,6 +105,7 @@ def training_arguments(recipe: Recipe, out: Path, *, finished: bool = False) -> 
         )
     if not finished:
         _check_devices(args)
+        _check_liger(args)
         _check_fsdp(args, recipe)
     if peaks and not finished:  # a first check; the data has yet to say how many steps there are
         steps = args.max_steps if args.max_steps > 0 else 1000 + 10 * int(args.warmup_steps)
@@ -211,7 +213,7 @@ def _refuse_launched(given: Mapping[str, Any]) -> None:
             wanted = " or ".join(f"training_arguments.{key}" for key in keys)
             raise UserError(
                 f"the environment variable {name} is {said!r}, which run.json would not say; set {wanted} in its "
-                f"place, and unset {name}"
+                f"place, or unset {name} (accelerate launch sets it by its own configuration)"
             )
 
 
@@ -234,6 +236,17 @@ def _check_devices(args: TrainingArguments) -> None:
             f"expected one GPU for a process; found {args.n_gpu}; begin with "
             f"torchrun --nproc-per-node {args.n_gpu} -m sea_pipeline train, or set the environment's "
             "CUDA_VISIBLE_DEVICES to one of them, such as 0"
+        )
+
+
+def _check_liger(args: TrainingArguments) -> None:
+    """Refuse kernels that transformers would look for only when the model is loaded and measured."""
+    if args.use_liger_kernel and args.device.type == "cpu":
+        raise UserError("training_arguments.use_liger_kernel: its kernels need a GPU; leave it out")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise UserError(
+            "training_arguments.use_liger_kernel: expected the package liger-kernel; found none; pip install "
+            "liger-kernel, or leave it out"
         )
 
 

@@ -233,10 +233,6 @@ def test_a_service_that_is_not_installed_is_named_before_anything_is_read(tiny: 
     [
         ({"optim": "sgd", "optim_args": "momentum=x"}, "training_arguments.optim: "),
         ({"adam_beta1": 2.0}, "training_arguments.optim: Invalid beta parameter"),
-        (
-            {"use_liger_kernel": True},
-            "out: training has stopped: .*pip install liger-kernel`; install what is missing, and run",
-        ),
         ({"fsdp": True, "fsdp_config": "nowhere.json"}, "training_arguments: .*nowhere.json"),
         ({"accelerator_config": {"nonesuch": 1}}, "training_arguments: .*nonesuch"),
         ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),

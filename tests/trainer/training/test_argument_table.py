@@ -117,6 +117,7 @@ def test_several_gpus_in_one_process_are_refused_before_any_work(
         ("warmup_steps", -1, "training_arguments.warmup_steps=VALUE"),
         ("tf32", True, "training_arguments.tf32=false"),
         ("fp16", True, "it does nothing without a GPU"),
+        ("use_liger_kernel", True, "its kernels need a GPU; leave it out"),
         ("learning_rate", 1e-3, "set `seed`, `learning_rates` or --out instead"),
         ("max_grad_norm", None, "expected a number, 0 for no clipping; found None"),
         ("max_grad_norm", -1, "expected a number, 0 for no clipping; found -1"),

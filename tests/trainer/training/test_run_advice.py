@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -166,18 +167,19 @@ def test_a_resume_of_nothing_makes_neither_model_nor_labels(
 def test_the_same_command_goes_on_when_memory_is_free(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    def peer(*_: Any, **__: Any) -> None:
-        raise RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:52314")
-
     for error, said in (
-        (full, r"free some memory and run the same command again \(there is no checkpoint yet\), or begin anew"),
-        (peer, "see what another process of this run has said, and run the same command again"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            r"free some memory and run the same command again \(there is no checkpoint yet\), or begin anew",
+        ),
+        (
+            RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:52314"),
+            "see what another process of this run has said, and run the same command again",
+        ),
+        (ImportError("No module named 'x'"), "install what is missing, and run the same command again"),
     ):
         with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
-            patch.setattr(Screen, "on_step_end", error)
+            patch.setattr(Screen, "on_step_end", Mock(side_effect=error))
             train(short(tiny), tmp_path / "run")
     assert train(short(tiny), tmp_path / "run").summary["steps"] == 4
 
