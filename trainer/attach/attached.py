@@ -143,16 +143,16 @@ class Attached:
                 or an argument is wrong.
         """
         ids = self.last_ids = flat_names(image_ids)
+        if self._parts.inner.training and torch.is_grad_enabled():
+            if not self._trained:
+                self._trained = True
+                warn_of_idle(self._parts, self.weights)
+            refuse_without_graph(self._parts, self.watch.kept, self.weights)
         kept = self.kept(ids)
         kept.ids = ids
         step = whole_number("attached.step", self.step)
         self.step += 1
         self.watch.refuse_cut_embeddings(self.model)
-        if self._parts.inner.training and torch.is_grad_enabled():
-            if not self._trained:
-                self._trained = True
-                warn_of_idle(self._parts, self.weights)
-            refuse_without_graph(self._parts, kept.visual, self.weights)
         looks = "sea" in self.weights and draws is None  # a recipe's run has looked at all of its data before
         if looks:
             self._names.look(ids)

@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
 from trainer.attach.families import Parts
+from trainer.attach.watch import ForwardResults
 
 _Each = TypeVar("_Each", nn.Parameter, nn.Module)
 
@@ -31,21 +31,25 @@ def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
     )
 
 
-def refuse_without_graph(parts: Parts, visual: torch.Tensor | None, terms: Iterable[str]) -> None:
-    """Refuse visual tokens without a graph if a term's gradient would reach a weight that trains.
+def refuse_without_graph(parts: Parts, kept: ForwardResults | None, terms: Iterable[str]) -> None:
+    """Refuse a forward without a graph, with images or not, if a term's gradient would reach a weight that trains.
 
     Raises:
         UserError: the last forward was not the one that trains.
     """
-    if visual is not None and not visual.requires_grad and any(_trains(parts, name) for name in terms):
+    if kept is None or (kept.trains and (kept.visual is None or kept.visual.requires_grad)):
+        return
+    if any(_trains(parts, name) for name in terms):
         found = (
-            "a forward under torch.no_grad(), with adapters off, or through nothing that trains; call loss right after "
-            "the forward that trains"
+            "a forward whose images ran under torch.no_grad(), with adapters off, or through nothing that trains"
+            if kept.trains
+            else "a forward under torch.no_grad(), as generate() and evaluations make it"
         )
+        found += "; call loss right after the forward that trains"
         if any(getattr(module, "merged", False) for module in _before_llm(parts, parts.inner.named_modules())):
             found = "merged adapters; call unmerge_adapter() before the forward"
         raise UserError(
-            "attached.loss: expected visual tokens with a graph, because the projector or the tower trains; found "
+            "attached.loss: expected a last forward with a graph, because the projector or the tower trains; found "
             f"{found}"
         )
 

@@ -31,6 +31,8 @@ _MARK = "_sea_attached"
 class ForwardResults:
     """The results of one forward."""
 
+    trains: bool
+    """Whether the forward ran with gradients, as generation and `torch.no_grad()` do not."""
     call: Call | None = None
     """None if the forward had no images."""
     visual: torch.Tensor | None = None
@@ -72,7 +74,8 @@ class ForwardResults:
             raise UserError(f"attached: expected input_ids, and pixel_values of images; found {found}; give both")
         if named:
             raise UserError(
-                f"attached: expected as many ids as the batch has images, 0; found {named}; give no ids with text alone"
+                f"attached: expected as many ids as the last forward has images, 0; found {named}; call it right after "
+                "the forward with images, before generate(), and give no ids with text alone"
             )
 
 
@@ -245,7 +248,7 @@ class Watch:
                 )
         self._stand_in_projector()
         ids, mask = bound.get("input_ids"), bound.get("attention_mask")
-        self._running = self.kept = kept = ForwardResults()
+        self._running = self.kept = kept = ForwardResults(trains=torch.is_grad_enabled())
         if ids is not None:
             kept.columns = ids == self.parts.inner.config.image_token_id
             self._valid = _valid_tokens(mask, kept.columns)
@@ -298,6 +301,12 @@ class Watch:
         assert self._supervision is not None
         if kept.columns is None:
             raise UserError("das, sds: expected input_ids; found inputs_embeds, which do not say where images are")
+        cache = _by_name(original, given, named).get("past_key_values")
+        if cache is not None and (cached := int(cache.get_seq_length())):
+            raise UserError(
+                f"das, sds: expected rows that are whole; found {cached} tokens before them in past_key_values, as a "
+                "cached prefix or peft's prefix tuning has them; put the prefix into input_ids, or train with LoRA"
+            )
         valid = self._valid
         if valid is None:
             if self._supervision.needs_padding:
@@ -309,7 +318,7 @@ class Watch:
         if valid.shape != kept.columns.shape:
             raise UserError(
                 f"das, sds: expected an attention_mask as long as the {kept.columns.shape[-1]} input_ids; found "
-                f"{valid.shape[-1]}, as peft's prefix tuning makes it; train with LoRA"
+                f"{valid.shape[-1]}; give one of that length"
             )
         length = None
         if self._supervision.needs_length:

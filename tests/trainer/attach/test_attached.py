@@ -201,7 +201,7 @@ def test_text_alone_gives_nothing(pictures: Pictures, attached: Any) -> None:
     (scale,) = one.parameters()
     assert scale.grad is not None
     assert not scale.grad.any()
-    with pytest.raises(UserError, match="expected as many ids as the batch has images, 0; found 1"):
+    with pytest.raises(UserError, match="expected as many ids as the last forward has images, 0; found 1"):
         one.loss(["wide.png"])
 
 

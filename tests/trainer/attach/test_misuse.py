@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import DynamicCache
 
 from sea_pipeline.core.errors import UserError
 from tests.support.refused import refused
@@ -94,13 +96,44 @@ def test_images_that_enter_past_the_projector_are_refused(
         one.loss(names)
 
 
+@pytest.mark.parametrize("settings", [{"sea": {}}, {"basic": {}}])
+@pytest.mark.parametrize("later", ["generate", "text"])
+def test_a_later_forward_without_gradients_is_refused(
+    settings: dict[str, Any], later: str, pictures: Pictures, attached: Any
+) -> None:
+    made, names = tiny("llava"), NAMES if "sea" in settings else []
+    batch = made.batch(pictures.batch(NAMES))
+    one = attached(made, labels=pictures.open(), **settings)
+    made.model(**batch)
+    asked = {name: value for name, value in batch.items() if name != "labels"}
+    text = {"input_ids": batch["input_ids"][:, -2:]}
+    with torch.no_grad():
+        made.model.generate(**asked, max_new_tokens=2, do_sample=False) if later == "generate" else made.model(**text)
+    with refused(match=r"found a forward under torch\.no_grad\(\), as generate\(\) .*; call loss right"):
+        one.loss(names)
+    with torch.no_grad():  # as an evaluation measures it
+        assert one.loss() == 0
+    made.model(**batch)
+    assert one.loss(names).requires_grad
+
+
+def test_tokens_in_a_cache_are_refused(pictures: Pictures, attached: Any) -> None:
+    """Another cache is that of any forward."""
+    made = tiny("llava")
+    one = attached(made, basic={})
+    batch, cache = made.batch(pictures.batch(NAMES)), DynamicCache()
+    made.model(**batch, past_key_values=cache)
+    assert one.loss() > 0
+    with refused(match=rf"found {batch['input_ids'].shape[1]} tokens before them in past_key_values"):
+        made.model(**batch, past_key_values=cache)
+
+
 def test_a_mask_of_other_tokens_is_refused(pictures: Pictures, attached: Any) -> None:
-    """As peft's prefix tuning gives it."""
     made = tiny("llava")
     attached(made, basic={})
     batch = made.batch(pictures.batch(NAMES))
     mask = torch.nn.functional.pad(batch["attention_mask"], (4, 0), value=1)
-    with refused(match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}, as peft"):
+    with refused(match=f"as long as the {mask.shape[1] - 4} input_ids; found {mask.shape[1]}; give one"):
         made.model(**batch | {"attention_mask": mask})
 
 
