@@ -23,12 +23,15 @@ def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
     if not idle:
         return
     frozen = "neither its projector nor its tower trains" if "sea" in idle else "its projector does not train"
-    warnings.warn(
-        f"attached.loss: {', '.join(idle)}: no effect on the model, because {frozen}; give peft's configuration "
-        f"modules_to_save=[{path!r}], or, without peft, call model.{path}.requires_grad_(True) before the optimizer is "
-        "made",
-        stacklevel=3,
-    )
+    saved = f"give peft's configuration modules_to_save=[{path!r}]"
+    advice = f"{saved}, or, without peft, call model.{path}.requires_grad_(True) before the optimizer is made"
+    if not all(each.is_floating_point() for each in parts.projector.parameters()):
+        advice = (
+            "the projector is quantised, which no gradient can train; load the model with BitsAndBytesConfig("
+            f"llm_int8_skip_modules=[{path!r}, 'lm_head']), and {saved}; or add the projector's layers to LoRA's "
+            "target_modules"
+        )
+    warnings.warn(f"attached.loss: {', '.join(idle)}: no effect on the model, because {frozen}; {advice}", stacklevel=3)
 
 
 def refuse_without_graph(parts: Parts, kept: ForwardResults | None, terms: Iterable[str]) -> None:

@@ -65,6 +65,21 @@ def test_without_peft_the_advice_helps(pictures: Pictures, attached: Any) -> Non
     assert first_loss(made, attached(made, labels=pictures.open(), **BOTH), pictures) == []
 
 
+def test_a_quantised_projector_is_said(pictures: Pictures, attached: Any) -> None:
+    """As bitsandbytes' load_in_4bit quantises it."""
+    made = MAKERS["llava"]()
+    made.model.requires_grad_(False)
+    one = attached(made, labels=pictures.open(), **BOTH)
+    made.model(**made.batch(pictures.batch(NAMES)))
+    layer = made.model.model.multi_modal_projector.linear_1
+    layer.weight = torch.nn.Parameter(layer.weight.byte(), requires_grad=False)
+    path = re.escape("['model.multi_modal_projector'")
+    with pytest.warns(
+        UserWarning, match=rf"is quantised.*llm_int8_skip_modules={path}, 'lm_head'\]\), and .*={path}\]; or"
+    ):
+        one.loss(NAMES)
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft's use of transformers
 @pytest.mark.parametrize(("layers", "terms"), [(["linear_1", "linear_2"], BOTH), (["fc1"], {"sea": {}})])
 def test_a_forward_without_its_adapters_is_refused(
