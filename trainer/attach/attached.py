@@ -16,7 +16,7 @@ from sea_pipeline.core.errors import UserError
 from sea_pipeline.label_cache import label_cache
 from sea_pipeline.labels.store import LabelStore
 from trainer import losses
-from trainer.attach.families import parts_of, tokens_beyond
+from trainer.attach.families import check_words, parts_of
 from trainer.attach.idle import refuse_without_graph, warn_of_idle
 from trainer.attach.names import NameCheck, flat_names
 from trainer.attach.settings import Group, check_given, check_one_device, read_settings, read_state, whole_number
@@ -97,7 +97,7 @@ class Attached:
         seed: int,
     ) -> None:
         self._parts = parts_of(model)
-        check_given(processor, labels, settings, seed)
+        check_given(self._parts.name, processor, labels, settings, seed)
         self.model, self.processor, self.settings = model, processor, settings
         self.terms: dict[str, torch.Tensor] = {}
         self.pairs = 0
@@ -116,9 +116,7 @@ class Attached:
         self.words = sea_term(processor.tokenizer, labels.words, self.settings.sea) if labels is not None else None
         """The words as LLM tokens, and the temperature; None without labels."""
         if self.words is not None:
-            beyond = tokens_beyond(processor.tokenizer, self._parts.inner.config)
-            if found := beyond.keys() & self.words.tokens.unique().tolist():
-                raise UserError(f"attach: a word of the labels: {beyond[min(found)]}")
+            check_words(self.words.tokens, processor.tokenizer, self._parts.inner.config)
         self._watch: Watch | None = Watch(self._parts, processor, supervision, self.vocabulary)
         if self.words is not None and (device := self.watch.embed.weight.device).type != "meta":
             self.words.to(device)  # an optimizer's state is put where its parameter is when it is loaded

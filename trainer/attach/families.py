@@ -6,6 +6,7 @@ Other families are refused by name.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
 
 from sea_pipeline.core.errors import UserError
@@ -100,6 +101,42 @@ def tokens_beyond(tokenizer: Any, config: Any) -> dict[int, str]:  # noqa: ANN40
     }
 
 
+def check_words(tokens: torch.Tensor, tokenizer: Any, config: Any) -> None:  # noqa: ANN401 - transformers'
+    """Refuse words of labels with a token that the LLM has no embedding for.
+
+    Args:
+        tokens: the words' token ids, of any shape.
+        tokenizer: the LLM's.
+        config: the model's.
+
+    Raises:
+        UserError: a word has one.
+    """
+    beyond = tokens_beyond(tokenizer, config)
+    if found := beyond.keys() & tokens.unique().tolist():
+        raise UserError(f"attach: a word of the labels: {beyond[min(found)]}")
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a wrapper that holds a model of a family, such as DDP.
+
+    Raises:
+        UserError: it is one.
+    """
+    if _model_type(model) is not None:
+        return
+    for name, child in model.named_children():
+        if _model_type(child) in FAMILIES:
+            raise UserError(
+                f"attach: expected the model itself; found it inside of {type(model).__name__}; attach to its .{name}, "
+                "and wrap it afterwards"
+            )
+
+
+def _model_type(model: nn.Module) -> str | None:
+    return getattr(getattr(model, "config", None), "model_type", None)
+
+
 def parts_of(model: nn.Module) -> Parts:
     """Find a model's parts, with or without peft's adapters around it.
 
@@ -107,9 +144,10 @@ def parts_of(model: nn.Module) -> Parts:
         UserError: its family is not in `FAMILIES`, its tower has no fixed grid, or it has no LM head.
     """
     base: Any = cast("Any", model).get_base_model() if hasattr(model, "get_base_model") else model
-    name = getattr(getattr(base, "config", None), "model_type", type(base).__name__)
+    name = _model_type(base) or type(base).__name__
     family = FAMILIES.get(name)
     if family is None:
+        _refuse_wrapped(base)
         raise UserError(
             f"attach: a model of the type {name!r}; expected one of {', '.join(FAMILIES)}; another one needs a line in "
             "trainer/attach/families.py: which module is its projector and which its LLM, and where each of its visual "

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.labels.store import LabelStore
+from trainer.attach.families import FAMILIES
 from trainer.recipes.files import problems as recipe_problems
 from trainer.recipes.recipe import Loss, Recipe
 
@@ -27,16 +28,22 @@ _OF_RUNS = {
 """Settings that only a run of `sea-pipeline train` can follow, with the reason."""
 
 
-def check_given(processor: object, labels: object, settings: Loss, seed: object) -> None:
+def check_given(family: str, processor: object, labels: object, settings: Loss, seed: object) -> None:
     """Check what `attach` is given beside the model and the groups.
 
     Raises:
-        UserError: it is of the wrong kind, or SEA has no labels.
+        UserError: it is of the wrong kind, the processor is of another family, or SEA has no labels.
     """
     if not (hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")):
         raise UserError(
             "attach: processor: expected the model's whole processor, with a tokenizer and an image processor; found "
             f"{type(processor).__name__}; give what AutoProcessor.from_pretrained gives"
+        )
+    home = type(processor).__module__.removeprefix("transformers.models.").partition(".")[0]
+    if home in FAMILIES and FAMILIES[home].lay is not FAMILIES[family].lay:
+        raise UserError(
+            f"attach: processor: expected that of the model, which is a {family}; found {type(processor).__name__}, "
+            "which lays images out otherwise; give what AutoProcessor.from_pretrained gives for the model"
         )
     if labels is not None and not isinstance(labels, LabelStore):
         raise UserError(f"attach: labels: expected what open_labels gives; found {type(labels).__name__}")

@@ -19,6 +19,16 @@ WRONG: list[tuple[Any, str]] = [
     (lambda made, one: attach(made.model, made.processor.tokenizer, basic={}), f"{WHOLE} TokenizersBackend"),
     (lambda made, one: attach(made.model, made.processor.image_processor, basic={}), f"{WHOLE} CLIPImageProcessor"),
     (lambda made, one: attach(made.model, None, basic={}), f"{WHOLE} NoneType"),
+    (lambda made, one: attach(made.model, tiny("qwen2_vl").processor, basic={}), "a llava; found Qwen2VLProcessor, wh"),
+    (
+        lambda made, one: attach(nn.DataParallel(made.model), made.processor, basic={}),
+        r"inside of DataParallel.*\.module,",
+    ),
+    (
+        lambda made, one: attach(nn.ModuleDict({"vlm": made.model}), made.processor, basic={}),
+        r"attach to its \.vlm, and",
+    ),
+    (lambda made, one: attach(nn.Linear(1, 1), made.processor, basic={}), "type 'Linear'; .* needs a line in trainer"),
     (lambda made, one: attach(made.model.model, made.processor, basic={}), "with its LM head; found LlavaModel, which"),
     (lambda made, one: attach(made.model, made.processor, basic={}, seed=-1), "attach: seed: .*found -1"),
     (lambda made, one: attach(made.model, made.processor, basic={}, seed="a"), "attach: seed: .*found 'a'"),  # type: ignore
