@@ -100,8 +100,7 @@ class Attached:
         check_given(self._parts.name, processor, labels, settings, seed)
         self.model, self.processor, self.settings = model, processor, settings
         self.terms: dict[str, torch.Tensor] = {}
-        self.pairs = 0
-        self.step = 0
+        self.pairs = self.step = 0
         self.last_ids: list[str] = []
         self.sizes: dict[str, Size] = {}
         self.vocabulary = vocabulary_of(processor.tokenizer, self._parts.inner.config)
@@ -161,8 +160,7 @@ class Attached:
             self._names.look_at_pairs(ids, self.pairs)
         if self._basic and kept.visual is not None:
             self.terms |= self._of_basic(kept, ids)
-        total = sum((self.weights[name] * value for name, value in self.terms.items()), torch.zeros(()))
-        return torch.as_tensor(total)
+        return torch.as_tensor(sum((self.weights[name] * value for name, value in self.terms.items()), torch.zeros(())))
 
     def parameters(self) -> list[nn.Parameter]:
         """List what trains besides the model, which is SEA's temperature, log(1 / tau), if it is learnable.
@@ -248,8 +246,7 @@ class Attached:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this model, so that a copy, as a spawned process gets it, is detached."""
-        read_anew = ("cache", "_names", "_sizes")
-        kept = {name: value for name, value in vars(self).items() if name not in read_anew}
+        kept = {name: value for name, value in vars(self).items() if name not in ("cache", "_names", "_sizes")}
         return kept | {"_watch": None, "terms": {}}
 
     @property
@@ -264,6 +261,11 @@ class Attached:
         return [f"loss_{name}" for name in self.weights] + (["sea_pairs"] if "sea" in self.weights else [])
 
     # Lookups
+
+    @property
+    def is_detached(self) -> bool:
+        """Tell whether `detach` was called, or this is a copy."""
+        return self._watch is None
 
     @property
     def watch(self) -> Watch:

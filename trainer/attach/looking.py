@@ -6,6 +6,7 @@ Shapes: B samples of L tokens, T visual tokens of a forward, T_l trained tokens 
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,47 +106,67 @@ def nearest_words(attached: "Attached", ids: Sequence[str]) -> list[list[TileWor
 @torch.no_grad()
 def looked_at(attached: "Attached", batches: Iterable[Mapping[str, Any]] | None) -> dict[str, float]:
     """Measure the metrics of `Attached.metrics`."""
-    looked = _MetricSums()
-    if batches is None:
-        kept = attached.kept()
-        if kept.ids is None:  # the names of an earlier forward would be of other images
-            raise UserError(
-                "attached.metrics: expected a loss since the model's last forward, whose images it measures; found "
-                "none; call it right after loss, or give it batches"
-            )
-        if kept.visual is not None and attached.words is not None:
-            _look(attached, kept, kept.ids, looked, _word_table(attached))
-        check_measured(list(looked.missing), looked.labelled, attached.cache)
-        return looked.metrics()
-    table: torch.Tensor | None = None
-    with at_rest(attached.model):
-        number = 0
+    if batches is not None:
+        measured = Measurement(attached)
         for batch in batches:
-            given = _arguments(batch)
-            ids, labels, count = given.pop("image_ids", ()), given.pop("labels", None), given.pop(COUNTED, None)
-            names = names_by_sample(ids)
-            columns, keep = _predicting(attached.model, labels)
-            given |= {"logits_to_keep": keep} if _takes_keep(attached.model) else {}
+            measured.add(batch)
+        return measured.metrics()
+    looked, kept = _MetricSums(), attached.kept()
+    if kept.ids is None:  # the names of an earlier forward would be of other images
+        raise UserError(
+            "attached.metrics: expected a loss since the model's last forward, whose images it measures; found "
+            "none; call it right after loss, or give it batches"
+        )
+    if kept.visual is not None and attached.words is not None:
+        _look(attached, kept, kept.ids, looked, _word_table(attached))
+    check_measured(list(looked.missing), looked.labelled, attached.cache)
+    return looked.metrics()
+
+
+class Measurement:
+    """The metrics of `Attached.metrics`, of batches that come one by one."""
+
+    def __init__(self, attached: "Attached") -> None:
+        self._attached = attached
+        self._looked = _MetricSums()
+        self._samples = 0
+        """The number of samples so far that have `labels`."""
+
+    @cached_property
+    def _table(self) -> torch.Tensor:
+        return _word_table(self._attached)
+
+    @torch.no_grad()
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Measure one more batch, with the model in evaluation mode."""
+        attached, given = self._attached, _arguments(batch)
+        ids, labels, count = given.pop("image_ids", ()), given.pop("labels", None), given.pop(COUNTED, None)
+        names = names_by_sample(ids)
+        flat = [name for some in names for name in some]
+        columns, keep = _predicting(attached.model, labels)
+        given |= {"logits_to_keep": keep} if _takes_keep(attached.model) else {}
+        with at_rest(attached.model):
             outputs = attached.model(**given)
-            flat = [name for some in names for name in some]
             kept = attached.kept(flat)
             named = flat or "sea" in attached.weights  # BASIC alone needs no names
             laid = attached.located(kept, flat) if kept.visual is not None and named else []
             if laid is None:
                 laid, flat = [], []
             if kept.visual is not None and attached.words is not None and named:
-                table = _word_table(attached) if table is None else table
-                _look(attached, kept, flat, looked, table, sum(map(len, names[:count])))
+                _look(attached, kept, flat, self._looked, self._table, sum(map(len, names[:count])))
             if labels is not None:
                 seen = _Forward(labels, columns, kept, laid, flat)
                 own = seen.nats(outputs)[:count]
                 del outputs  # before the logits of the other photos
                 other = _with_others(attached, given, seen)
-                _add(attached, looked.controls, number, given["input_ids"], seen, own, other)
-                number += len(labels)
-    looked = _of_all(looked)
-    check_measured(list(looked.missing), looked.labelled, attached.cache)
-    return looked.metrics()
+                _add(attached, self._looked.controls, self._samples, given["input_ids"], seen, own, other)
+                self._samples += len(labels)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of all processes' batches."""
+        looked = _of_all(self._looked)
+        check_measured(list(looked.missing), looked.labelled, self._attached.cache)
+        return looked.metrics()
 
 
 def _of_all(looked: _MetricSums) -> _MetricSums:

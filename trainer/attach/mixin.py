@@ -1,6 +1,8 @@
 """Add the terms of an attached model to transformers' Trainer, and to TRL's SFTTrainer."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +18,8 @@ from trainer.attach.step_means import StepMeans, samples_with_images
 from trainer.model.fsdp import keep_embeddings_whole
 
 if TYPE_CHECKING:
+    from trainer.attach.looking import Measurement
+
     _Base = Trainer
 else:
     _Base = object
@@ -36,6 +40,16 @@ class AttachMixin(_Base):
         UserError: the trainer is another of TRL's, has several GPUs in one process, or offloads activations that BASIC
             needs.
     """
+
+    def __init_subclass__(cls, **named: Any) -> None:  # noqa: ANN401 - as in any class
+        """Refuse a class in which transformers' Trainer comes first, because it would hide the mixin's methods."""
+        super().__init_subclass__(**named)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(AttachMixin):
+            raise UserError(
+                f"AttachMixin: expected it in front of the trainer; found it after it in the bases of {cls.__name__}; "
+                f"write class {cls.__name__}(AttachMixin, {order[1].__name__})"
+            )
 
     def __init__(self, *given: Any, attached: Attached, **named: Any) -> None:  # noqa: ANN401 - the trainer's
         _check_trainer(type(self))
@@ -128,29 +142,40 @@ class AttachMixin(_Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:  # noqa: ANN401 - as in Trainer
-        """Compute the trainer's metrics and, unless it predicts, those of `Attached.metrics`."""
-        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if description != "Prediction":  # the Trainer's own way to tell
-            with self.accelerator.autocast():
-                ours = self.attached.metrics(self._measured(dataloader))
-            cast("Any", found.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in ours.items()})
+        """Compute the trainer's metrics and, unless it predicts, those of `Attached.metrics`, in one pass."""
+        from trainer.attach.looking import Measurement  # imported here because training does not need it
+
+        given = (description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if description == "Prediction":  # the Trainer's own way to tell
+            return super().evaluation_loop(dataloader, *given)
+        if self.attached.is_detached:
+            warnings.warn(
+                f"AttachMixin: detach() was called; {metric_key_prefix}_* has the trainer's metrics alone", stacklevel=2
+            )
+            return super().evaluation_loop(dataloader, *given)
+        measured = Measurement(self.attached)
+        both: Any = _Passing(dataloader, partial(self._measure, measured))
+        found = super().evaluation_loop(both, *given)
+        self.callback_handler.eval_dataloader = dataloader
+        ours = measured.metrics()
+        cast("Any", found.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in ours.items()})
         return found
 
-    def _measured(self, batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Yield batches with names, and with the number of rows that no process has measured before.
+    def _measure(self, measured: "Measurement", batch: Any) -> None:  # noqa: ANN401 - the trainer's
+        """Measure a batch by its names, and leave out rows that a process has measured before.
 
         accelerate fills up the last batches of all processes with rows from the start.
         """
         from trainer.attach.looking import COUNTED  # imported here because training does not need it
 
         state, own = self.accelerator.gradient_state, self.accelerator.process_index
+        given = self._prepare_inputs(batch)
+        count = len(given["input_ids"])
         filled = self.accelerator.num_processes > 1 and self.accelerator.even_batches
-        for batch in batches:
-            given = self._prepare_inputs(batch)
-            count = len(given["input_ids"])
-            if filled and state.end_of_dataloader and state.remainder > 0:
-                count = min(count, max(0, state.remainder - own * count))
-            yield {**given, IDS: self._ids, COUNTED: count}
+        if filled and state.end_of_dataloader and state.remainder > 0:
+            count = min(count, max(0, state.remainder - own * count))
+        with self.accelerator.autocast():
+            measured.add({**given, IDS: self._ids, COUNTED: count})
 
     # Names in rows and batches
 
@@ -199,6 +224,25 @@ def _check_trainer(kind: type) -> None:
             f"AttachMixin: expected transformers' Trainer or TRL's SFTTrainer; found TRL's {public[0]}, which may run "
             "a batch's images twice or without gradients; use one of those, or a loop of your own"
         )
+
+
+class _Passing:
+    """A loader whose batches are measured, too, each when the next one is asked for."""
+
+    def __init__(self, loader: Any, measure: Callable[[Any], None]) -> None:  # noqa: ANN401 - the trainer's
+        self._loader, self._measure = loader, measure
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the loader's
+        return getattr(self.__dict__["_loader"], name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            own = copy.copy(batch)  # a trainer may take something out of its own
+            yield batch
+            self._measure(own)
 
 
 class _Temperature(TrainerCallback, ExportableState):

@@ -2,18 +2,20 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
-from transformers import DefaultDataCollator, TrainerCallback
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import DefaultDataCollator, Trainer, TrainerCallback
 
 from sea_pipeline.core.errors import UserError
+from tests.support.refused import refused
 from tests.trainer.attach.families import MAKERS
-from tests.trainer.attach.trained import Collate, attached_to, logged, own_trainer, rows, sft_trainer
+from tests.trainer.attach.trained import Collate, OwnTrainer, attached_to, logged, own_trainer, rows, sft_trainer
 from tests.trainer.attach.worlds import Pictures
 from trainer.attach import AttachMixin
 
@@ -161,6 +163,35 @@ def test_rows_to_measure_need_no_names_for_basic(pictures: Pictures, tmp_path: P
     assert ["eval_a_label_hit@1" in heard[1], "eval_b_label_hit@1" in heard[2]] == [True, True]
     assert logged(trainer, "eval_a_gap")
     assert trainer.predict(rows(pictures, 2)).metrics.keys() >= {"test_loss"}
+
+
+def test_rows_that_can_be_read_once_are_measured_alike(pictures: Pictures, tmp_path: Path) -> None:
+    class Stream(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.rows = iter(rows(pictures, 3))
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.rows
+
+    made, one = attached_to("llava", pictures, **BASIC)
+    trainer = own_trainer(made, pictures, tmp_path, one, per_device_eval_batch_size=2)
+    whole, once = trainer.evaluate(rows(pictures, 3)), trainer.evaluate(Stream())
+    measured = {name for name in whole if "runtime" not in name and "second" not in name}
+    assert {"eval_loss", "eval_label_hit@1", "eval_right_photo_gain"} <= measured
+    assert {name: once[name] for name in measured} == {name: whole[name] for name in measured}
+    one.detach()
+    with pytest.warns(UserWarning, match=r"detach\(\) was called; eval_\* has the trainer's metrics alone"):
+        assert "eval_gap" not in trainer.evaluate(rows(pictures, 3))
+
+
+def test_the_trainer_in_front_is_refused() -> None:
+    with refused(match=r"write class Mine\(AttachMixin, Trainer\)"):
+        type("Mine", (Trainer, AttachMixin), {})
+
+    class Logging(Trainer):
+        """One whose methods call the next one's."""
+
+    type("Mine", (Logging, OwnTrainer), {})
 
 
 def test_the_collator_stays_the_users(pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
