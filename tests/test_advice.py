@@ -23,8 +23,12 @@ def test_every_message_with_advice_is_in_the_table() -> None:
 
 
 def test_the_tests_that_follow_it_are_there() -> None:
-    for where in (line for line in TABLE if "::" in line and not line.startswith(" ")):
+    """Headings that are no tests say what their messages are about."""
+    for where in (line for line in TABLE if not line.startswith(" ")):
         file, _, name = where.partition("::")
+        assert bool(name) == file.startswith("tests/"), where
+        if not name:
+            continue
         functions = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
         assert name in {function.name for function in functions}, where
 

@@ -255,9 +255,11 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("model --data samples --question-root x", "--question-root: goes with --questions"),
         ("model --data samples --new-tokens 3", "--new-tokens: goes with --replace"),
         ("model --data samples --limit-images 3", "--limit-images: goes with --layers, --lens, --replace or"),
+        ("model --data samples --layers --limit-images 0", "--limit-images"),
+        ("model --data samples --replace --new-tokens 0", "--new-tokens"),
         ("model --data samples --lens-data x", "--lens-data x: is for --lens contextual"),
         ("model --data samples --lens contextual --lens-data x", "--lens-data x: expected a LLaVA .json"),
-        ("model --data samples --lens contextual", "--lens contextual: expected captions"),
+        ("model --data samples --lens contextual", "model is no run's model, whose training data would be taken; name"),
         ("model --data samples --questions nowhere", "nowhere: expected questions as JSON"),
     ],
     "export": [

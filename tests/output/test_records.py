@@ -294,7 +294,7 @@ def test_a_damaged_line_of_the_log_is_named_and_its_advice_ends_in_a_report(comm
         log.write_bytes(b"\n".join([*lines, half]))
         assert [line["step"] for line in read_log(log)] == [0, 1], "a kill may end the last line"
     log.write_bytes(b"\n".join([half, *lines]))
-    assert refuses(command, "", *asked).startswith(f"error: {log}: line 1: damaged: ")
+    refuses(command, "", *asked, start=f"error: {log}: line 1: damaged: ")
     log.write_bytes(b"\n".join([*lines, b""]))
     assert command(*asked)[0] == 0
     assert read_log(tmp_path / "absent") == []

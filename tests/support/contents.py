@@ -13,13 +13,16 @@ from sea_pipeline.inputs.sources import open_source
 
 def content(folder: Path) -> dict[str, bytes]:
     """Everything a finished folder says, byte by byte, but for what tells who made it and when."""
-    return files_in(folder, "commits", "logs")
+    found = files_in(folder, "commits", "logs")
+    assert found, f"{folder}: holds nothing to compare"
+    return found
 
 
 def files_in(folder: Path, *left_out: str) -> dict[str, bytes]:
     """Every file of a folder but for what is on its way, and what is in folders of these names."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not {".tmp", *left_out} & set(path.parts))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    kept = (name for name in names if not {".tmp", *left_out} & set(name.parts))
+    return {name.as_posix(): (folder / name).read_bytes() for name in kept}
 
 
 def stored(url: str) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """Web servers on this machine alone."""
 
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,8 +29,9 @@ class Loopback(ThreadingHTTPServer):
         self.server_close()
         self._thread.join()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients go away as they like
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -21,10 +21,11 @@ def refused(*parts: str, start: str = "", match: str | None = None) -> Iterator[
         assert part in line
 
 
-def refuses(command: Any, said: str, *arguments: object) -> str:
-    """Runs the command line, which ends in one line that holds `said`; returns the line."""
+def refuses(command: Any, said: str, *arguments: object, start: str = "error: ") -> str:
+    """Runs the command line, which ends in one line that holds `said` and begins with `start`; returns the line."""
     code, _, stderr = command(*arguments)
     assert (code, stderr.count("\n")) == (1, 1), stderr
+    assert stderr.startswith(start), stderr
     assert said in stderr
     return str(stderr)
 

@@ -80,7 +80,8 @@ def in_utf8(path: str) -> str:
 def in_other_form(root: Path, name: str) -> str:
     """Say that a missing file is there by a name that looks the same, or nothing."""
     for form in ("NFC", "NFD"):
-        if (other := unicodedata.normalize(form, name)) != name and (root / on_disk(other)).is_file():
+        other = unicodedata.normalize(form, name)
+        if other != name and os.path.isfile(root / on_disk(other)):  # noqa: PTH113 - is_file raises for long names
             return f", but a name that looks the same, in Unicode's form {form}: rename the file, or write its name so"
     return ""
 

@@ -112,7 +112,7 @@ def test_what_is_refused_in_one_line(
         (run.out, ["--llm-only", "--projector-only"], "expected one of them"),
         (run.out, ["--projector-only", "--compat", 4], "--compat 4: makes no difference"),
         (run.out, ["--names", 4, "--compat", 4], "expected one of them"),
-        (run.out, ["--rescale-projector"], "--rescale-projector: makes a difference only to"),
+        (run.out, ["--rescale-projector"], "such as Gemma; found 'llama'; leave it out"),
         (run.out, ["--push", "me/mine"], "nobody is logged in"),
     ):
         refuses(command, said, "export", source, "--out", tmp_path / "out", *options)

@@ -235,8 +235,6 @@ def test_a_service_that_is_not_installed_is_named_before_anything_is_read(tiny: 
         ({"adam_beta1": 2.0}, "training_arguments.optim: Invalid beta parameter"),
         ({"fsdp": True, "fsdp_config": "nowhere.json"}, "training_arguments: .*nowhere.json"),
         ({"accelerator_config": {"nonesuch": 1}}, "training_arguments: .*nonesuch"),
-        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
-        ({"optim": "lomo"}, "training_arguments: .*LOMO"),
     ],
 )
 def test_arguments_that_only_the_trainer_refuses(
@@ -244,6 +242,21 @@ def test_arguments_that_only_the_trainer_refuses(
 ) -> None:
     with refused(match=message):
         train(tiny_recipe(tiny, training_arguments=arguments), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches: accelerate would"),
+        ({"optim": "lomo"}, "training_arguments: .*LOMO"),
+    ],
+)
+def test_what_other_packages_refuse_leaves_nothing(
+    arguments: dict[str, Any], message: str, tiny: World, tmp_path: Path
+) -> None:
+    with refused(match=message):
+        train(tiny_recipe(tiny, training_arguments=arguments), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_weight_file_and_a_cut_cache(tiny: World, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
     return make
 
 
-def broken(made: Callable[[str], Path], name: str, mend: Mend, message: str) -> None:
+def refused_when(made: Callable[[str], Path], name: str, mend: Mend, message: str) -> None:
     """Writes the form, breaks it, and finds the message, in one line and with nothing left."""
     write_form(Path.cwd(), name)
     mend(Path(name))
@@ -107,7 +107,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("method", "name"), list(zip(METHODS, cycle([VICUNA, CLIP]), strict=False)))
 def test_quantised_weights(made: Callable[[str], Path], name: str, method: str) -> None:
     mend = set_in("config.json", quantization_config=METHODS[method])
-    broken(made, name, mend, rf"weights are quantised \({method}\).*give the model that it was made from")
+    refused_when(made, name, mend, rf"weights are quantised \({method}\).*give the model that it was made from")
 
 
 @pytest.mark.parametrize(("name", "part"), [(CLIP, "vision_config"), (SIGLIP, "text_config")])
@@ -116,7 +116,7 @@ def test_quantised_weights_of_a_part(made: Callable[[str], Path], name: str, par
         said = json.loads((folder / "config.json").read_text())
         edit(folder / "config.json", **{part: said[part] | {"quantization_config": METHODS["nonesuch"]}})
 
-    broken(made, name, mend, r"quantised \(nonesuch\)")
+    refused_when(made, name, mend, r"quantised \(nonesuch\)")
 
 
 def test_a_llava_with_quantised_weights(made: Callable[[str], Path]) -> None:
@@ -152,7 +152,7 @@ def test_weights_that_have_no_place(made: Callable[[str], Path], name: str, file
         weights[whole.removesuffix("weight") + added] = torch.ones(1)
         save_file(weights, folder / file, metadata={"format": "pt"})
 
-    broken(made, name, mend, rf"has no place for the weights \S*{owner}\.{added}; give plain weights")
+    refused_when(made, name, mend, rf"has no place for the weights \S*{owner}\.{added}; give plain weights")
 
 
 @pytest.mark.slow
@@ -163,9 +163,9 @@ def test_an_adapter(made: Callable[[str], Path], name: str) -> None:
         damaged("adapter_config.json", json.dumps(LORA).encode())(folder)
 
     said = rf"holds an adapter \(adapter_config.json\) for {VICUNA}, not a whole model; merge them .* give that folder"
-    broken(made, name, alone, f"{said}$")
+    refused_when(made, name, alone, f"{said}$")
     shutil.rmtree(name)
-    broken(made, name, damaged("adapter_config.json", json.dumps(LORA).encode()), f"{said}, or remove")
+    refused_when(made, name, damaged("adapter_config.json", json.dumps(LORA).encode()), f"{said}, or remove")
     (Path(name) / "adapter_config.json").unlink()
     assert made(name).is_dir()
 
@@ -176,12 +176,12 @@ def test_an_adapter(made: Callable[[str], Path], name: str) -> None:
 )
 def test_a_type_that_transformers_lacks(made: Callable[[str], Path], name: str, code: Any, said: str) -> None:
     mend = set_in("config.json", model_type="nonesuch", **code)
-    broken(made, name, mend, f"transformers .* lacks its model type 'nonesuch'.*{said}")
+    refused_when(made, name, mend, f"transformers .* lacks its model type 'nonesuch'.*{said}")
 
 
 def test_a_tokenizer_of_code(made: Callable[[str], Path]) -> None:
     code = {"tokenizer_class": "XTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_x.XTokenizer", None]}}
-    broken(made, VICUNA, set_in("tokenizer_config.json", **code), r"its tokenizer comes as code \(auto_map\)")
+    refused_when(made, VICUNA, set_in("tokenizer_config.json", **code), r"its tokenizer comes as code \(auto_map\)")
     _follow_tokenizer_advice()
     said = json.loads(Path(VICUNA, "tokenizer_config.json").read_text())
     del said["auto_map"]
@@ -205,7 +205,7 @@ def test_a_sentence_piece_model_that_no_fast_class_reads(
         (folder / "tokenizer.model").rename(folder / file)
         edit(folder / "tokenizer_config.json", tokenizer_class=kind)
 
-    broken(made, VICUNA, mend, f"{said}.*add a tokenizer.json")
+    refused_when(made, VICUNA, mend, f"{said}.*add a tokenizer.json")
     _follow_tokenizer_advice()
     assert made(VICUNA).is_dir()
 
@@ -224,7 +224,7 @@ def test_an_image_processor_that_cannot_be_used(made: Callable[[str], Path]) -> 
         (set_in(file, image_processor_type="Nonesuch"), "Unrecognized image processor"),
         (damaged(file, b"{"), ".* is not a valid JSON"),
     ]:
-        broken(made, SIGLIP, mend, rf"its {file} cannot be used \({said}.*correct it, or remove it")
+        refused_when(made, SIGLIP, mend, rf"its {file} cannot be used \({said}.*correct it, or remove it")
         Path(SIGLIP, file).unlink()
         _, processor = load(made(SIGLIP))
         assert dict(processor.image_processor.size) == {"height": 36, "width": 36}
@@ -270,7 +270,7 @@ FILES: dict[str, tuple[str, Mend, str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_is_missing_or_damaged(made: Callable[[str], Path], kind: str) -> None:
-    broken(made, *FILES[kind])
+    refused_when(made, *FILES[kind])
 
 
 def test_a_pointer_that_nobody_reads(made: Callable[[str], Path]) -> None:

@@ -109,6 +109,7 @@ def test_several_gpus_in_one_process_are_refused_before_any_work(
         ("warmup_steps", "ten", "input should be a valid number, found 'ten'"),
         ("per_device_train_batch_size", 10**20, "input should be less than 9007199254740992, found"),
         ("warmup_steps", float("inf"), "input should be a finite number, found inf"),
+        ("adam_epsilon", float("inf"), "input should be a finite number, found inf"),
         ("bf16", "False", "input should be a valid boolean, found 'False'"),
         ("tf32", 3, "input should be a valid boolean, found 3"),
         ("optim", 3, "3 is not a valid OptimizerNames"),  # transformers' own words

@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no root": ({"data": {"image_root": "nowhere"}}, "image root nowhere: expected a folder"),
     "no file to evaluate": ({"data": {"evaluate": "gone.json"}}, "gone.json: expected LLaVA's conversations"),
     "held out": ({"data": {"held_out": 500}}, "held_out: expected 0 or more"),
-    "nothing held out": ({"evaluate_every": 1}, "evaluate_every: there are no held-out samples"),
+    "nothing held out": ({"evaluate_every": 1}, "there are no held-out samples; set data.held_out or data.evaluate"),
     "fsdp": ({"training_arguments": {"fsdp": True}}, "fsdp: it cuts weights over processes; found one"),
     "labels": ({"data": {"train": "moved.json", "image_root": "."}}, "holds none of the"),
     "no labels": ({"labels": {"path": "labels_of_nobody"}}, "labels_of_nobody"),

@@ -112,6 +112,7 @@ def test_a_run_leaves_its_folder(tiny: World, tmp_path: Path) -> None:
     assert {name for name in METRICS if not name.endswith("_se")} - beside == set(HIGHER_IS_BETTER)
     assert summary["start"]["gap"] != summary["end"]["gap"]
     assert [line["step"] for line in evaluations(run.out)] == [0, 4, 8]
+    assert all({name.removeprefix("eval_") for name in line} >= METRICS for line in evaluations(run.out))
     assert [line["step"] for line in logged(run.out)] == list(range(1, 9))
     assert heard["projector"] == (16 * 32 + 32 + 32 * 32 + 32,) * 2 + (1e-3,)
     assert heard["alignment"] == (1, 1, 1e-3)
