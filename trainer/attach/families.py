@@ -125,7 +125,7 @@ def _refuse_wrapped(model: nn.Module) -> None:
     """
     if _model_type(model) is not None:
         return
-    for name, child in model.named_children():
+    for name, child in model.named_modules():
         if _model_type(child) in FAMILIES:
             raise UserError(
                 f"attach: expected the model itself; found it inside of {type(model).__name__}; attach to its .{name}, "

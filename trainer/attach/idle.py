@@ -25,11 +25,12 @@ def warn_of_idle(parts: Parts, terms: Iterable[str]) -> None:
     frozen = "neither its projector nor its tower trains" if "sea" in idle else "its projector does not train"
     saved = f"give peft's configuration modules_to_save=[{path!r}]"
     advice = f"{saved}, or, without peft, call model.{path}.requires_grad_(True) before the optimizer is made"
-    if not all(each.is_floating_point() for each in parts.projector.parameters()):
+    weights = list(parts.projector.parameters())
+    if not weights or not all(map(_is_plain, weights)):
         advice = (
-            "the projector is quantised, which no gradient can train; load the model with BitsAndBytesConfig("
-            f"llm_int8_skip_modules=[{path!r}, 'lm_head']), and {saved}; or add the projector's layers to LoRA's "
-            "target_modules"
+            "the projector is quantised, which no gradient can train; leave it out of the quantisation (in your "
+            f"BitsAndBytesConfig: llm_int8_skip_modules=[{path!r}, 'lm_head']), and {saved}; or add the projector's "
+            "layers to LoRA's target_modules"
         )
     warnings.warn(f"attached.loss: {', '.join(idle)}: no effect on the model, because {frozen}; {advice}", stacklevel=3)
 
@@ -60,7 +61,12 @@ def refuse_without_graph(parts: Parts, kept: ForwardResults | None, terms: Itera
 def _trains(parts: Parts, term: str) -> bool:
     """Tell whether a weight trains that a term's gradient may reach."""
     reached = _before_llm(parts, parts.inner.named_parameters()) if term == "sea" else parts.projector.parameters()
-    return any(each.requires_grad for each in reached)
+    return any(each.requires_grad and _is_plain(each) for each in reached)
+
+
+def _is_plain(weight: nn.Parameter) -> bool:
+    """Tell whether a weight is not quantised. bitsandbytes may keep four bits in a type of floating point, too."""
+    return weight.is_floating_point() and not hasattr(weight, "quant_state")
 
 
 def _before_llm(parts: Parts, named: Iterable[tuple[str, _Each]]) -> Iterator[_Each]:

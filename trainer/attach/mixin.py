@@ -1,12 +1,12 @@
 """Add the terms of an attached model to transformers' Trainer, and to TRL's SFTTrainer."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -46,9 +46,10 @@ class AttachMixin(_Base):
         super().__init_subclass__(**named)
         order = cls.__mro__
         if Trainer in order and order.index(Trainer) < order.index(AttachMixin):
+            bases = ", ".join(base.__name__ for base in cls.__bases__ if base is not AttachMixin)
             raise UserError(
                 f"AttachMixin: expected it in front of the trainer; found it after it in the bases of {cls.__name__}; "
-                f"write class {cls.__name__}(AttachMixin, {order[1].__name__})"
+                f"write class {cls.__name__}(AttachMixin, {bases})"
             )
 
     def __init__(self, *given: Any, attached: Attached, **named: Any) -> None:  # noqa: ANN401 - the trainer's
@@ -156,6 +157,7 @@ class AttachMixin(_Base):
         measured = Measurement(self.attached)
         both: Any = _Passing(dataloader, partial(self._measure, measured))
         found = super().evaluation_loop(both, *given)
+        both.finish()
         self.callback_handler.eval_dataloader = dataloader
         ours = measured.metrics()
         cast("Any", found.metrics).update({f"{metric_key_prefix}_{name}": value for name, value in ours.items()})
@@ -227,10 +229,12 @@ def _check_trainer(kind: type) -> None:
 
 
 class _Passing:
-    """A loader whose batches are measured, too, each when the next one is asked for."""
+    """A loader whose first pass is measured, too, each batch when the trainer is done with it."""
 
     def __init__(self, loader: Any, measure: Callable[[Any], None]) -> None:  # noqa: ANN401 - the trainer's
         self._loader, self._measure = loader, measure
+        self._begun = False
+        self._left: Any = None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the loader's
         return getattr(self.__dict__["_loader"], name)
@@ -239,9 +243,17 @@ class _Passing:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
+        is_first, self._begun = not self._begun, True
         for batch in self._loader:
-            own = copy.copy(batch)  # a trainer may take something out of its own
+            if is_first:
+                self._left = recursively_apply(torch.clone, dict(batch))  # a trainer may change its own
             yield batch
+            self.finish()
+
+    def finish(self) -> None:
+        """Measure the last batch of a pass, whether or not another one is asked for."""
+        own, self._left = self._left, None
+        if own is not None:
             self._measure(own)
 
 

@@ -141,7 +141,7 @@ class Watch:
 
     @contextmanager
     def first_forward(self) -> Iterator[None]:
-        """Keep the first of several forwards within this block.
+        """Keep the first of several forwards with gradients within this block.
 
         Some trainers run a second forward for their metrics.
         """
@@ -237,7 +237,7 @@ class Watch:
     # The replaced methods
 
     def _forward(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
-        if self._running is not None or (self._first and self.kept is not None):
+        if self._running is not None or (self._first and (self.kept is not None or not torch.is_grad_enabled())):
             return original(*given, **named)
         bound = _by_name(original, given, named)
         for name in ("pixel_values_videos", "video_grid_thw"):

@@ -245,8 +245,8 @@ def _check_liger(args: TrainingArguments) -> None:
         raise UserError("training_arguments.use_liger_kernel: its kernels need a GPU; leave it out")
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise UserError(
-            "training_arguments.use_liger_kernel: expected the package liger-kernel; found none; pip install "
-            "liger-kernel, or leave it out"
+            "training_arguments.use_liger_kernel: expected the package liger-kernel, as new as transformers asks for; "
+            "pip install -U liger-kernel, or leave it out"
         )
 
 

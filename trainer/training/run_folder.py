@@ -256,7 +256,8 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
             f"{start_folder(recipe)}: has changed since {out} began with it: {said}; put it back and run the same "
             "command again, or choose another --out"
         )
-    if (more_labels := labels_grown(out, fields)) and all(each.startswith("label") for each in differences):
+    of_labels = ("labelled:", "labels (sha256")
+    if (more_labels := labels_grown(out, fields)) and all(each.startswith(of_labels) for each in differences):
         raise UserError(
             f"{out}: {more_labels}; remove this folder to begin it again with them, or choose another --out"
         )
@@ -273,8 +274,8 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
 def labels_grown(out: Path, fields: dict[str, Any]) -> str:
     """Say how many more images of a run have labels than when it began, or nothing."""
     begun = load_record(out / "run.json", RunFile).fields
-    before, now = begun.get("labelled"), fields["labelled"]
-    if not before or not now or now <= before or begun.get("labels") != fields["labels"]:
+    before, now = begun.get("labelled"), fields.get("labelled")
+    if not before or not now or now <= before or begun.get("labels") != fields.get("labels"):
         return ""
     return f"{before:,} of its images had labels when it began, and {now:,} have some now"
 

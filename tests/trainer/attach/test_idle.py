@@ -65,14 +65,16 @@ def test_without_peft_the_advice_helps(pictures: Pictures, attached: Any) -> Non
     assert first_loss(made, attached(made, labels=pictures.open(), **BOTH), pictures) == []
 
 
-def test_a_quantised_projector_is_said(pictures: Pictures, attached: Any) -> None:
-    """As bitsandbytes' load_in_4bit quantises it."""
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
+def test_a_quantised_projector_is_said(storage: str, pictures: Pictures, attached: Any) -> None:
+    """As bitsandbytes' load_in_4bit quantises it, which keeps four bits in either type."""
     made = MAKERS["llava"]()
     made.model.requires_grad_(False)
     one = attached(made, labels=pictures.open(), **BOTH)
     made.model(**made.batch(pictures.batch(NAMES)))
     layer = made.model.model.multi_modal_projector.linear_1
-    layer.weight = torch.nn.Parameter(layer.weight.byte(), requires_grad=False)
+    layer.weight = torch.nn.Parameter(layer.weight.to(getattr(torch, storage)), requires_grad=False)
+    layer.weight.quant_state = None
     path = re.escape("['model.multi_modal_projector'")
     with pytest.warns(
         UserWarning, match=rf"is quantised.*llm_int8_skip_modules={path}, 'lm_head'\]\), and .*={path}\]; or"

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,75 @@ def test_rows_that_can_be_read_once_are_measured_alike(pictures: Pictures, tmp_p
         assert "eval_gap" not in trainer.evaluate(rows(pictures, 3))
 
 
+class Rough(Trainer):
+    """Ends an evaluation after two batches, spoils its inputs, and may read the data once more."""
+
+    again = False
+
+    def evaluation_loop(self, dataloader: Any, *given: Any, **named: Any) -> Any:
+        class TwoBatches:
+            dataset = dataloader.dataset
+
+            def __iter__(self) -> Iterator[Any]:
+                return islice(iter(dataloader), 2)
+
+            def __len__(self) -> int:
+                return 2
+
+        found = super().evaluation_loop(TwoBatches(), *given, **named)
+        assert not self.again or len(list(dataloader)) == 3
+        return found
+
+    def prediction_step(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        found = super().prediction_step(model, inputs, *given, **named)
+        inputs["labels"].fill_(-100)
+        inputs["pixel_values"].zero_()
+        return found
+
+
+class RoughWithTerms(AttachMixin, Rough):
+    """What a user writes."""
+
+
+def test_what_a_trainer_does_with_its_batches_changes_no_metric(pictures: Pictures, tmp_path: Path) -> None:
+    made, one = attached_to("llava", pictures, sea={}, **BASIC)
+    trainer = own_trainer(made, pictures, tmp_path, one, per_device_eval_batch_size=2)
+    plain = trainer.evaluate(rows(pictures, 4))
+    trainer.__class__ = RoughWithTerms
+    measured = {name for name in plain if "runtime" not in name and "second" not in name}
+    assert {"eval_loss", "eval_label_hit@1", "eval_lm_loss"} <= measured
+    for trainer.again in (False, True):
+        rough = trainer.evaluate(rows(pictures, 5))
+        assert {name: rough[name] for name in measured} == {name: plain[name] for name in measured}
+
+
+def test_a_forward_without_gradients_before_the_one_that_trains(pictures: Pictures, tmp_path: Path) -> None:
+    """As a loss has it that looks at the model's own answers first."""
+
+    def looks(compute: Any) -> Any:
+        def compute_loss(trainer: Any, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+            with torch.no_grad():
+                model(**inputs)
+            return compute(trainer, model, inputs, *given, **named)
+
+        return compute_loss
+
+    losses = []
+    for kind in (Trainer, type("Looking", (Trainer,), {"compute_loss": looks(Trainer.compute_loss)})):
+        made, one = attached_to("llava", pictures, **BASIC)
+        trainer = own_trainer(made, pictures, tmp_path, one, max_steps=2)
+        trainer.__class__ = type("Mine", (AttachMixin, kind), {})
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[0] == losses[1]
+
+
 def test_the_trainer_in_front_is_refused() -> None:
-    with refused(match=r"write class Mine\(AttachMixin, Trainer\)"):
-        type("Mine", (Trainer, AttachMixin), {})
+    class Helper:
+        """Of the user's own."""
+
+    with refused(match=r"write class Mine\(AttachMixin, Helper, Trainer\)"):
+        type("Mine", (Helper, Trainer, AttachMixin), {})
 
     class Logging(Trainer):
         """One whose methods call the next one's."""
