@@ -8,15 +8,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output.records import Commit, DatasetFile
 from sea_pipeline.storage.hashing import canonical_json
-from sea_pipeline.storage.parquet import open_parquet, parquet_writer
+from sea_pipeline.storage.parquet import Footers, open_parquet, parquet_writer
 from sea_pipeline.storage.paths import Place
 from sea_pipeline.storage.publish import local_copy
 
@@ -70,12 +69,7 @@ class Plan:
             PlanFile(root / plan_name(number), end - part.shards, end, part.plan, part.images, dataset.shard_size)
             for number, (part, end) in enumerate(zip(parts, ends, strict=True))
         ]
-        self._footers: dict[Place, tuple[object, pq.FileMetaData]] = {}
-        """By file: what tells that it is still the same, and its parsed footer."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the footers, which a worker reads from the files."""
-        return self.__dict__ | {"_footers": {}}
+        self._footers = Footers()  # of a plan it grows with the number of shards
 
     def file_of(self, shard: int) -> PlanFile:
         """Return the part that a shard belongs to."""
@@ -84,16 +78,7 @@ class Plan:
     def samples(self, shard: int) -> list[Sample]:
         """Read the planned images of one shard."""
         file = self.file_of(shard)
-        return _samples(self._opened(file.path).read_row_group(shard - file.first))
-
-    def _opened(self, path: Place) -> pq.ParquetFile:
-        """Open a plan file, and parse its footer only once, because it grows with the number of shards."""
-        status = path.stat()
-        same = (status.st_size, status.st_mtime_ns, status.st_ino) if isinstance(path, Path) else status.st_size
-        known = self._footers.get(path)
-        opened = open_parquet(path, known[1] if known and known[0] == same else None)
-        self._footers[path] = same, opened.metadata
-        return opened
+        return _samples(self._footers.open(file.path).read_row_group(shard - file.first))
 
     def __iter__(self) -> Iterator[Sample]:
         for file in self.files:

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.near_names import nearest_name
@@ -14,14 +13,12 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.verify import refuse_damage
 from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.storage.parquet import open_parquet
+from sea_pipeline.storage.parquet import Footers, open_parquet
 from sea_pipeline.storage.paths import Place, map_over_store, place
 from sea_pipeline.storage.publish import local_copy
 
 _OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}
 """Columns that no caller needs for a single image. Leaving them out saves a tenth of the time."""
-_KEPT_GROUPS = 4096
-"""Row groups whose footers a store keeps; a footer has about 9 kB for each."""
 
 
 class RowStore:
@@ -43,12 +40,11 @@ class RowStore:
         self._shards = manifest.shards
         self._columns = columns
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
-        self._footers: dict[int, pq.FileMetaData] = {}
-        """By the shards' numbers. To parse one takes 10 ms at a thousand row groups."""
+        self._footers = Footers()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the cached row group and footers."""
-        return self.__dict__ | {"_cached": None, "_footers": {}}
+        """Return the state without the cached row group."""
+        return self.__dict__ | {"_cached": None}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self):,} images{self._made_by()})"
@@ -80,7 +76,8 @@ class RowStore:
     def image_sha256(self, image_id: str) -> bytes:
         """Return the sha256 of the image's file when its row was made."""
         shard, group, row = self._place(image_id)
-        found: bytes = self._read_group(shard, group, ["image_sha256"])["image_sha256"][row].as_py()
+        file = self._shards[shard]
+        found: bytes = self._read(self.path / file.path, group, file, ["image_sha256"])["image_sha256"][row].as_py()
         return found
 
     def images_sha256(self, wanted: Collection[str]) -> str:
@@ -101,8 +98,8 @@ class RowStore:
         for shard in self._shards:
             # Copy the whole file: in a store elsewhere, each row group would cost several requests.
             with self._ledger.reading(shard), local_copy(self.path / shard.path) as copy:
-                footer = open_parquet(copy).metadata
-                yield from (self._read(copy, footer, group, shard, columns) for group in range(footer.num_row_groups))
+                groups = self._footers.open(copy).num_row_groups
+                yield from (self._read(copy, group, shard, columns) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """Yield the bad images.
@@ -140,28 +137,13 @@ class RowStore:
         shard, group, row = self._place(image_id)
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
-            columns = [name for name in self._columns if name not in _OF_NO_ROW]
-            self._cached = cached = (shard, group), self._read_group(shard, group, columns)
+            file, columns = self._shards[shard], [name for name in self._columns if name not in _OF_NO_ROW]
+            self._cached = cached = (shard, group), self._read(self.path / file.path, group, file, columns)
         return cached[1].slice(row, 1)
 
-    def _read_group(self, shard: int, group: int, columns: Sequence[str]) -> pa.Table:
-        """Read some columns of one row group, with the shard's footer of an earlier reading."""
-        file = self._shards[shard]
-        path, footer = self.path / file.path, self._footers.get(shard)
-        if footer is None:
-            with self._ledger.reading(file):
-                footer = open_parquet(path).metadata
-            kept = self._footers | {shard: footer}  # a new one, as another thread may use the old one
-            while len(kept) > 1 and sum(each.num_row_groups for each in kept.values()) > _KEPT_GROUPS:
-                del kept[next(iter(kept))]
-            self._footers = kept
-        return self._read(path, footer, group, file, columns)
-
-    def _read(
-        self, path: Place, footer: pq.FileMetaData, group: int, shard: File, columns: Sequence[str] | None
-    ) -> pa.Table:
+    def _read(self, path: Place, group: int, shard: File, columns: Sequence[str] | None) -> pa.Table:
         with self._ledger.reading(shard):
-            rows = open_parquet(path, footer).read_row_group(group, columns, use_threads=False)
+            rows = self._footers.open(path).read_row_group(group, columns, use_threads=False)
             # Checksums cover pages, not the names of columns, so a damaged name must be looked for.
             if missing := set(columns or self._columns).difference(rows.column_names):
                 raise LookupError(f"expected a column {min(missing)!r}")

@@ -2,13 +2,15 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.output import plan
-from sea_pipeline.storage.paths import Place, place
+from sea_pipeline.storage import parquet
+from sea_pipeline.storage.paths import place
 from tests.support.worker_world import planted_ledger
 
 pytestmark = pytest.mark.usefixtures("empty_memory")
@@ -24,13 +26,13 @@ def expected(shard: int) -> list[Sample]:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the footer was parsed, at each opening of a plan."""
     seen: list[bool] = []
-    real = plan.open_parquet
+    plain = parquet._parquet_file
 
-    def opened(path: Place, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-        seen.append(metadata is None)
-        return real(path, metadata)
+    def opened(source: Any, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        seen.append(footer is None)
+        return plain(source, footer)
 
-    monkeypatch.setattr(plan, "open_parquet", opened)
+    monkeypatch.setattr(parquet, "_parquet_file", opened)
     return seen
 
 
