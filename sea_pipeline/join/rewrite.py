@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -28,13 +29,20 @@ Chosen = tuple[Ledger, int, Sample]
 
 
 class _Shard(NamedTuple):
-    """A finished shard of a source, in memory."""
+    """A finished shard of a source, of which one row group is in memory."""
 
-    rows: dict[str, LabelRow]
-    """By image id."""
+    places: dict[str, tuple[int, int]]
+    """By image id: the row group, and the row in it."""
+    group: Callable[[int], Sequence[LabelRow]]
+    """Reads a row group, and keeps it for the next call."""
     bad: dict[str, dict[str, Any]]
     patch_sum: npt.NDArray[np.float64]
     """(D,): the sum of the embeddings of all its patches."""
+
+    def row(self, image_id: str) -> LabelRow:
+        """Read the row of a good image."""
+        group, row = self.places[image_id]
+        return self.group(group)[row]
 
 
 def rewrite(
@@ -74,11 +82,14 @@ def rewrite(
     )
     plans = {"plan.parquet": lambda path: write_plan(path, samples, size)}
     ledger = begin_folder(out, dataset, plans, ledgers[0].root / WORDS, samples, reporter)
-    read = lru_cache(maxsize=1)(_read_shard)  # the next shard may begin in the one that was read last
     missing = ledger.missing()
-    with reporter.progress(
-        "writing", len(samples), len(samples) - sum(map(ledger.plan.file_of(0).images_of, missing))
-    ) as advance:
+    with (
+        ExitStack() as copy,
+        reporter.progress(
+            "writing", len(samples), len(samples) - sum(map(ledger.plan.file_of(0).images_of, missing))
+        ) as advance,
+    ):
+        read = lru_cache(maxsize=1)(partial(_open_shard, copy))  # the next shard may begin in the one read last
         for shard in missing:
             _write_shard(ledger, shard, chosen[shard * size : (shard + 1) * size], read)
             advance(ledger.plan.file_of(shard).images_of(shard))
@@ -86,21 +97,33 @@ def rewrite(
     return Joined(str(out), manifest.rows, manifest.bad, dataset.shards, 0, len(missing))
 
 
-def _read_shard(ledger: Ledger, shard: int) -> _Shard:
+def _open_shard(copy: ExitStack, ledger: Ledger, shard: int) -> _Shard:
+    """Check a finished shard and find its rows; `copy` gets its copy on this machine, and drops the one before."""
+    copy.close()
     commit = ledger.read_commit(shard)
     if commit is None:
         raise UserError(f"{ledger.root}: expected its shard {shard}, which was there; found none")
     file = commit.files[0]
-    with ledger.reading(file), local_copy(ledger.shard_path(shard)) as copy:
-        if (found := file_sha256(copy)) != file.sha256:
+    with ledger.reading(file):
+        path = copy.enter_context(local_copy(ledger.shard_path(shard)))
+        if (found := file_sha256(path)) != file.sha256:
             raise ValueError(f"expected sha256 {file.sha256[:12]}…, found {found[:12]}…")
-        table, footer = open_parquet(copy).read(), shard_footer(copy)
+        opened, footer = open_parquet(path), shard_footer(path)
+        ids = opened.read(["image_id"], use_threads=False)["image_id"].to_pylist()
+    sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+    places = ((group, row) for group, rows in enumerate(sizes) for row in range(rows))
     bad = {}
     if commit.bad:
         with ledger.reading(commit.files[1]):
             bad = {row["image_id"]: row for row in read_quarantine(ledger.quarantine_path(shard))}
-    rows = {row.image_id: row for row in label_rows(table, ledger.dataset.fields["top_n"])}
-    return _Shard(rows, bad, unpacked(footer["patch_sum"]))
+
+    @lru_cache(maxsize=1)
+    def group(number: int) -> Sequence[LabelRow]:
+        with ledger.reading(file):
+            table = opened.read_row_group(number, use_threads=False)
+        return list(label_rows(table, ledger.dataset.fields["top_n"]))
+
+    return _Shard(dict(zip(ids, places, strict=True)), group, bad, unpacked(footer["patch_sum"]))
 
 
 def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], read: Callable[[Ledger, int], _Shard]) -> None:
@@ -118,13 +141,13 @@ def _write_shard(ledger: Ledger, shard: int, chosen: Sequence[Chosen], read: Cal
                 if (reason := there.bad.get(sample.image_id)) is not None:
                     bad.append(_bad(sample, reason))
                     continue
-                row = there.rows[sample.image_id]
+                row = there.row(sample.image_id)
                 writer.add(row)
                 first = first or row.image_sha256.hex()
                 taken += 1
             if taken:
                 # Only the sum of a whole shard is known, so a part of it counts by its share of the rows.
-                share = 1.0 if taken == len(there.rows) else taken / len(there.rows)
+                share = 1.0 if taken == len(there.places) else taken / len(there.places)
                 patch_sum = patch_sum + there.patch_sum * share
             count += taken
         footer = {"fingerprint": ledger.dataset.fingerprint, "shard": shard, **fields}

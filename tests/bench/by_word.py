@@ -21,11 +21,10 @@ from sea_pipeline import open_labels
 from sea_pipeline.hub.by_word import write_by_word
 from sea_pipeline.inputs.samples import Sample
 from sea_pipeline.join.folder import begin_folder, finish_folder, open_sources
-from sea_pipeline.join.rewrite import _read_shard
-from sea_pipeline.labels.format import ShardWriter
+from sea_pipeline.labels.format import ShardWriter, label_rows
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.plan import plan_sha256, write_plan
-from sea_pipeline.storage.parquet import shard_footer
+from sea_pipeline.storage.parquet import open_parquet, shard_footer
 from sea_pipeline.storage.publish import publish
 
 SHARD = 2048
@@ -34,9 +33,8 @@ SHARD = 2048
 def repeated(folder: Path, out: Path, count: int) -> Ledger:
     """A folder of labels of `count` images, which have the rows of another folder's first shard in turn."""
     (source,) = open_sources([folder])
-    shard = _read_shard(source, 0)
     patches = source.dataset.fields["grid"][0] * source.dataset.fields["grid"][1]
-    rows = list(shard.rows.values())
+    rows = list(label_rows(open_parquet(source.shard_path(0)).read(), source.dataset.fields["top_n"]))
     samples = [Sample(f"{number // 1000:04d}/{number:07d}.jpg", f"{number:07d}.jpg") for number in range(count)]
     dataset = source.dataset.model_copy(
         update={

@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,12 +16,13 @@ from sea_pipeline.join import rewrite as rewriting
 from sea_pipeline.join.merge import merge
 from sea_pipeline.join.select import read_ids, select
 from sea_pipeline.output import begin
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.storage import publish
 from tests.support.contents import content, rows, stored
 from tests.support.joins import listed_file, problems
 from tests.support.kills import killed_around
 from tests.support.refused import refuses
-from tests.support.world import Label, draw_folder
+from tests.support.world import Label, Shelved, draw_folder
 
 pytestmark = pytest.mark.usefixtures("empty_memory")
 
@@ -76,11 +78,23 @@ def test_parts_of_a_folder_become_it_again(label_all: Label, whole: Path, ids: l
 def test_a_shard_that_two_shards_need_is_read_once(
     whole: Path, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
-    plain = rewriting._read_shard
-    monkeypatch.setattr(rewriting, "_read_shard", lambda ledger, shard: read.append(shard) or plain(ledger, shard))
+    opened = Mock(wraps=rewriting._open_shard)
+    monkeypatch.setattr(rewriting, "_open_shard", opened)
     select(whole, ids[1:], tmp_path / "some")
-    assert read == [0, 1, 2, 3, 4, 5]
+    assert [call.args[2] for call in opened.call_args_list] == [0, 1, 2, 3, 4, 5]
+
+
+def test_only_the_row_groups_that_are_needed_are_in_memory(
+    shelved: Shelved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = shelved(70, top_n=8, shard_size=40, max_bad=1) / "labels"
+    ids, read = open_labels(whole).ids, Mock(wraps=rewriting.label_rows)
+    monkeypatch.setattr(rewriting, "label_rows", read)
+    select(whole, [*ids[35:37], ids[-1]], tmp_path / "some")
+    assert [len(call.args[0]) for call in read.call_args_list] == [7, 30]
+    assert rows(open_labels(tmp_path / "some")).keys() == {*ids[35:37], ids[-1]}
+    select(whole, [sample.image_id for sample in Ledger.open(whole).plan], tmp_path / "all")
+    assert content(tmp_path / "all") == content(whole)
 
 
 def test_crops_come_with_their_image(label: Label, tmp_path: Path) -> None:
