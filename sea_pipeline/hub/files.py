@@ -61,8 +61,7 @@ def paths_of(dataset: DatasetFile, manifest: Manifest) -> list[str]:
     for shard, file in enumerate(manifest.shards):
         quarantine = f"{QUARANTINE}/{shard:05d}.parquet"
         paths += [file.path, *([quarantine] if quarantine in tables else []), f"{COMMITS}/{shard:05d}.json"]
-    rest = [file.path for file in manifest.other_files if file.path not in set(paths)]
-    return [*paths, *rest, MANIFEST]
+    return [*dict.fromkeys([*paths, *(file.path for file in manifest.other_files)]), MANIFEST]
 
 
 def known_hashes(ledger: Ledger) -> dict[str, str]:
