@@ -24,9 +24,10 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.paths import place
 from tests import bench
-from tests.bench import by_word, growth, word_lists
+from tests.bench import by_word, growth, laptop, word_lists
 from tests.bench.compare.hits import label_hits
 from tests.bench.compare.tables import CHARTED
+from tests.bench.gpu.shapes import TINY
 from tests.support import compare_world
 from tests.support.compare_world import TRAIN, compared, make_captioned, tiny_parts, tiny_rows
 from tests.support.programs import Begin
@@ -56,6 +57,14 @@ def test_labels_by_word_of_repeated_rows(
     said = json.loads(capsys.readouterr().out)
     assert said["images"] == 50
     assert said["rows"] > said["found"] > 0
+
+
+@pytest.mark.slow
+def test_a_laptop_says_what_each_part_takes(tmp_path: Path) -> None:
+    laptop.prepare(tmp_path, TINY)
+    seconds = laptop.run(tmp_path)
+    assert seconds.keys() == {"features, of an image", "start", "a step", "saving"}
+    assert all(spent > 0 for spent in seconds.values())
 
 
 @pytest.mark.parametrize("planted", [0.5, 1.0, 1.5, 2.0])

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from sea_pipeline import open_labels
+from sea_pipeline.core.progress import Reporter
 from tests.bench.bench_label import crops
 from tests.bench.gpu.align import colour_labels
 from tests.bench.gpu.shapes import SEVEN_B, TINY, Shape
@@ -60,17 +61,23 @@ def prepare(scratch: Path, shape: Shape) -> None:
             shutil.copy2(file, scratch / "model")
 
 
+class Timed(Reporter):
+    """Sums the seconds of each part that has a bar, and divides them by its items."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def progress(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        begun = time.perf_counter()
+        yield lambda _: None
+        self._seconds[what] = self._seconds.get(what, 0) + time.perf_counter() - begun
+        self._seconds[f"{what}, of an image"] = self._seconds[what] / total
+
+
 def run(scratch: Path) -> dict[str, float]:
     """Seconds by part."""
     seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(what: str, total: int, _already: int) -> Iterator[Callable[[int], None]]:
-        begun = time.perf_counter()
-        yield lambda _: None
-        seconds[what] = seconds.get(what, 0) + time.perf_counter() - begun
-        seconds[f"{what}, of an image"] = seconds[what] / total
-
     given = [f"model={scratch}/model", f"data.train={scratch}/photos.json", f"data.image_root={scratch}/photos",
              f"labels.path={scratch}/labels", "data.keep_features=true", f"training_arguments.max_steps={STEPS}",
              f"training_arguments.per_device_train_batch_size={BATCH}"]  # fmt: skip
@@ -78,7 +85,7 @@ def run(scratch: Path) -> dict[str, float]:
     clock, begun = Clock(), time.perf_counter()
     folder = open_model_folder(recipe.model)
     inputs = Inputs(recipe, folder, open_conversations(recipe.data, folder), open_labels(scratch / "labels"))
-    trainer = build(inputs, scratch / "run", timed, [clock])
+    trainer = build(inputs, scratch / "run", Timed(seconds), [clock])
     seconds["start"] = time.perf_counter() - begun - seconds.pop("features")
     trainer.train()
     pairs = zip(clock.ends[1:], clock.ends[2:], strict=False)
