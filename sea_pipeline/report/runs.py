@@ -52,7 +52,8 @@ class RunInput:
         """
         if not (path / "summary.json").is_file():
             raise UserError(
-                f"{path}: expected a finished run; found no summary.json; run the same sea-pipeline train command again"
+                f"{path}: expected a finished run; found no summary.json; wait for its end, or, if it was stopped, run "
+                "the same sea-pipeline train command again"
             )
         record = read_run_file(path / "run.json", RunFile, "recipe", "fields", "fingerprint")
         summary = read_run_file(path / "summary.json", SummaryFile)

@@ -76,6 +76,7 @@ def read_run(run: Path, *, finished: bool = True) -> RunRecord:
         ) from error
     if finished and not (run / "summary.json").is_file():
         raise UserError(
-            f"{run}: expected a finished run; found no summary.json; run the same sea-pipeline train command again"
+            f"{run}: expected a finished run; found no summary.json; wait for its end, or, if it was stopped, run the "
+            "same sea-pipeline train command again"
         )
     return record
