@@ -102,9 +102,7 @@ def other_than_ours(root: Place) -> str:
     if not root.is_dir():
         return "a file" if root.exists() else "no such folder"
     if _is_run(root):
-        return (
-            "a training run, which sea-pipeline report shows when it ends, and whose metrics.jsonl says how far it is"
-        )
+        return "a training run, which sea-pipeline report shows at its end; its metrics.jsonl says how far it is"
     return "no dataset.json in it"
 
 
