@@ -40,7 +40,7 @@ def test_an_unfinished_run_is_gone_on_with(command: Any, tiny: World, tmp_path: 
         (exported, "this run is not finished; run the same sea-pipeline train command again, then export it"),
     ):
         refuses(command, said, *asked)
-    with pytest.raises(UserError, match=r"found no summary\.json; run the same sea-pipeline train command again"):
+    with pytest.raises(UserError, match=r"found no summary\.json; wait for its end, or, if it was stopped, run"):
         read_run(run)
     train(short(tiny), run, resume=True)
     assert command("report", run, "--images", 0, "--out", tmp_path / "r.html")[0] == 0
