@@ -118,8 +118,9 @@ def readers(written: dict[str, Any], *, by_4: bool, by_others: bool, names: int 
     found = []
     if by_others:
         levelled = names == 5 and tower in _WITH_LEVEL
-        late = tower is not None and (scales_inputs(llm) or is_converted(llm))
-        first = WITHOUT_LEVEL if levelled else SCALING_WORDS if late else None  # the later one of both
+        scaled, converted = (tower is not None and kind(llm) for kind in (scales_inputs, is_converted))
+        needed = ((WITHOUT_LEVEL, levelled), (SCALING_WORDS, scaled), (CONVERTING_NESTED, converted))  # latest first
+        first = next((version for version, needs in needed if needs), None)
         found.append(f"transformers {first} or newer" if first else "transformers 5")
     if by_4 and tower in (None, *_READ_BY_4):
         found.append(f"transformers 4 ({_tested(VERSION, llm in _TESTED_BY_4)})")

@@ -23,7 +23,8 @@ from sea_pipeline.core.progress import SILENT, ProgressOnly, Reporter
 from sea_pipeline.core.renamed import taking_callbacks
 from sea_pipeline.execution.dispatch import StageRun
 from sea_pipeline.labels.run import LabelSettings, label_images
-from sea_pipeline.output.run_files import SummaryFile, read_run_file
+from sea_pipeline.output.records import load_record
+from sea_pipeline.output.run_files import RunFile, SummaryFile, read_run_file
 from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.locks import claimed_for_run, locked
 from sea_pipeline.storage.publish import make_folder, publish_bytes
@@ -145,7 +146,8 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
 
 
 def _finished(out: Path, fields: dict[str, Any], reporter: Reporter) -> TrainRun:
-    reporter.message("; ".join(filter(None, (f"{out}: this run is finished", run_folder.labels_grown(out, fields)))))
+    grown = run_folder.labels_grown(load_record(out / "run.json", RunFile), fields)
+    reporter.message(f"{out}: this run is finished" + (f"; {grown}" if grown else ""))
     return TrainRun(out, read_run_file(out / SUMMARY, SummaryFile, "start", "end", "steps", "seconds"))
 
 

@@ -257,7 +257,7 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
             "command again, or choose another --out"
         )
     of_labels = ("labelled:", "labels (sha256")
-    if (more_labels := labels_grown(out, fields)) and all(each.startswith(of_labels) for each in differences):
+    if (more_labels := labels_grown(record, fields)) and all(each.startswith(of_labels) for each in differences):
         raise UserError(
             f"{out}: {more_labels}; remove this folder to begin it again with them, or choose another --out"
         )
@@ -271,11 +271,10 @@ def check_run(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes: M
     raise UserError(f"{out}: holds another run: {said}; choose another --out")
 
 
-def labels_grown(out: Path, fields: dict[str, Any]) -> str:
+def labels_grown(begun: RunFile, fields: dict[str, Any]) -> str:
     """Say how many more images of a run have labels than when it began, or nothing."""
-    begun = load_record(out / "run.json", RunFile).fields
-    before, now = begun.get("labelled"), fields.get("labelled")
-    if not before or not now or now <= before or begun.get("labels") != fields.get("labels"):
+    before, now = begun.fields.get("labelled"), fields.get("labelled")
+    if not before or not now or now <= before or begun.fields.get("labels") != fields.get("labels"):
         return ""
     return f"{before:,} of its images had labels when it began, and {now:,} have some now"
 
@@ -357,7 +356,7 @@ def _differences(out: Path, fields: dict[str, Any], recipe: Recipe, image_hashes
         if arguments.get(ACCUMULATION, 1) == recipe.training_arguments.get(ACCUMULATION, 1):
             for each in pair:
                 each.pop(accumulation, None)
-        if labels_grown(out, fields):
+        if labels_grown(found, fields):
             both -= {"labels"}
             for each in pair:
                 del each["labelled"]
