@@ -69,4 +69,4 @@ lowest: ## The tests but the real models', with the oldest versions that pyproje
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist runs bench.json
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist runs bench.json gpu.json
