@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.core.near_names import nearest_name
@@ -13,7 +14,7 @@ from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File, Manifest
 from sea_pipeline.output.verify import refuse_damage
 from sea_pipeline.storage.hashing import fingerprint_of
-from sea_pipeline.storage.parquet import Footers, open_parquet
+from sea_pipeline.storage.parquet import Footers
 from sea_pipeline.storage.paths import Place, map_over_store, place
 from sea_pipeline.storage.publish import local_copy
 
@@ -38,6 +39,7 @@ class RowStore:
         """The root of the `uri`s, from which `sources.open_source` reads the images."""
         self._ledger = ledger
         self._shards = manifest.shards
+        self._rows = dict(zip((file.path for file in self._shards), manifest.shard_rows, strict=True))
         self._columns = columns
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
         self._footers = Footers()
@@ -77,7 +79,7 @@ class RowStore:
         """Return the sha256 of the image's file when its row was made."""
         shard, group, row = self._place(image_id)
         file = self._shards[shard]
-        found: bytes = self._read(self.path / file.path, group, file, ["image_sha256"])["image_sha256"][row].as_py()
+        found: bytes = self._read(file, group, ["image_sha256"])["image_sha256"][row].as_py()
         return found
 
     def images_sha256(self, wanted: Collection[str]) -> str:
@@ -98,8 +100,8 @@ class RowStore:
         for shard in self._shards:
             # Copy the whole file: in a store elsewhere, each row group would cost several requests.
             with self._ledger.reading(shard), local_copy(self.path / shard.path) as copy:
-                groups = self._footers.open(copy).num_row_groups
-                yield from (self._read(copy, group, shard, columns) for group in range(groups))
+                groups = self._open(shard, copy).num_row_groups
+                yield from (self._read(shard, group, columns, copy) for group in range(groups))
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """Yield the bad images.
@@ -111,9 +113,7 @@ class RowStore:
     @cached_property
     def _index(self) -> dict[str, tuple[int, int, int]]:
         """Map each image id to its shard, its row group and its row in that group."""
-        sizes = map_over_store(
-            self.path, self._group_sizes, zip(self._shards, self.manifest["shard_rows"], strict=True)
-        )
+        sizes = map_over_store(self.path, self._group_sizes, self._shards)
         places = (
             (shard, group, row)
             for shard, groups in enumerate(sizes)
@@ -138,32 +138,35 @@ class RowStore:
         cached = self._cached  # another thread may replace it
         if cached is None or cached[0] != (shard, group):
             file, columns = self._shards[shard], [name for name in self._columns if name not in _OF_NO_ROW]
-            self._cached = cached = (shard, group), self._read(self.path / file.path, group, file, columns)
+            self._cached = cached = (shard, group), self._read(file, group, columns)
         return cached[1].slice(row, 1)
 
-    def _read(self, path: Place, group: int, shard: File, columns: Sequence[str] | None) -> pa.Table:
+    def _open(self, shard: File, copy: Place | None = None) -> pq.ParquetFile:
+        """Open a shard, or a copy of it, if it has the rows of the manifest that this store has read."""
+        opened = self._footers.open(copy or self.path / shard.path)
+        if opened.metadata.num_rows != self._rows[shard.path]:
+            raise LookupError(f"expected {self._rows[shard.path]:,} rows, found {opened.metadata.num_rows:,}")
+        return opened
+
+    def _read(self, shard: File, group: int, columns: Sequence[str] | None, copy: Place | None = None) -> pa.Table:
         with self._ledger.reading(shard):
-            rows = self._footers.open(path).read_row_group(group, columns, use_threads=False)
+            rows = self._open(shard, copy).read_row_group(group, columns, use_threads=False)
             # Checksums cover pages, not the names of columns, so a damaged name must be looked for.
             if missing := set(columns or self._columns).difference(rows.column_names):
                 raise LookupError(f"expected a column {min(missing)!r}")
         return rows
 
-    def _group_sizes(self, shard_and_rows: tuple[File, int]) -> list[int]:
-        shard, rows = shard_and_rows
+    def _group_sizes(self, shard: File) -> list[int]:
         with self._ledger.reading(shard):
-            metadata = open_parquet(self.path / shard.path).metadata
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            if sum(sizes) != rows:
-                raise LookupError(f"expected {rows:,} rows, found {sum(sizes):,}")
-        return sizes
+            metadata = self._open(shard).metadata
+            return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     def _values(self, *names: str) -> Iterator[list[list[Any]]]:
         """Yield the values of some columns in plan order, shard by shard."""
 
         def read(shard: File) -> list[list[Any]]:
             with self._ledger.reading(shard):
-                table = open_parquet(self.path / shard.path).read(columns=[*names], use_threads=False)
+                table = self._open(shard).read(columns=[*names], use_threads=False)
                 return [table[name].to_pylist() for name in names]
 
         return map_over_store(self.path, read, self._shards)

@@ -60,10 +60,10 @@ def test_every_image_is_as_in_the_store(store: LabelStore) -> None:
 
 def test_a_shards_footer_is_parsed_once(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A footer grows with the shard's rows, so to parse it for each row would take quadratic time."""
-    ids, opened = store.ids[::-9], Mock(wraps=parquet._parquet_file)
-    assert ids[0] in store
+    opened, shards = Mock(wraps=parquet._parquet_file), len(store.manifest["shards"])
     monkeypatch.setattr(parquet, "_parquet_file", opened)
-    shards = len(store.manifest["shards"])
+    ids = store.ids[::-9]
+    assert ids[0] in store
 
     def parsed() -> int:
         return sum(len(call.args) == 1 for call in opened.call_args_list)

@@ -195,8 +195,12 @@ def test_what_was_accepted_is_not_taken_back(label: Label, photos: Path, tmp_pat
     after = everything(tmp_path / "labels")
     assert after["commits/00000.json"] == before["commits/00000.json"]
     assert [bad["image_id"] for bad in open_labels(tmp_path / "labels").quarantine()] == ["003.png"]
+    opened_before = open_labels(tmp_path / "labels")
+    assert "000.png" in opened_before
     assert label(images=str(photos), retry_bad=True).report.images == 4
     assert len(open_labels(tmp_path / "labels")) == 16
+    with pytest.raises(UserError, match=r"00003\.parquet: expected "):  # it gives no neighbour's row
+        opened_before["000.png"]
 
 
 @pytest.mark.slow
