@@ -136,8 +136,13 @@ class Screen(TrainerCallback):
         self._advance: Advance = lambda _: None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
-        """Open the progress bar in the first process."""
+        """Open the progress bar in the first process, and tell of a run that ends in its warm-up."""
         if state.is_world_process_zero:
+            if (warmup := args.get_warmup_steps(state.max_steps)) > state.max_steps:
+                self._reporter.warning(
+                    f"training_arguments.warmup_steps: the run has {state.max_steps} steps and its warm-up {warmup}, "
+                    f"so no step has more than {state.max_steps / warmup:.2g} of the learning rate"
+                )
             self._open = self._reporter.progress("training", state.max_steps, state.global_step)
             self._advance = self._open.__enter__()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import TrainerState, TrainingArguments
 
 from sea_pipeline.labels.store import open_labels
 from tests.support.heard import Heard
@@ -20,7 +21,7 @@ from trainer.losses import equations
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.training.align_trainer import AlignTrainer
 from trainer.training.arguments import DEFAULTS
-from trainer.training.callbacks import MetricsLog
+from trainer.training.callbacks import MetricsLog, Screen
 from trainer.training.run import train
 from trainer.training.run_summary import start_and_end
 
@@ -39,6 +40,15 @@ def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: f
         for name in ("loss", "loss_lm", "loss_sea", "grad_norm"):
             assert mine[name] == pytest.approx(other[name], rel=tolerance), name
         assert mine["sea_pairs"] == other["sea_pairs"]
+
+
+@pytest.mark.parametrize(("warmup", "ends"), [(500, True), (100, False), (0.9, False), (0, False)])
+def test_a_run_that_ends_in_its_warm_up_is_told(warmup: float, ends: bool, tmp_path: Path) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), warmup_steps=warmup, use_cpu=True)
+    heard = Heard()
+    Screen(heard).on_train_begin(args, TrainerState(max_steps=100), None)
+    said = "the run has 100 steps and its warm-up 500, so no step has more than 0.2 of the learning rate"
+    assert heard.warnings == ([f"training_arguments.warmup_steps: {said}"] if ends else [])
 
 
 @pytest.mark.slow
