@@ -305,6 +305,11 @@ def _twin(base: str) -> Callable[..., Any]:
     ) -> Any:  # noqa: ANN401
         recording = module.__dict__.get(_OPEN)
         if recording is not None:
+            if query.shape[1] != (heads := cast("Any", module).config.num_attention_heads):
+                raise UserError(
+                    f"loss.basic.degree: expected all {heads} heads of a layer; found {query.shape[1]}, as tensor "
+                    "parallelism cuts them; train with DDP, ZeRO-2 or FSDP 2, or set loss.basic.degree: equal"
+                )
             if base == "flash_attention_2" and recording.is_empty:
                 refuse_packed(len(query), attention_mask, options)
             recording.add(module, query, key, attention_mask, options.get("scaling"), options.get("sliding_window"))

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import DynamicCache
 
 from sea_pipeline.core.errors import UserError
@@ -177,7 +180,7 @@ def test_a_mask_that_may_not_tell_padding_is_refused_if_padding_counts(
 
 
 def test_embeddings_and_layers_that_are_elsewhere_are_refused(pictures: Pictures, attached: Any) -> None:
-    """As FSDP 1 and DeepSpeed's ZeRO-3 leave them after a forward, and as device_map places them."""
+    """As FSDP 1, tensor parallelism and DeepSpeed's ZeRO-3 have them after a forward; and as device_map places them."""
     made = MAKERS["llava"]()
     one = attached(made, labels=pictures.open(), sea={})
     made.model(**made.batch(pictures.batch(NAMES)))
@@ -189,7 +192,28 @@ def test_embeddings_and_layers_that_are_elsewhere_are_refused(pictures: Pictures
     embed.weight.ds_id = 0
     with pytest.raises(UserError, match=r"cut by DeepSpeed's ZeRO-3; train with ZeRO-2"):
         one.loss(NAMES)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        cut = distribute_tensor(torch.ones(4, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
+    finally:
+        dist.destroy_process_group()
+    embed.weight = nn.Parameter(cut)
+    with pytest.raises(UserError, match="cut by tensor parallelism; train with DDP"):
+        one.loss(NAMES)
     made = MAKERS["llava"]()
     made.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     with pytest.raises(UserError, match=r"expected the model on one device; found device_map over 0, 1"):
         attached(made, basic={})
+
+
+def test_heads_that_are_in_other_processes_are_refused(pictures: Pictures, attached: Any) -> None:
+    """As torch's parallelize_module leaves a layer: half of its heads, and a sum over processes behind them."""
+    made = MAKERS["llava"]()
+    attention = made.model.model.language_model.layers[0].self_attn
+    for name in ("q_proj", "k_proj", "v_proj"):
+        weight = getattr(attention, name).weight
+        weight.data = weight.data.chunk(2)[0]
+    attention.o_proj.weight.data = attention.o_proj.weight.data.chunk(2, dim=1)[0]
+    attached(made, basic={})
+    with pytest.raises(UserError, match=r"expected all 4 heads of a layer; found 2, .* or set loss.basic.degree: eq"):
+        made.model(**made.batch(pictures.batch(NAMES)))
