@@ -289,7 +289,7 @@ class Attached:
         """
         if (kept := self.watch.kept) is None:
             raise UserError("attached: expected a forward of the model before it; found none; call the model first")
-        if kept.visual is None:
+        if not kept.has_images():
             kept.check_text(len(ids), needs_columns=bool(ids or self._basic))
         return kept
 

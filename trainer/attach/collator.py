@@ -72,7 +72,7 @@ class CarryIds:
         alone = None
         if len(rows) > 1 and self._compared < _COMPARED:
             object.__setattr__(self, "_compared", self._compared + len(rows))
-            alone = _images_alone(collate, given)
+            alone = _images_alone(collate, [row for row, named in zip(given, names, strict=True) if named])
         batch = collate(given)
         if IDS in batch:
             batch[IDS] = names_by_sample(batch[IDS])
@@ -104,7 +104,10 @@ class _Row(dict[str, Any]):
 
 
 def _images_alone(collate: Collate, rows: Sequence[Any]) -> list[bytes] | None:
-    """Collate each row alone, and return the images of all in the order of the rows; None if that cannot be done."""
+    """Collate each row alone, and return the images of all in the order of the rows; None if that cannot be done.
+
+    Rows of text alone are left out: alone or all together, they may be given an image that the mask hides.
+    """
     with _same_random_numbers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

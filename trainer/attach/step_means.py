@@ -9,8 +9,17 @@ _OF_PAIRS = ("loss_sea", "sea_pairs")
 
 
 def samples_with_images(batch: Mapping[str, Any], image_token_id: int) -> torch.Tensor | int:
-    """Count the samples of a batch that have image tokens, as a scalar; reading it waits for a GPU."""
-    return (batch["input_ids"] == image_token_id).any(1).sum() if "input_ids" in batch else 0
+    """Count the samples of a batch that have image tokens which a mask (B, L) does not hide, as a scalar.
+
+    Reading it waits for a GPU.
+    """
+    if "input_ids" not in batch:
+        return 0
+    found: torch.Tensor = batch["input_ids"] == image_token_id
+    mask = batch.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.shape == found.shape:
+        found = found & mask.bool()
+    return found.any(1).sum()
 
 
 class StepMeans:

@@ -92,10 +92,15 @@ def _shares(
         ]
         at = torch.cat(cells).sort().values.to(device)
     image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-    shares = image_weights(samples[lengths.cumsum(0) - lengths]).to(device)
+    # An image that the mask hides has no attention, and does not count as an image of its sample.
+    valid = torch.ones_like(kept.columns) if kept.valid is None else kept.valid
+    seen = torch.bincount(image, valid[kept.columns].to(device), len(lengths)) > 0
+    at = at[seen[image[at]]]
+    shares = image_weights(samples[lengths.cumsum(0) - lengths][seen]).to(device)
     # a_i of Eq. 5 sums to 1 over an image's tokens; the share makes a mean over images, then over samples.
     attention = kept.recorder.attention.to(device)[at]
-    parts = (torch.ones_like(attention) if equal else attention).split(torch.bincount(image[at]).tolist())
+    counts = torch.bincount(image[at], minlength=len(lengths))[seen]
+    parts = (torch.ones_like(attention) if equal else attention).split(counts.tolist())
     weights = [degrees(part.unsqueeze(0))[0] * share for part, share in zip(parts, shares, strict=True)]
     return at, torch.cat(weights)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sea_pipeline.core.errors import UserError
@@ -39,6 +40,8 @@ class ForwardResults:
     """V, (T, d), in the order in which it enters the LLM, with its graph."""
     columns: torch.Tensor | None = None
     """bool (B, L): the columns at which V enters the LLM."""
+    valid: torch.Tensor | None = None
+    """bool (B, L): False for what the mask hides; None if the mask does not tell."""
     recorder: LayerRecorder | None = None
     """BASIC's supervision; None in evaluation mode, or if BASIC is off."""
     made: torch.Tensor | None = None
@@ -56,6 +59,18 @@ class ForwardResults:
             places = [torch.from_numpy(tile.cells + start).to(self.visual.device) for tile in one.tiles]
             yield [(tile, self.visual[at].float()) for tile, at in zip(one.tiles, places, strict=True)]
             start += one.tokens
+
+    def has_images(self) -> bool:
+        """Tell whether the LLM saw any image, and forget those of a forward whose mask hides all of them.
+
+        Some collators put such an image into a batch of text alone, so that all processes run the tower.
+        """
+        columns, valid = self.columns, self.valid
+        if self.visual is None or columns is None or valid is None or valid.shape != columns.shape:
+            return self.visual is not None
+        if not (columns & valid).any():
+            self.visual, self.columns = None, torch.zeros_like(columns)
+        return self.visual is not None
 
     def check_text(self, named: int, *, needs_columns: bool) -> None:
         """Refuse a forward without visual tokens that is not one of text alone.
@@ -111,7 +126,6 @@ class Watch:
         self._supervision, self._vocabulary = supervision, vocabulary
         self._given: dict[str, Any] | None = None
         self._running: ForwardResults | None = None
-        self._valid: torch.Tensor | None = None
         self._methods: list[_Method] = []
         """Empty once it has ended."""
         self._functions: set[Callable[..., Any]] = set()
@@ -180,13 +194,15 @@ class Watch:
             model: the model that was given, for the advice.
 
         Raises:
-            UserError: FSDP or DeepSpeed's ZeRO-3 has cut them.
+            UserError: FSDP, tensor parallelism or DeepSpeed's ZeRO-3 has cut them.
         """
         weight = self.embed.weight
         if isinstance(weight, DTensor):
-            path = ".".join(filter(None, ["model", path_of_holder(model, self.embed)]))
-            advice = f"call {path}.set_reshard_after_forward(False, recurse=False) before training"
-            found = f"FSDP; {advice}, as AttachMixin does"
+            path = path_of_holder(model, self.embed)
+            call = f"{'.'.join(filter(None, ['model', path]))}.set_reshard_after_forward(False, recurse=False)"
+            found = f"FSDP; call {call} before training, as AttachMixin does"
+            if not isinstance(model.get_submodule(path), FSDPModule):
+                found = "tensor parallelism; train with DDP, ZeRO-2 or FSDP 2"
         elif weight.dim() == 2 and weight.numel() and weight.untyped_storage().size():  # FSDP 1's may lack any of these
             return
         elif hasattr(weight, "ds_id"):
@@ -251,11 +267,11 @@ class Watch:
         self._running = self.kept = kept = ForwardResults(trains=torch.is_grad_enabled())
         if ids is not None:
             kept.columns = ids == self.parts.inner.config.image_token_id
-            self._valid = _valid_tokens(mask, kept.columns)
+            kept.valid = _valid_tokens(mask, kept.columns)
         try:
             return original(*given, **named)
         finally:
-            self._running = self._given = self._valid = None
+            self._running = self._given = None
 
     def _images(self, original: Callable[..., Any], given: Any, named: Any) -> Any:  # noqa: ANN401
         kept = self._running
@@ -307,7 +323,7 @@ class Watch:
                 f"das, sds: expected rows that are whole; found {cached} tokens before them in past_key_values, as a "
                 "cached prefix or peft's prefix tuning has them; put the prefix into input_ids, or train with LoRA"
             )
-        valid = self._valid
+        valid = kept.valid
         if valid is None:
             if self._supervision.needs_padding:
                 raise UserError(

@@ -18,6 +18,7 @@ from tests.trainer.attach.twins import basic_twin, sea_twin, twin_of
 from tests.trainer.attach.worlds import NAMES, Pictures, close, gradients
 from trainer.attach import Attached, attach
 from trainer.attach.families import FAMILIES
+from trainer.attach.step_means import samples_with_images
 from trainer.losses import attention_tap
 from trainer.losses.embeddings import llm_embeddings
 
@@ -203,6 +204,36 @@ def test_text_alone_gives_nothing(pictures: Pictures, attached: Any) -> None:
     assert not scale.grad.any()
     with pytest.raises(UserError, match="expected as many ids as the last forward has images, 0; found 1"):
         one.loss(["wide.png"])
+
+
+def hidden(made: Any, batch: dict[str, Any], samples: Any) -> dict[str, Any]:
+    """As LLaMA-Factory's collator has a white image in a batch of text alone."""
+    at = torch.isin(torch.arange(len(batch["input_ids"])), torch.tensor(samples))
+    of_images = batch["input_ids"] == made.model.config.image_token_id
+    return batch | {"attention_mask": batch["attention_mask"] * ~(at.unsqueeze(1) & of_images)}
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl"])
+def test_an_image_that_the_mask_hides_is_none(name: str, pictures: Pictures, attached: Any) -> None:
+    made = tiny(name)
+    whole = pictures.batch([["wide.png"], ["tall.png", "odd.png"] if name == "internvl" else ["tall.png"]])
+    both, one = made.batch(whole), attached(made, labels=pictures.open(), sea={}, basic={})
+    token = made.model.config.image_token_id
+    assert samples_with_images(both, token) == 2
+    made.model(**hidden(made, both, [0, 1]))
+    loss = one.loss([[], []])
+    loss.backward()
+    assert (loss.detach(), list(one.terms), one.pairs) == (0, ["sea"], 0)
+    assert samples_with_images(hidden(made, both, [0, 1]), token) == 0
+    assert samples_with_images(hidden(made, both, [1]), token) == 1
+    one.detach()
+    one = attached(made, basic={})
+    found = []
+    for batch in (made.batch(whole[:1]), hidden(made, both, [1])):
+        made.model(**batch)
+        one.loss()
+        found.append([float(term.detach()) for term in one.terms.values()])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_an_image_without_labels_takes_no_part(pictures: Pictures, attached: Any) -> None:

@@ -208,6 +208,18 @@ def test_a_batch_in_another_order_is_refused_or_names_its_images(name: str, pict
             carrying(given)
 
 
+def test_rows_of_text_alone_may_be_given_an_image(pictures: Pictures) -> None:
+    """A row's own collation may need one where the batch's needs none."""
+
+    def collate(rows: Any) -> Batch:
+        images = [row["image"] for row in rows if row["image"]] or [pictures.image("odd.png")]
+        return tiny("llava").batch([([image], "a red patch") for image in images])
+
+    given = [*rows(pictures, "wide.png", "tall.png"), {"image": None, "image_ids": []}]
+    assert CarryIds(collate, needed=True)(given)["image_ids"] == [["wide.png"], ["tall.png"], []]
+    assert CarryIds(collate, needed=True)(given[2:] * 2)["image_ids"] == [[], []]
+
+
 def test_only_the_first_rows_are_collated_alone(pictures: Pictures) -> None:
     """That draws no random numbers of the batch's, and may fail or tell nothing."""
     sizes: list[int] = []
