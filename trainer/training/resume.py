@@ -62,6 +62,11 @@ class ResumingTrainer(ShardingTrainer):
             shutil.rmtree(checkpoints.unfinished(folder), ignore_errors=True)  # it takes disk space
             raise
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        # The Trainer names the folder in which the best one was written aside; `AsOftenAsAsked` finds it by its step.
+        self.state.best_model_checkpoint = None
+        super()._save_optimizer_and_scheduler(output_dir)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights and nothing else.
 

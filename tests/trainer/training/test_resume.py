@@ -23,7 +23,16 @@ from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
 from tests.support.run_values import copied, killed, tensors, values, weights
-from tests.support.tiny_runs import FinishedRuns, World, evaluations, label_settings, logged, short_recipe, tiny_recipe
+from tests.support.tiny_runs import (
+    FinishedRuns,
+    World,
+    evaluations,
+    label_settings,
+    logged,
+    short_recipe,
+    tiny_recipe,
+    tiny_trainer,
+)
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
@@ -129,6 +138,17 @@ def test_the_best_of_a_resumed_run_is_by_the_metric_of_now(
         (Path(str(args.output_dir)) / f"checkpoint-{step}").mkdir(parents=True)
     AsOftenAsAsked().on_train_begin(args, state, None)
     assert (state.best_metric, state.best_global_step) == best
+
+
+def test_a_checkpoint_names_no_folder_of_the_best(tiny: World, tmp_path: Path) -> None:
+    """It would be the one in which that was written aside, of which each resumption would warn."""
+    arguments = {"max_steps": 2, "save_steps": 1, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    data = {"evaluate": str(tiny.held_out)}
+    tiny_trainer(tiny_recipe(tiny, data=data, evaluate_every=1, training_arguments=arguments), tmp_path).train()
+    states = [json.loads(path.read_text()) for path in tmp_path.rglob("trainer_state.json")]
+    assert len(states) == 2
+    assert all(state["best_global_step"] for state in states)
+    assert [state["best_model_checkpoint"] for state in states] == [None, None]
 
 
 @pytest.mark.slow
