@@ -102,6 +102,15 @@ def _steps(run: Path) -> dict[int, Path | None]:
 
 
 def _at(run: Path, step: int, last: int | None) -> RunModel:
+    checkpoint = _checkpoint(run, step, last)
+    try:
+        return _read_at(run, step, checkpoint)
+    except UserError:
+        _checkpoint(run, step, last)  # a run that goes on may have removed it meanwhile
+        raise
+
+
+def _checkpoint(run: Path, step: int, last: int | None) -> Path | None:
     steps = _steps(run)
     if step not in steps:
         there = ", ".join(map(str, sorted({*steps, *([] if last is None else [last])})))
@@ -110,6 +119,10 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
             f"--checkpoint {step}: {run} has no checkpoint of this step; expected one of {there}; {later}"
             "keep_checkpoints in a recipe keeps others"
         )
+    return steps[step]
+
+
+def _read_at(run: Path, step: int, checkpoint: Path | None) -> RunModel:
     record = read_run(run, finished=False)
     recipe, path = record.recipe, begun_folder(record.recipe)
     if not (path / "config.json").is_file():
@@ -122,7 +135,6 @@ def _at(run: Path, step: int, last: int | None) -> RunModel:
     folder = open_model_folder(path, recipe.data.image_aspect_ratio)
     set_template(folder.processor, recipe.data.template)
     weights = _weights(folder)
-    checkpoint = steps[step]
     if checkpoint is None:
         return RunModel(folder, weights, step, ("These are the weights that the run began with.",))
     notes = [f"These are the weights of step {step}, before the run's end."]

@@ -22,6 +22,7 @@ from tests.support.refused import refused
 from tests.support.run_values import copied, weights, write_run
 from tests.support.tiny_models import LAID_OUT, tiny_model
 from tests.support.tiny_runs import FinishedRuns, World, tiny_recipe
+from trainer.export import run_model
 from trainer.export.run import ExportSettings, export_model
 from trainer.model import checkpoints
 from trainer.recipes.recipe import Recipe
@@ -162,7 +163,9 @@ def test_a_kill_leaves_no_half_of_one(before: bool, tiny: World, stopped: Path, 
     assert of(stopped, 3).read_bytes() == of(whole, 3).read_bytes()
 
 
-def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped: Path, tmp_path: Path) -> None:
+def test_what_can_be_exported_of_a_run_that_is_not_finished(
+    tiny: World, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (0, 2, 3):
         exported(stopped, tmp_path / f"{step}", checkpoint=step)
     changed(of(stopped, 3).parent / "files.json", "run", value="0" * 64)
@@ -177,6 +180,12 @@ def test_what_can_be_exported_of_a_run_that_is_not_finished(tiny: World, stopped
     shutil.rmtree(of(stopped, 1).parent)
     with refused(match=r"--checkpoint 1: .* has no checkpoint of this step; expected one of 0, 2; keep_checkpoints"):
         exported(stopped, tmp_path / "x", checkpoint=1)
+    with (
+        monkeypatch.context() as meanwhile,
+        refused(match=r"--checkpoint 2: .* has no .*; expected one of 0; this run"),
+    ):
+        meanwhile.setattr(run_model, "_weights", lambda _: shutil.rmtree(stopped / "checkpoints" / "checkpoint-2"))
+        exported(stopped, tmp_path / "x", checkpoint=2)
     with refused("expected the folder of a run; found no run.json"):
         exported(tiny.model, tmp_path / "x", checkpoint=1)
     assert not (tmp_path / "x").exists()
