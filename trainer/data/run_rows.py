@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -210,8 +211,37 @@ def _without(conversations: Conversations, data: Data, unreadable: dict[str, str
     return without_bad(conversations, data, *[lambda rows: rows_with(rows, unreadable)] * 2)
 
 
-def say_what_is_shared(conversations: Conversations, data: Data, reporter: Reporter) -> None:
-    """Warn of held-out rows whose images are trained on in other rows, as in data with many questions on an image."""
+def warn_of_rows(conversations: Conversations, data: Data, llm: Any, reporter: Reporter) -> None:  # noqa: ANN401
+    """Warn of rows with more tokens than the LLM has positions, and of held-out rows whose images are trained on.
+
+    Args:
+        conversations: the rows. How many tokens those of existing models have is not known yet.
+        data: the recipe's data settings.
+        llm: the config of the LLM.
+        reporter: receives the warnings.
+    """
+    _warn_of_shared(conversations, data, reporter)
+    positions = _positions(llm)
+    if positions is None or "length" not in conversations.train.column_names:
+        return
+    lengths = conversations.train.with_format("arrow")["length"][:].to_numpy()
+    if count := int((lengths > positions).sum()):
+        reporter.warning(
+            f"{conversations.file}: {count:,} of {len(lengths):,} rows to train on have more tokens than the LLM has "
+            f"positions, {positions:,}; the longest has {lengths.max():,}; data.max_length: {positions} cuts them"
+        )
+
+
+def _positions(llm: Any) -> int | None:  # noqa: ANN401 - of any LLM
+    """Return how many tokens an LLM was made for; None if its config does not say."""
+    positions, rope = getattr(llm, "max_position_embeddings", None), getattr(llm, "rope_parameters", None) or {}
+    # Configs of LLMs that were stretched say the positions before it or after it.
+    stretched = (rope.get("original_max_position_embeddings") or positions or 0) * (rope.get("factor") or 1)
+    return None if positions is None else max(positions, int(stretched))
+
+
+def _warn_of_shared(conversations: Conversations, data: Data, reporter: Reporter) -> None:
+    # As in data with many questions on an image.
     if conversations.held_out is None or data.evaluate == data.train or not reporter.shows_warnings:
         return
     names = image_names(conversations.held_out)

@@ -41,7 +41,7 @@ from trainer.data.inputs import (
     warn_of_other_photos,
     without_untaught,
 )
-from trainer.data.run_rows import check_prompts, open_conversations, say_what_is_shared, without_unreadable
+from trainer.data.run_rows import check_prompts, open_conversations, warn_of_rows, without_unreadable
 from trainer.model import checkpoints
 from trainer.model.aligned_llava import AlignedLlava
 from trainer.model.aspect_ratio import pads
@@ -126,7 +126,7 @@ def _train(recipe: Recipe, out: Path | None, resume: bool, reporter: Reporter, s
         return _finished(out, fields, reporter)
     reporter.message(f"the run goes to {out}" + (f"; labels: {inputs.store.path}" if inputs.store else ""))
     say_template(inputs.folder.processor.tokenizer, recipe.data.template, reporter)
-    say_what_is_shared(inputs.conversations, recipe.data, reporter)
+    warn_of_rows(inputs.conversations, recipe.data, inputs.folder.config.get_text_config(), reporter)
     if not stages:
         say_unread_teacher([recipe], reporter)
     say_unused_keys(recipe.labels, reporter)

@@ -22,7 +22,7 @@ from tests.support.tiny_runs import World, colours, tiny_recipe
 from tests.support.tiny_tokenizers import byte_level
 from trainer.data.bad_rows import BadRow, LeftOutRows, refuse
 from trainer.data.conversations import read_conversations
-from trainer.data.run_rows import Conversations, open_conversations, say_what_is_shared
+from trainer.data.run_rows import Conversations, open_conversations, warn_of_rows
 from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Recipe
 from trainer.training.run import TrainRun, train
@@ -354,7 +354,7 @@ def test_held_out_images_that_are_trained_on_are_counted(tiny: World, tmp_path: 
     assert 0 < int(held_out[1]) <= int(held_out[2]) <= 6
     for data in ({"held_out": 3}, {"evaluate": str(tiny.data)}, {"evaluate": str(tiny.held_out)}):
         heard = Heard()
-        say_what_is_shared(opened(tiny, tiny.data, **data), recipe_of(tiny, tiny.data, data=data).data, heard)
+        warn_of_rows(opened(tiny, tiny.data, **data), recipe_of(tiny, tiny.data, data=data).data, None, heard)
         assert heard.lines == [], data
 
 

@@ -1,8 +1,10 @@
 """Batches against what is planted in the pixels."""
 
 import pickle
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,15 @@ import pytest
 import torch
 
 from sea_pipeline.core.errors import UserError
+from tests.support.heard import Heard
 from tests.support.planted_photos import ROWS, M, Planted, aligned, colours, pairs
 from tests.support.refused import refused
+from tests.support.tiny_runs import World, tiny_recipe
 from trainer.data.dataset import TrainingLabels
 from trainer.data.kept_features import tower_features
+from trainer.data.run_rows import open_conversations, warn_of_rows
 from trainer.model.aligned_llava import AlignedLlava
+from trainer.model.load import open_model_folder
 from trainer.recipes.recipe import Sea
 
 
@@ -134,3 +140,19 @@ def test_an_image_that_cannot_be_read(planted: Planted, model: AlignedLlava, tmp
     for act in (lambda: data[ROWS.index("two")], lambda: tower_features(model, data)):
         with refused(start=f"{planted.photos / '2.png'}: sample 'two': expected an image; "):
             act()
+
+
+@pytest.mark.parametrize(
+    ("short_by", "rope", "positions"),
+    [(1, None, True), (0, None, False), (1, {"factor": 2.0}, False), (None, None, False)],
+)
+def test_rows_beyond_the_llms_positions_are_counted(
+    short_by: int | None, rope: Any, positions: bool, tiny: World
+) -> None:
+    data = tiny_recipe(tiny).data
+    conversations, heard = open_conversations(data, open_model_folder(tiny.model)), Heard()
+    longest = max(conversations.train["length"])
+    most = None if short_by is None else longest - short_by
+    warn_of_rows(conversations, data, SimpleNamespace(max_position_embeddings=most, rope_parameters=rope), heard)
+    wanted = rf"{tiny.data}: \d+ of \d+ rows .* positions, {most}; .* {longest}; data.max_length: {most} cuts them"
+    assert [bool(re.fullmatch(wanted, line)) for line in heard.warnings] == [True] * positions
