@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from sea_pipeline.core.progress import STORES_LOGGERS
+
 LOG = logging.getLogger("sea_pipeline")
+_CLIENTS = [logging.getLogger(name) for name in STORES_LOGGERS]
 
 Quiet = Annotated[
     bool,
@@ -31,12 +34,18 @@ def set_level(*, quiet: bool, verbose: bool) -> None:
     """Set the level of the log from --quiet and --verbose, of which --verbose wins."""
     if quiet or verbose:
         LOG.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if verbose:
+        for client in _CLIENTS:
+            client.setLevel(logging.WARNING)
 
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Show the log on stderr, from INFO on unless another level is set."""
+    """Show the log on stderr, from INFO on unless another level is set, and silence those of stores' clients."""
     screen, level, passed_on = _Screen(), LOG.level, LOG.propagate
+    of_clients = [client.level for client in _CLIENTS]
+    for client in _CLIENTS:
+        client.setLevel(logging.CRITICAL)
     LOG.addHandler(screen)
     LOG.propagate = False  # a library that configures the root logger would print everything twice
     LOG.setLevel(logging.INFO)
@@ -46,6 +55,8 @@ def heard() -> Iterator[None]:
         LOG.removeHandler(screen)
         LOG.propagate = passed_on
         LOG.setLevel(level)
+        for client, before in zip(_CLIENTS, of_clients, strict=True):
+            client.setLevel(before)
 
 
 SOON = 0.5

@@ -24,7 +24,7 @@ from tornado.ioloop import PeriodicCallback
 from sea_pipeline.core.devices import cores
 from sea_pipeline.core.errors import UserError, one_line
 from sea_pipeline.core.extras import require
-from sea_pipeline.core.progress import Reporter
+from sea_pipeline.core.progress import STORES_LOGGERS, Reporter
 from sea_pipeline.execution import cluster_settings
 from sea_pipeline.execution.cluster_settings import Cluster
 
@@ -149,7 +149,8 @@ def _configuration(cluster: Cluster) -> dict[str, Any]:
         "distributed.worker.memory.terminate": 0.95,
     }
     if threads := _threads(cluster):
-        environment = dict.fromkeys(_THREADS, threads) | {"DASK_LOGGING__DISTRIBUTED": "critical"}
+        silent = [f"DASK_LOGGING__{name.upper()}" for name in ("distributed", *STORES_LOGGERS)]
+        environment = dict.fromkeys(_THREADS, threads) | dict.fromkeys(silent, "critical")
         settings |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in environment.items()}
     return settings
 

@@ -13,9 +13,10 @@ import pytest
 import typer.main
 
 from sea_pipeline import open_labels
-from sea_pipeline.cli import app
+from sea_pipeline.cli import app, talk
 from sea_pipeline.cli.talk import LOG
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.core.progress import STORES_LOGGERS
 from sea_pipeline.labels import run as label_run
 from tests.support.entries import MODULE
 from tests.support.programs import labelling
@@ -143,9 +144,17 @@ def test_a_program_that_uses_us_decides_what_it_hears(
 
 
 def test_the_log_is_as_it_was_when_a_command_has_ended(command: Any) -> None:
-    before = LOG.handlers[:], LOG.level, LOG.propagate
+    clients = [logging.getLogger(name) for name in STORES_LOGGERS]
+    before = LOG.handlers[:], LOG.level, LOG.propagate, [client.level for client in clients]
     command("status", "nowhere", "--verbose")
-    assert (LOG.handlers, LOG.level, LOG.propagate) == before
+    assert (LOG.handlers, LOG.level, LOG.propagate, [client.level for client in clients]) == before
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_stores_clients_show_tracebacks_with_verbose_alone(verbose: bool) -> None:
+    with talk.heard():
+        talk.set_level(quiet=False, verbose=verbose)
+        assert {logging.getLogger(name).isEnabledFor(logging.ERROR) for name in STORES_LOGGERS} == {verbose}
 
 
 def test_a_variable_of_the_environment_stands_for_an_option(
