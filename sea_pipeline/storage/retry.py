@@ -39,9 +39,13 @@ _SMB_CODES = {
     0xC0000043: None,  # another process has the file open now, for which smbprotocol gives EPERM
 }
 """Statuses of SMB that smbprotocol has no `errno` for, or another."""
+_GCS = "Invalid Credentials"
 _CREDENTIALS = {
     "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "NoCredentialsError",
     "PartialCredentialsError", "SignatureDoesNotMatch", "TokenRefreshRequired",
+    "400",  # S3's, whose answer to HEAD has no body that says more
+    "ClientAuthenticationError",  # Azure's
+    "RefreshError", _GCS,
 }  # fmt: skip
 _AT_ONCE = {"ConditionalRequestConflict", "OperationAborted"}
 """Codes of a store for one of two that write a file at the same moment; their status is 409, but they pass."""
@@ -97,15 +101,15 @@ def patiently(action: Callable[[], _Result], shown: str) -> _Result:
 
     Raises:
         PassingError: it failed every time.
-        UserError: the service refuses the credentials.
+        StoreError: the service refuses the credentials.
     """
     for wait in (*WAITS, None):
         try:
             return action()
         except Exception as error:
             if refused := _CREDENTIALS & error_codes(error):
-                raise UserError(
-                    f"{shown}: the credentials are missing or refused ({min(refused)}); set them as "
+                raise StoreError(
+                    f"{shown}: the credentials are missing, expired or refused ({min(refused)}); set them as "
                     "the service's own tools do, and run the same command again"
                 ) from error
             if not may_pass(error):
@@ -187,12 +191,17 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def error_codes(error: BaseException) -> set[str]:
-    """Collect the names of an error and its causes, which are their classes and the codes of an S3 service."""
+    """Collect the names of an error and its causes, which are their classes and the codes of an S3 service.
+
+    Of Google's service, which has no codes, `_GCS` stands for a login that it refuses.
+    """
     codes = set()
     for cause in _causes(error):
         response = getattr(cause, "response", None)
         code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-        codes |= {type(cause).__name__} | ({str(code)} if code else set())
+        codes |= {kind.__name__ for kind in type(cause).__mro__} | ({str(code)} if code else set())
+        if type(cause).__module__ == "gcsfs.retry" and _GCS in str(cause):  # anonymous callers are told otherwise
+            codes.add(_GCS)
     return codes
 
 

@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sea_pipeline.inputs.sources import list_samples, open_source, remote
 from sea_pipeline.storage import http_parts
 from sea_pipeline.storage.leftovers import LEFTOVERS
 from sea_pipeline.storage.paths import place
+from sea_pipeline.storage.retry import StoreError
 from tests.fuzz.web import Server, served
 from tests.support.contents import read_all, rows
 from tests.support.photo_forms import Photos, photos_in, write_folder, write_list, write_parquet, write_tar, write_tars
@@ -192,6 +194,30 @@ def test_one_image_that_a_server_does_not_give_costs_itself(pages: Path, front: 
             with pytest.raises(BadImageError) as bad:
                 source.read(name)
             assert bad.value.error == error
+
+
+@pytest.mark.parametrize("form", ["x.tar", "x.parquet"])
+def test_images_of_a_file_that_is_refused_are_not_called_damaged(
+    pages: Path, photos: Photos, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """It is refused from the first, the second or the third request on."""
+    write_tar(pages / "x.tar", photos)
+    write_parquet(pages / "x.parquet", photos)
+    errors = set()
+    with served(pages, {}) as server:
+        listing = list_samples(f"{server.url}/{form}")
+        for request in (1, 2, 3):
+            server.asked[form], server.faults[form] = 0, (request, 403)
+            source = open_source(listing.root, listing.versions)
+            for sample in listing.samples:
+                try:
+                    assert source.read(sample.uri) == photos[sample.image_id]
+                except BadImageError as bad:
+                    errors.add(bad.error)
+    assert errors == {"PermissionError"}
+    monkeypatch.setattr(remote, "patiently_in_turn", Mock(side_effect=StoreError("the credentials are refused")))
+    with pytest.raises(StoreError):
+        open_source(listing.root, listing.versions).read(listing.samples[0].uri)
 
 
 SIGNED = "Expires=1&Signature=a%2Fb%2Bc%3D*.&e=%41"

@@ -228,7 +228,7 @@ def test_refused_credentials_stop_the_run_and_are_not_shown(
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(UserError, match=r"the credentials are missing or refused \(NoCredentialsError\)"):
+    with pytest.raises(UserError, match=r"the credentials are missing, expired or refused \(NoCredentialsError\)"):
         label(images="s3://bucket/secret")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError) as error:

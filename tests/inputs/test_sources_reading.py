@@ -21,7 +21,7 @@ from sea_pipeline.inputs.sources import forward, list_samples, open_source, remo
 from sea_pipeline.inputs.sources.forward import Forward
 from sea_pipeline.inputs.sources.versions import ChangedError, keep_version
 from sea_pipeline.storage import retry
-from sea_pipeline.storage.retry import PassingError, may_pass, patiently
+from sea_pipeline.storage.retry import PassingError, StoreError, may_pass, patiently
 from tests.support.contents import read_all
 from tests.support.photo_forms import write_list, write_parquet
 
@@ -222,11 +222,41 @@ def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PassingError, match="s3://x: TimeoutError: again") as raised:
         patiently(action, "s3://x")
     assert raised.value.errno == errno.EIO
-    with pytest.raises(UserError, match=r"credentials are missing or refused \(ExpiredToken\)"):
-        patiently(Mock(side_effect=caused(PermissionError("no"), BotoError("ExpiredToken", 400))), "s3://x")
     with pytest.raises(FileNotFoundError):
         patiently(Mock(side_effect=FileNotFoundError), "s3://x")
     assert len(waited) == 6
+
+
+AZURE = type("ClientAuthenticationError", (Exception,), {"__module__": "azure.core.exceptions"})
+
+
+def google(message: str) -> Exception:
+    error = of("gcsfs.retry", "HttpError", code=401)
+    error.args = (f"{message}, 401",)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (caused(PermissionError("no"), BotoError("ExpiredToken", 400)), "ExpiredToken"),
+        (caused(OSError(errno.EINVAL, "Bad Request"), BotoError("400", 400)), "400"),  # HEAD
+        (of("azure.identity", "CredentialUnavailableError", AZURE), "ClientAuthenticationError"),
+        (google("Invalid Credentials"), "Invalid Credentials"),
+        (caused(of("gcsfs.retry", "NonRetryableError"), of("google.auth.exceptions", "RefreshError")), "RefreshError"),
+        (google("Anonymous caller does not have storage.objects.get access"), None),
+        (of("aiohttp", "ClientResponseError", status=401), None),
+        (caused(PermissionError("no"), BotoError("AccessDenied", 403)), None),
+    ],
+)
+def test_refused_credentials_are_named(error: Exception, code: str | None) -> None:
+    with pytest.raises((type(error), StoreError)) as raised:
+        patiently(Mock(side_effect=error), "s3://x")
+    if code is None:
+        assert raised.value is error
+    else:
+        assert isinstance(raised.value, StoreError)
+        assert f"s3://x: the credentials are missing, expired or refused ({code}); " in str(raised.value)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

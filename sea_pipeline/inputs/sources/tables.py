@@ -35,6 +35,7 @@ from sea_pipeline.inputs.sources.order import OPEN_FILES
 from sea_pipeline.inputs.sources.values import FAULTS, MISSING, NoId, bytes_of, id_texts
 from sea_pipeline.inputs.sources.versions import ChangedError
 from sea_pipeline.storage.parquet import refuse_other_counts
+from sea_pipeline.storage.retry import StoreError
 
 PREFIX = "parquet:"
 _BUFFER = 1 << 20
@@ -87,7 +88,7 @@ class TableSource:
         with self._lock:
             try:
                 return self._kept(name)
-            except ChangedError:
+            except (ChangedError, StoreError):
                 raise
             except (*FAULTS, UserError) as error:
                 _refuse_passing(error)
@@ -132,7 +133,11 @@ def _cells(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> Iterat
                 given += 1
     except FAULTS as error:
         _refuse_passing(error)
-        yield from repeat(_Damage(f"row group {group} is damaged: {one_line(error)}"), rows - given)
+        if isinstance(error, PermissionError):
+            damage = _Damage(one_line(error), "PermissionError")
+        else:
+            damage = _Damage(f"row group {group} is damaged: {one_line(error)}")
+        yield from repeat(damage, rows - given)
 
 
 def _lacks(table: pq.ParquetFile, column: Leaf, group: int, rows: int) -> list[_Damage]:
