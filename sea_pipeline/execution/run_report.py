@@ -120,6 +120,8 @@ class RunTotals:
         mend = "mend the input"
         if reason == "read: FileNotFoundError":
             mend = f"give --image-root, where paths in a list start, or {mend}"
+        elif reason == "read: PermissionError":
+            mend = f"get the right to read them, or {mend}"
         raise UserError(
             f"{self._ledger.root}: {bad:,} of {planned:,} images are bad so far, more than --max-bad {self._max_bad:g} "
             f"allows; {count:,} fail in {reason}{such}; see all with sea-pipeline status; {mend}, "

@@ -12,13 +12,14 @@ from sea_pipeline.core.errors import UserError, with_type
 from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError
-from sea_pipeline.inputs.samples import Sample
-from sea_pipeline.inputs.sources import Source
+from sea_pipeline.inputs.samples import BadSample, Sample
+from sea_pipeline.inputs.sources import Source, kind_of
+from sea_pipeline.inputs.sources.base import shown_file
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import Commit
 from sea_pipeline.storage.locks import locked
-from sea_pipeline.storage.paths import entries
+from sea_pipeline.storage.paths import entries, is_url
 from sea_pipeline.storage.publish import publish, publish_bytes
 
 _LOG = logging.getLogger(__name__)
@@ -113,6 +114,26 @@ def _refusing_changed(source: Source, samples: Sequence[Sample]) -> Iterator[Non
     source.refuse_changed(uris)
 
 
+def _refuse_refused(ledger: Ledger, shard: int, images: int, bad: Sequence[BadSample]) -> None:
+    """Refuse a shard of which a server or a store refuses several images, and more than `--max-bad` allows.
+
+    A login that has expired says nothing about an image. In lists of URLs below `https://`, each image may be on
+    another server, which is refused for good.
+
+    Raises:
+        UserError: it is refused.
+    """
+    root = ledger.image_root.removeprefix(kind_of(ledger.image_root))
+    refused = [each for each in bad if (each.stage, each.error) == ("read", "PermissionError")]
+    if is_url(root) and not root.endswith("://") and len(refused) > max(1, ledger.max_bad * images):
+        example = f"{shown_file(root, refused[0].sample.uri)}: {refused[0].message}"
+        raise UserError(
+            f"{ledger.root}: shard {shard}: {len(refused):,} of its {images:,} images are refused, such as {example}; "
+            "renew the credentials or get the right to read them, and run the same command again; only if they are "
+            "refused for good, give a larger --max-bad, which makes them bad images"
+        )
+
+
 class _FasterError(Exception):
     """Another run has committed the shard in the meantime."""
 
@@ -134,6 +155,7 @@ def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: 
             with publish(ledger.shard_path(shard), ledger.root) as scratch:
                 with _refusing_changed(source, samples):
                     result = stage.process(samples, source, scratch, footer, count)
+                _refuse_refused(ledger, shard, len(samples), result.bad)
                 # Another run's rows may differ in a score's last bit, so file and commit must come from the same run.
                 until_committed.enter_context(locked(ledger.root))
                 if faster := ledger.commit(shard):

@@ -75,6 +75,8 @@ class Ledger:
         """The fields of this run: an input may have grown since the last extension without bringing an image."""
         self.versions: Mapping[str, Version] = {}
         """The versions of the input's files that this run has listed; see `Listing`."""
+        self.max_bad = 0.01
+        """The share of bad images that this run allows."""
 
     @classmethod
     def open(cls, root: Place) -> "Ledger":
@@ -95,7 +97,7 @@ class Ledger:
     def at(self, root: Place) -> "Ledger":
         """Return the ledger of this run for another path of the same folder."""
         ledger = Ledger(root, self.dataset, self.image_root)
-        ledger.fields, ledger.versions = self.fields, self.versions
+        ledger.fields, ledger.versions, ledger.max_bad = self.fields, self.versions, self.max_bad
         return ledger
 
     def samples(self, shard: int) -> list[Sample]:

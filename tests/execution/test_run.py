@@ -240,6 +240,14 @@ def test_mostly_broken_input_stops_the_run_and_nothing_is_lost(label: Label, pho
     assert [bad["image_id"] for bad in store.quarantine()] == [f"{n:03d}.png" for n in (0, 3, 6, 9, 12, 15)]
 
 
+def test_images_without_rights_are_a_matter_of_rights_first(
+    label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick(monkeypatch, {path.name: NEVER for path in photos.rglob("*.png")}, errno.EACCES)
+    with refused(match=r"4 fail in read: PermissionError, .*; get the right to read them, or mend the input, or give"):
+        label(images=str(photos))
+
+
 def test_max_bad_0_allows_none_and_needs_no_example(
     label: Label, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

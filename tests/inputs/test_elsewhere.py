@@ -12,7 +12,9 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.inputs.sources.remote import RemoteFiles
 from sea_pipeline.output import begin
+from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File
 from sea_pipeline.storage import locks
 from sea_pipeline.storage.scratch import is_abandoned, scratch_name
@@ -216,6 +218,37 @@ def test_an_image_that_is_refused_is_a_bad_image(command: Any, words: Path, page
     expected = {401: "PermissionError", 403: "PermissionError", 404: "FileNotFoundError"}
     found = {bad["image_id"]: (bad["stage"], bad["error"]) for bad in open_labels(tmp_path / "out").quarantine()}
     assert found == {name: ("read", expected.get(status, "OSError")) for name, status in refused.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_shard_that_a_server_refuses_makes_no_image_bad(
+    label: Label, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """But one image of it alone, or as many as are allowed, or images that may be on many servers."""
+    names = sorted(photos_in(pages / "photos"))
+    settings: dict[str, Any] = {"images": str(pages / "list.csv"), "shard_size": 3, "max_bad": 0.5}
+    label(**settings, image_root=pages / "photos", out=tmp_path / "whole")
+    faults: Faults = {f"photos/{name}": (1, status) for name in names[:3]}
+    with served(pages, faults) as server:
+        root = f"{server.url}/photos"
+        said = (
+            rf"labels: shard 0: 3 of its 3 images are refused, such as {root}/{names[0]}: {status}, .*; renew the cre"
+        )
+        with pytest.raises(UserError, match=said):
+            label(**settings, image_root=root)
+        assert Ledger.open(tmp_path / "labels").missing() == [0, 1]
+        assert label(**settings | {"max_bad": 1}, image_root=root, out=tmp_path / "allowed").report.bad == 3
+        write_list(tmp_path / "list.csv", [{"path": f"{root}/{name}"} for name in names])
+        many = settings | {"images": str(tmp_path / "list.csv"), "image_root": "http://"}
+        with monkeypatch.context() as patch:
+            patch.setattr(RemoteFiles, "_path", lambda _, name: f"http:/{name}")  # its own quotes the colon of a port
+            assert label(**many, out=tmp_path / "many").report.bad == 3
+        faults.clear()
+        label(**settings, image_root=root)
+    assert open_labels(tmp_path / "labels").ids == open_labels(tmp_path / "whole").ids
+    with served(pages, {f"photos/{names[0]}": (1, status)}) as server:
+        assert label(**settings, image_root=f"{server.url}/photos", out=tmp_path / "one").report.bad == 1
 
 
 @pytest.mark.slow
