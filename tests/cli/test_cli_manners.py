@@ -189,6 +189,7 @@ def unread_bytes(pipe: int) -> int:
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [False, True])
 def test_ctrl_c_is_heard_while_a_long_call_goes_on(tmp_path: Path, quiet: bool) -> None:
     line = [sys.executable, "-c", IN_A_CALL, "label", "--out", str(tmp_path / "out"), *(["--quiet"] if quiet else [])]

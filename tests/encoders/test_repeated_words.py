@@ -57,6 +57,7 @@ def test_a_tokenizer_of_bytes_knows_every_script(tmp_path: Path) -> None:
     assert heard.warnings == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("repeated", "said"), [(0, False), (2, False), (3, False), (4, True), (2900, True)])
 def test_repetitions_are_those_of_a_slow_comparison(repeated: int, said: bool) -> None:
     generator = torch.Generator().manual_seed(repeated)

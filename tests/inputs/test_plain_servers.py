@@ -148,6 +148,7 @@ def test_a_name_that_is_not_utf8_costs_itself(server: Server, pages: Path) -> No
     assert "not UTF-8" in (bad.problem or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
     [

@@ -277,6 +277,7 @@ def test_the_ids_and_splits_of_datasets(tmp_path: Path, monkeypatch: pytest.Monk
     assert (stream.streamed, stream.ids) == (True, "row numbers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_configuration_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     import datasets

@@ -127,6 +127,7 @@ def test_too_little_memory_is_no_damage_of_a_table(
         assert source.read(listing.samples[0].uri) == b"A"
 
 
+@pytest.mark.slow
 def test_a_large_row_group_is_not_held_as_a_whole(tmp_path: Path) -> None:
     """64 MB in one row group, read with what the reader keeps and pages of at most 1 MB."""
     data = random.Random(0).randbytes(1 << 20)

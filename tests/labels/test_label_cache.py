@@ -207,6 +207,7 @@ def test_an_interrupted_unpacking_leaves_nothing(
     assert not half.exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_line(seventy: Path, tmp_path: Path) -> None:
     """A process that writes to a mapped file is killed by the system then."""
     (tmp_path / "disk").mkdir()

@@ -318,6 +318,7 @@ def test_ids_of_another_kind_are_named(label: Label, tmp_path: Path) -> None:
         label(images=str(images), extend=True)
 
 
+@pytest.mark.slow
 def test_captions_that_have_grown_need_the_folders_own_words(label: Label, photos: Path, tmp_path: Path) -> None:
     """The advice is followed to the letter."""
     data = tmp_path / "photos.json"

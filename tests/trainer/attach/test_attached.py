@@ -165,6 +165,7 @@ def test_a_frozen_tower_gives_the_same_gradient(
     close(found[1], found[0], tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MAKERS if FAMILIES[name].images or name == "gemma3"])
 def test_basic_knows_images_without_names(name: str, pictures: Pictures, attached: Any) -> None:
     """Of a sample with several, of which each counts as much."""

@@ -196,6 +196,7 @@ CUTTING = ("idefics3", "smolvlm", "internvl")
 SIDES = (1, 2, 7, 31, 32, 33, 48, 63, 64, 65, 95, 96, 97, 131, 200, 517)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUTTING)
 def test_sizes_that_are_cut_alike_have_the_same_text(name: str, world: ExistingWorld) -> None:
     """To the character, and refused or not, as the processor has it of each size alone."""

@@ -194,6 +194,7 @@ def rows(pictures: Pictures, *names: str) -> list[Batch]:
     return [{"image": pictures.image(name), "image_ids": name} for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_batch_in_another_order_is_refused_or_names_its_images(name: str, pictures: Pictures) -> None:
     given = rows(pictures, "wide.png", "tall.png")

@@ -147,6 +147,7 @@ def test_llava_is_trained_on_the_text_of_its_own_training(world: ExistingWorld, 
 QUOTES = "{'type': \"text\"}\n\n[{{ x }}] {% if %} \\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_messages_have_the_form_that_the_template_takes(name: str, world: ExistingWorld, tmp_path: Path) -> None:
     """As a run writes them, and as a LLaVA's own template does, with a photo and without one."""

@@ -313,6 +313,7 @@ def test_a_loss_scale_does_not_reach_the_temperature(pictures: Pictures, tmp_pat
     assert skipped == start
 
 
+@pytest.mark.slow
 def test_offloaded_activations_are_refused_with_basic(pictures: Pictures, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     made, one = attached_to("llava", pictures, **BASIC)

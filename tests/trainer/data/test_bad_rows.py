@@ -342,6 +342,7 @@ def test_what_stands_beside_the_turns_is_refused_with_advice_that_works(key: str
 # Images on both sides
 
 
+@pytest.mark.slow
 def test_held_out_images_that_are_trained_on_are_counted(tiny: World, tmp_path: Path) -> None:
     """Data with many questions on an image gives each a row with an id of its own."""
     rows = rows_of(tiny)

@@ -88,6 +88,7 @@ def test_v1_is_llavas_token_by_token(tmp_path: Path) -> None:
     assert rows_of(load(data, tokenizer, "vicuna_v1")) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", [llama_like("first"), byte_level()], ids=["first", "bytes"])
 def test_other_tokenizers_begin_anew_behind_images_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     eos = str(tokenizer.eos_token)

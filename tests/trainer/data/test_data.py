@@ -29,6 +29,7 @@ def model(planted: Planted) -> AlignedLlava:
     return aligned(planted)
 
 
+@pytest.mark.slow
 def test_a_batch_is_padded_on_the_right(planted: Planted, model: AlignedLlava) -> None:
     names = ("text", "two", "one")
     given = planted.batch(*names)

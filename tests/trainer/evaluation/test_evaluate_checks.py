@@ -61,6 +61,7 @@ def test_the_labels_encoder_is_loaded_before_the_first_batch(tiny: World, monkey
         measured(tiny, labels=tiny.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_batch")
 def test_what_analyses_need_is_looked_for_before_the_first_batch(tiny: World, tmp_path: Path) -> None:
     text = write(tmp_path / "text.json", [record("text", [], "Which colour?", "red")])

@@ -75,6 +75,7 @@ def test_what_no_photo_has_a_label_for_is_absent(ready: Make, tiny: World, tmp_p
     assert {"gap", "distinct_tokens", "tacs"} <= set(found)
 
 
+@pytest.mark.slow
 def test_chance_is_of_another_photo_however_rows_follow_each_other(ready: Make, tmp_path: Path) -> None:
     """Five captions of each photo, one after the other: each photo weighs as much as once."""
     once = ready(captions(tmp_path / "once.json", NAMES[:4]), labelled=True)
@@ -99,6 +100,7 @@ def test_labels_are_counted_by_photo(tiny: World, tmp_path: Path) -> None:
     assert "such as './02.png'" in said
 
 
+@pytest.mark.slow
 def test_one_photo_with_two_spellings_is_one(ready: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`a.jpg` and `./a.jpg` are no other photos to each other, and both have the photo's labels."""
     names = [spelled for name in NAMES[:3] for spelled in (name, f"./{name}")]
@@ -163,6 +165,7 @@ def repeated(path: Path) -> Path:
     return write(path, [record(f"r{row}", images, "What?", f"a {names[row]} patch") for row, images in enumerate(ROWS)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_layers_and_lens_take_each_photo_once(batch_size: int, ready: Make, tmp_path: Path) -> None:
     made = ready(repeated(tmp_path / "data.json"), batch_size=batch_size, labelled=True)

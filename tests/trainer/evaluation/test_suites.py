@@ -87,6 +87,7 @@ def test_several_gpus_and_a_cpu(exported: Path, tmp_path: Path) -> None:
     assert f"pretrained={exported},dtype=float32,device_map=cpu" in on_cpu["photos"].command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["another value", "another family", "no weights"])
 def test_the_llm_of_another_model_is_not_taken(damage: str, exported: Path, command: Any) -> None:
     """Such as of the one that had the name before; `--llm` takes it."""

@@ -61,6 +61,7 @@ def test_no_path_of_this_machine_gets_out(run: TrainRun, tmp_path: Path) -> None
             assert str(tmp_path.parent).encode() not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_the_card(run: TrainRun, tmp_path: Path) -> None:
     card = (written(run.out, tmp_path / "out") / "README.md").read_text()
     assert "write it as `license` into the head of this file" in card

@@ -49,6 +49,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
     return Api
 
 
+@pytest.mark.slow
 def test_push(api: type[Api], command: Any, run: TrainRun, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command("export", run.out, "--out", tmp_path / "quiet", "--push", "me/mine", "--quiet")[0] == 0

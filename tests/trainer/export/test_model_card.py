@@ -85,6 +85,7 @@ def card_of(run: TrainRun, source: Path, kind: str = "model", **given: Any) -> s
     return model_card(open_model_folder(run.model), source, kind, "LLaVA", "transformers 5", ["A note."], **given)
 
 
+@pytest.mark.slow
 def test_the_metrics_are_those_of_the_run(run: TrainRun, tmp_path: Path) -> None:
     file = written(run.out, tmp_path / "out") / "README.md"
     check_metadata(file.read_text("utf-8"), tmp_path / "card.md")

@@ -120,6 +120,7 @@ def test_the_terms_of_a_step_are_the_paper_s(
     are_written_out(trainer, batch, weights, **how)
 
 
+@pytest.mark.slow
 def test_several_images_of_a_sample_share_its_weight(
     make: Callable[..., AlignTrainer], tiny: World, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ class Later(datetime.datetime):
         return cls(2031, 2, 3, 4, 5, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("style", DATES)
 def test_a_date_is_the_same_every_day(call: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,7 @@ def test_a_tokenizer_of_code(made: Callable[[str], Path]) -> None:
     assert made(VICUNA).is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "kind", "said"),
     [

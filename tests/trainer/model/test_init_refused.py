@@ -40,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tiny_model(tmp_path / "model", feature_layer=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -146,6 +146,7 @@ WITHOUT_ENDS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @WITHOUT_ENDS
 @pytest.mark.parametrize("answers", [("a b", ""), ("", "c"), ("a \n", " c "), ("a<|im_end|>", "c"), (" a", "a")])
 def test_rows_of_new_folders_are_those_of_folders_that_were_made_before(own: str, answers: tuple[str, str]) -> None:

@@ -42,6 +42,7 @@ NO_PLACE: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_PLACE)
 def test_an_llm_that_loses_something_is_refused_before_its_weights_are_read(name: str, tmp_path: Path) -> None:
     """There are none here: only the configuration and the tokenizer."""
@@ -188,6 +189,7 @@ NORM = {"language_model.model.layers.1.self_attn.q_norm.weight": torch.ones(8)}
 TOWER = {"vision_tower.encoder.layers.0.self_attn.q_proj.lora_scale": torch.ones(1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extra", "lm"), [(BIAS, 0), (QUERY, 1), (NORM, 1), (TOWER, 0)])
 def test_a_weight_without_a_place_is_no_model_to_train(extra: dict[str, torch.Tensor], lm: int, tmp_path: Path) -> None:
     folder = altered(tiny_model(tmp_path / "model"), **extra)
@@ -197,6 +199,7 @@ def test_a_weight_without_a_place_is_no_model_to_train(extra: dict[str, torch.Te
         load_model(open_model_folder(folder), recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unused",
     [
@@ -254,6 +257,7 @@ def test_llavas_own_code_takes_one_layer(tmp_path: Path) -> None:
         export_model(ExportSettings.of(source=folder, out=tmp_path / "more", kind="projector"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_exported_projector_is_whole(name: str, tmp_path: Path) -> None:
     folder = altered(tiny_model(tmp_path / "model"), **{f"multi_modal_projector.{name}": BROKEN[name]})

@@ -51,6 +51,7 @@ from trainer.targets.store import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float16", "int8", "pq64"])
 def test_the_store_gives_back_what_the_codec_keeps(name: CodecName, tmp_path: Path) -> None:
     store = open_targets(str(teach(tmp_path / "targets", name)))

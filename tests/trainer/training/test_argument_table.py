@@ -233,6 +233,7 @@ def test_an_evaluation_without_memory_goes_on_with_smaller_batches(
     assert sizes == [8, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_run_that_would_drop_every_row_is_refused(tiny: World, tmp_path: Path) -> None:
     """It would end as a finished run of an untrained model."""
     arguments = {"dataloader_drop_last": True, "per_device_train_batch_size": ROWS + 1}

@@ -245,6 +245,7 @@ def test_features_are_computed_on_the_gpu(tiny: World, tmp_path: Path, monkeypat
     assert {kept.values.device.type for kept in trainer.data.kept.values()} == {"cpu"}
 
 
+@pytest.mark.slow
 def test_features_that_all_processes_keep_must_fit(
     tiny: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_later_stage_is_checked_first(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_not_checked(tiny: World, tmp_path: Path) -> None:
     recipes = stages(tiny)
     train_stages(recipes, tmp_path / "out")
@@ -86,6 +87,7 @@ def test_a_finished_stage_is_not_checked(tiny: World, tmp_path: Path) -> None:
         train_stages({**recipes, "last": recipes["language"], "later": later}, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_model_of_an_earlier_stage_is_put_back(tiny: World, tmp_path: Path) -> None:
     recipes, out = stages(tiny), tmp_path / "out"
     train_stages(recipes, out)
