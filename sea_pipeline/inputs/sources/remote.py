@@ -230,7 +230,8 @@ class RemoteFiles:
             return f"{self._top}{quote(name[len(self.root) :], safe=_QUOTED)}"
         if self._is_dotted:
             name = name.removeprefix("./")  # older folders have it in their plan
-        return f"{self._top}/{quote(name) if self._is_web else name}"
+        # Below `https://` a name begins with its server, whose port comes after a colon.
+        return f"{self._top}/{quote(name, safe='/:') if self._is_web else name}"
 
     def _name(self, path: str) -> str:
         """Return the name of a listed path. fsspec lists links as a page writes them."""
