@@ -23,16 +23,7 @@ from tests.support.kills import killed_around
 from tests.support.programs import Begin
 from tests.support.refused import refused
 from tests.support.run_values import copied, killed, tensors, values, weights
-from tests.support.tiny_runs import (
-    FinishedRuns,
-    World,
-    evaluations,
-    label_settings,
-    logged,
-    short_recipe,
-    tiny_recipe,
-    tiny_trainer,
-)
+from tests.support.tiny_runs import FinishedRuns, World, evaluations, label_settings, logged, short_recipe, tiny_recipe
 from trainer.model import checkpoints
 from trainer.training import run as train_run
 from trainer.training import run_folder
@@ -144,7 +135,9 @@ def test_a_checkpoint_names_no_folder_of_the_best(tiny: World, tmp_path: Path) -
     """It would be the one in which that was written aside, of which each resumption would warn."""
     arguments = {"max_steps": 2, "save_steps": 1, "lr_scheduler_type": "reduce_lr_on_plateau"}
     data = {"evaluate": str(tiny.held_out)}
-    tiny_trainer(tiny_recipe(tiny, data=data, evaluate_every=1, training_arguments=arguments), tmp_path).train()
+    tiny_runs.tiny_trainer(
+        tiny_recipe(tiny, data=data, evaluate_every=1, training_arguments=arguments), tmp_path
+    ).train()
     states = [json.loads(path.read_text()) for path in tmp_path.rglob("trainer_state.json")]
     assert len(states) == 2
     assert all(state["best_global_step"] for state in states)
