@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sea_pipeline.labels.settings import LabelSettings as LabelSettings
 from sea_pipeline.labels.sign_probe import hint
 from sea_pipeline.labels.stage import LabelStage
 from sea_pipeline.labels.store import LabelStore, open_labels
+from sea_pipeline.output.begin import GONE
 from sea_pipeline.output.folder import MANIFEST
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import SCHEMA_VERSION
@@ -113,9 +115,14 @@ class LabelJob(ShardedJob[LabelSettings]):
         return {WORDS: self.words.text().encode()}
 
     def advice(self, out: Place) -> dict[str, str]:
-        """Name the folder's own words, which captions that have grown do not change."""
+        """Name the folder's own words, which captions that have grown do not change, and what keeps labels."""
         words = f"--wordlist {out / WORDS}" if isinstance(out, Path) else f"--wordlist with a copy of {out / WORDS}"
-        return {"wordlist": f"{words} takes the words that it was begun with"}
+        kept = f"sea-pipeline select {quote(str(out))} ids.txt --out NEW"
+        return {
+            "wordlist": f"{words} takes the words that it was begun with",
+            GONE: f"to keep the labels of the others, write their ids into ids.txt, one a line; run {kept}, and then "
+            "the same command with --extend --out NEW",
+        }
 
     def spec(self) -> str:
         """Return the encoder's spec."""

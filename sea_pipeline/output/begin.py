@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,9 @@ from sea_pipeline.storage.publish import TEMPORARY, make_folder, publish, publis
 Growing = Mapping[str, Callable[[Any], bool]]
 """By name of each field that grows with the input, a test whether this run's value has grown out of an earlier one."""
 
+GONE = "images that are gone"
+"""The name under which advice says what to do if they are the only obstacle, and the folder is finished."""
+
 
 def open_or_create(
     root: Place,
@@ -48,7 +52,7 @@ def open_or_create(
 
     `companions` are small files, by name, that are written next to the shards. `encoder` is a spec, see `DatasetFile`.
     With `extend`, new images become shards of their own after the planned ones. `advice` says by the name of a field
-    what to do if it differs. `limited` says that `listing` is cut short by --limit, which --extend refuses.
+    what to do if it differs, and by `GONE`. `limited` says that --limit cuts `listing` short, which --extend refuses.
 
     Raises:
         UserError: the folder belongs to another run (naming the fields that differ), or to something else.
@@ -151,10 +155,7 @@ def _write_first(path: Place, root: Place, write: Callable[[Path], object], has_
 
 
 class _Difference(NamedTuple):
-    """The difference between the samples of a run and the planned ones.
-
-    Order does not count, because each part is sorted by itself.
-    """
+    """The difference between samples and planned ones. Order does not count, because each part is sorted by itself."""
 
     new: list[Sample]
     gone: list[Sample]
@@ -165,10 +166,14 @@ class _Difference(NamedTuple):
     ids: str | None = None
     """What the ids of the samples are, if all planned ids are gone."""
 
+    def changed(self) -> set[str]:
+        """Return the ids of the images in whose names other problems are found now."""
+        return {sample.image_id for sample in self.new} & {sample.image_id for sample in self.gone}
+
     def __str__(self) -> str:
-        changed = {sample.image_id for sample in self.new} & {sample.image_id for sample in self.gone}
+        changed = self.changed()
         parts = [*self.others, *(["the problems found in the names of the images"] if changed else [])]
-        for samples, what in ((self.new, "new images"), (self.gone, "images that are gone")):
+        for samples, what in ((self.new, "new images"), (self.gone, GONE)):
             if ids := {sample.image_id for sample in samples} - changed:
                 parts.append(f"{what}: {len(ids):,} (such as {min(ids)!r})")
         if self.ids is not None and self.new:
@@ -187,7 +192,7 @@ class _Asked(NamedTuple):
     ids: str
     """What the ids of the samples are; see `Listing`."""
     advice: Mapping[str, str]
-    """By the name of a field that differs."""
+    """By the name of a field that differs, or by `GONE`."""
     limited: bool
 
 
@@ -212,9 +217,7 @@ def _continue_or_refuse(root: Place, asked: _Asked, extend: bool, has_lock: bool
             raise UserError(f"{root}: was begun with less: {difference}; add {new}, or choose another --out")
         if not may_grow:
             begun = "cannot be extended" if extend else "holds another run"
-            known = ledger.dataset.fields
-            ways = [way for name, way in asked.advice.items() if known.get(name) != wanted.fields.get(name)]
-            differing = "; ".join([str(difference), *ways])
+            differing = "; ".join([str(difference), *_ways(ledger, asked._replace(samples=samples), difference)])
             raise UserError(f"{root}: {begun}; choose another --out. Differing: {differing}")
         _refuse_other_places(ledger, samples)
         _refuse_other_images(ledger)
@@ -223,6 +226,19 @@ def _continue_or_refuse(root: Place, asked: _Asked, extend: bool, has_lock: bool
             ledger.fields |= difference.grown
             return ledger
         _extend(ledger, wanted, difference, has_lock)
+
+
+def _ways(ledger: Ledger, asked: _Asked, difference: _Difference) -> list[str]:
+    """Select the advice that helps if a folder may not grow by a difference."""
+    known, wanted = ledger.dataset.fields, asked.wanted.fields
+    ways = [way for name, way in asked.advice.items() if name != GONE and known.get(name) != wanted.get(name)]
+    only_gone = difference.gone and not (difference.others or difference.ids or difference.changed() or asked.limited)
+    if only_gone and GONE in asked.advice and ledger.complete:
+        with suppress(UserError):  # members of a tar that was written anew lie at other places
+            _refuse_other_places(ledger, asked.samples)
+            _refuse_other_images(ledger)
+            ways.append(asked.advice[GONE])
+    return ways
 
 
 def _differing(ledger: Ledger, wanted: DatasetFile, growing: Growing) -> tuple[dict[str, Any], list[str]]:

@@ -1,5 +1,7 @@
 """What is advised of an output folder that is not damaged, followed to the letter: it ends with a folder that opens."""
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
 from sea_pipeline.execution.driver import Driver
 from sea_pipeline.execution.local import run
+from sea_pipeline.inputs.sources import list_samples
 from sea_pipeline.labels.stage import LabelStage
+from sea_pipeline.output.folder import MANIFEST
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.verify import check_files
 from sea_pipeline.storage.publish import publish_folder
@@ -27,7 +31,7 @@ from tests.support.photo_forms import (
     write_tar,
     write_tars,
 )
-from tests.support.refused import refused
+from tests.support.refused import ran, refused
 from tests.support.worker_world import PlantedStage, planted_ledger
 from tests.support.world import ColourEncoder, Label, draw_folder
 
@@ -104,6 +108,54 @@ def test_another_run_is_refused_and_another_out_is_chosen(
     made = label(**asked, out=tmp_path / "another").ledger.root
     assert len(open_labels(made)) >= 7
     assert check_files(Ledger.open(made)).problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "extend"),
+    [("folder", False), ("folder", True), ("list", True), ("tars", True), ("tar", True), ("limit", False),
+     ("unfinished", True)],
+)  # fmt: skip
+def test_labels_of_the_images_that_are_left_are_selected(
+    label: Label, encoder: ColourEncoder, command: Any, photos: Path, tmp_path: Path, form: str, extend: bool
+) -> None:
+    """Nothing is promised of a tar that is written anew, --limit and a folder that is not finished."""
+    held, made = photos_in(photos), tmp_path / "my labels"
+    asked: dict[str, Any] = {"images": str(photos), "out": made}
+    if form == "list":
+        asked = {"images": str(tmp_path / "x.txt"), "image_root": str(photos), "out": made}
+        (tmp_path / "x.txt").write_text("\n".join(held))
+    elif form.startswith("tar"):
+        asked = {"images": str(tmp_path / form), "out": made}
+        write_tars(tmp_path / form, held, 3 if form == "tars" else 1)
+    ids = set(open_labels(label(**asked).ledger.root).ids)
+    if form == "list":
+        (tmp_path / "x.txt").write_text("\n".join(list(held)[2:]))
+    elif form == "tars":
+        min((tmp_path / form).iterdir()).unlink()
+    elif form == "tar":
+        write_tars(tmp_path / form, dict(list(held.items())[2:]), 1)
+    elif form == "limit":
+        asked["limit"] = 5
+    else:
+        (photos / "000.png").unlink()
+    if form == "unfinished":
+        (made / MANIFEST).unlink()
+        next((made / "commits").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"choose another --out.*images that are gone") as caught:
+        label(**asked, extend=extend)
+    line = str(caught.value)
+    assert ("select" in line) == (form in {"folder", "list", "tars"})
+    if "select" in line:
+        found = re.search(r"run sea-pipeline (select .*) NEW, and then the same command with --extend --out NEW", line)
+        assert found
+        left = {sample.image_id for sample in list_samples(asked["images"], asked.get("image_root")).samples} & ids
+        (tmp_path / "ids.txt").write_text("".join(f"{one}\n" for one in left))
+        words = [word.replace("ids.txt", str(tmp_path / "ids.txt")) for word in shlex.split(found[1])]
+        ran(command, *words, tmp_path / "NEW")
+        encoder.patches = None  # type: ignore[method-assign,assignment]  # must not be called
+        assert label(**asked | {"out": tmp_path / "NEW"}, extend=True).report.images == 0
+        assert set(open_labels(tmp_path / "NEW").ids) == left < ids
 
 
 @pytest.mark.slow
