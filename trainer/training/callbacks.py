@@ -102,11 +102,13 @@ class FewPairs(TrainerCallback):
     Args:
         reporter: receives the lines.
         labels: the folder of the labels.
+        words: the number of words of their list.
     """
 
-    def __init__(self, reporter: Reporter, labels: object) -> None:
+    def __init__(self, reporter: Reporter, labels: object, words: int) -> None:
         self._reporter = reporter
         self._labels = labels
+        self._words = words
         self._said: set[bool] = set()
         """Whether there were pairs, for each of the two lines that is out."""
 
@@ -116,9 +118,14 @@ class FewPairs(TrainerCallback):
             return
         self._said.add(pairs > 0)
         if pairs:
+            more = (
+                f"each word enters once, and the list has {self._words}; label with a list of more words"
+                if self._words < _FEW
+                else "raise training_arguments.per_device_train_batch_size, lower loss.sea.window, or set "
+                "loss.sea.gather"
+            )
             self._reporter.message(
-                f"loss.sea: {pairs:.0f} pairs of patch and word in a micro-batch, fewer than {_FEW}; raise "
-                "training_arguments.per_device_train_batch_size, lower loss.sea.window, or set loss.sea.gather"
+                f"loss.sea: {pairs:.0f} pairs of patch and word in a micro-batch, fewer than {_FEW}; {more}"
             )
         else:
             self._reporter.warning(

@@ -216,7 +216,7 @@ class _Training:
         self.log = MetricsLog(out / METRICS, self.tables.metrics, measured_on(inputs))
         kept = KeptCheckpoints(inputs.recipe, out, inputs.folder.config.dtype or torch.float32, reporter)
         callbacks = [self.log, Screen(reporter), kept]
-        callbacks += [FewPairs(reporter, inputs.store.path)] if inputs.store else []
+        callbacks += [FewPairs(reporter, inputs.store.path, len(inputs.store.words))] if inputs.store else []
         if isinstance(inputs.recipe.model, ExistingModel):
             self.trainer = build_existing(inputs, out, reporter, callbacks)
         else:

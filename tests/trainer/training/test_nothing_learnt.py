@@ -21,12 +21,14 @@ from trainer.training.run import train
 from trainer.training.run_summary import refuse_untrained
 
 
-def test_few_pairs_and_none_are_said_once() -> None:
-    callback = FewPairs(heard := Heard(), "runs/labels/mine")
+@pytest.mark.parametrize(("words", "advice"), [(64, "loss.sea.gather"), (63, "the list has 63; label with a list of")])
+def test_few_pairs_and_none_are_said_once(words: int, advice: str) -> None:
+    callback = FewPairs(heard := Heard(), "runs/labels/mine", words)
     for pairs in ({"sea_pairs": 64.0}, {}, *({"sea_pairs": each} for each in (63.0, 3.0, 0.0, 0.0))):
         callback.on_log(None, None, None, logs=pairs)
     few, none = heard.lines
     assert "63 pairs" in few
+    assert few.endswith(advice) or f"{advice} more words" in few
     assert "sea-pipeline inspect runs/labels/mine" in none
     assert heard.warnings == [none]
 
