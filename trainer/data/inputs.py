@@ -32,6 +32,8 @@ from trainer.words import word_tokens
 
 _COMPARED = 32
 """At most so many photos are compared with the labelled ones."""
+_MOST_BY_CHANCE = 0.1
+"""A label_hit above this that chance alone gives is warned of; 2of12 gives 0.0002."""
 
 Folder = TypeVar("Folder")
 
@@ -127,6 +129,17 @@ def check_measured_labels(store: LabelStore, conversations: Conversations, repor
             f"meaningful are measured on them alone; {_ids(store, wanted)}"
         )
     warn_of_other_photos(store, conversations, reporter)
+    warn_of_few_words(store, reporter)
+
+
+def warn_of_few_words(store: LabelStore, reporter: Reporter) -> None:
+    """Warn that chance alone gives a high label_hit, if a patch's labels are many of the list's words."""
+    labels, words = min(store.manifest["fields"]["top_n"], 10), len(store.words)
+    if labels > _MOST_BY_CHANCE * words:
+        reporter.warning(
+            f"label_hit@10: a patch has {labels} of the list's {words} words as labels, so a blind model has "
+            f"{labels / words:.2f} by chance, or more; a list of more words lowers that"
+        )
 
 
 def _made(
@@ -177,6 +190,8 @@ def say_what_labels_lack(
                 "some of them"
             )
         return
+    if held_out:
+        warn_of_few_words(store, reporter)
     for names, what, effect in (
         (conversations.image_ids, "trained on", "SEA skips the others" if recipe.loss.sea.weight else None),
         (held_out, "held out", "label_hit is measured on them alone"),

@@ -162,7 +162,8 @@ def test_a_photo_that_is_cut_short_is_left_out_and_told(world: ExistingWorld, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator, "load_encoder", refuse)
         found = evaluate_model(settings.model_copy(update={"bad_rows": "leave_out"}), reporter=heard)
-    left, encoder = heard.warnings
+    left, by_chance, encoder = heard.warnings
+    assert by_chance.startswith("label_hit@10: ")
     assert f"1 of {len(rows)} rows are left out: 1 x expected images that can be read" in left
     assert "meaningful is not measured, because the labels' encoder cannot be loaded: it is gone" in encoder
     assert found["label_hit@10"] >= 0

@@ -150,12 +150,13 @@ def test_a_run_is_measured_afterwards_as_by_itself(tiny: World, tmp_path: Path) 
     found = measured(tiny, heard, model=run.model, data=data, labels=tiny.labels)
     assert found == pytest.approx(run.summary["end"], rel=1e-5)
     assert any("loss.sea.word_prefix: none" in line for line in heard.lines)
-    (cut,) = heard.warnings
+    cut, by_chance = heard.warnings
+    assert by_chance.startswith("label_hit@10: ")
     assert f"1 of 3 rows are longer than data.max_length {LONGEST} of the model's run" in cut
     shutil.copytree(run.model, tmp_path / "elsewhere" / "model")
     alone = Heard()
     other = measured(tiny, alone, model=tmp_path / "elsewhere" / "model", data=data, labels=tiny.labels)
-    assert alone.lines == []
+    assert alone.lines == [by_chance]
     assert other["trained_tokens"] > found["trained_tokens"]
     assert other["gap"] != pytest.approx(found["gap"], rel=1e-3), "words are spelled otherwise"
     late = record("late", ["00.png"], "red or blue " * LONGEST, "a red patch")

@@ -52,7 +52,8 @@ def test_labels_of_some_photos_are_measured_on_these_alone(tiny: World, tmp_path
     heard, whole = Heard(), Heard()
     every = captions(tmp_path / "all.json", NAMES)
     some = measured(tiny, heard, data=every, labels=labels, layers=True)
-    (said,) = heard.warnings
+    said, by_chance = heard.warnings
+    assert by_chance.startswith("label_hit@10: ")
     assert "holds 4 of the 8 images of" in said
     assert "such as '01.png'" in said
     alone = measured(tiny, data=captions(tmp_path / "held.json", NAMES[::2]), labels=labels, layers=True)
@@ -63,7 +64,7 @@ def test_labels_of_some_photos_are_measured_on_these_alone(tiny: World, tmp_path
         assert found["meaningful"] == expected["meaningful"]
         assert found["meaningful_chance"] == expected["meaningful_chance"]
     measured(tiny, whole, data=every, labels=tiny.labels)
-    assert whole.warnings == []
+    assert whole.warnings == [by_chance]
 
 
 def test_what_no_photo_has_a_label_for_is_absent(ready: Make, tiny: World, tmp_path: Path) -> None:
@@ -95,7 +96,8 @@ def test_labels_are_counted_by_photo(tiny: World, tmp_path: Path) -> None:
         tmp_path / "data.json", ["./00.png", "00.png", "./01.png", "01.png", "./02.png", "./03.png", "03.png"]
     )
     measured(tiny, heard, data=data, labels=labels)
-    (said,) = heard.warnings
+    said, by_chance = heard.warnings
+    assert by_chance.startswith("label_hit@10: ")
     assert "holds 2 of the 4 images" in said
     assert "such as './02.png'" in said
 

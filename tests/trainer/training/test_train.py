@@ -324,12 +324,17 @@ def test_labels_of_few_images_are_said(tiny: World, tmp_path: Path) -> None:
     conversations = open_conversations(recipe.data, open_model_folder(tiny.model))
     store, heard = open_labels(tmp_path / "few"), Heard()
     say_what_labels_lack(recipe, conversations, store, heard)
-    trained, held_out = heard.warnings
+    by_chance, trained, held_out = heard.warnings
     assert f"few: holds 1 of the {len(conversations.image_ids)} images trained on; SEA skips the others" in trained
     assert "few: holds 0 of the 3 images held out; label_hit is measured on them alone" in held_out
     heard = Heard()
-    say_what_labels_lack(recipe, conversations, open_labels(tiny.labels), heard)
-    assert heard.lines == []
+    say_what_labels_lack(recipe, conversations, labels := open_labels(tiny.labels), heard)
+    assert heard.lines == [by_chance]
+    share = labels.manifest["fields"]["top_n"] / len(labels.words)
+    assert f"so a blind model has {share:.2f} by chance" in by_chance
+    labels.words = [*labels.words] * 10
+    say_what_labels_lack(recipe, conversations, labels, heard)
+    assert heard.lines == [by_chance]
 
 
 @pytest.mark.parametrize(("replaced", "told"), [(1, 1), (12, 11)])  # one of them is of no row
