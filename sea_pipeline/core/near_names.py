@@ -2,16 +2,21 @@
 
 import bisect
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
 def nearest_name(wanted: str, names: Iterable[str]) -> str:
     """Return the end of a message that shows the nearest of some names, or "" if there are none.
 
-    A name that ends in the text is nearest, then one whose path the text ends in, then one that contains it, and then
-    one that is spelled like it.
+    A name that is the same in another form of Unicode is nearest. Then come one that ends in the text, one whose path
+    the text ends in, one that contains it, and one that is spelled like it.
     """
     ordered = sorted(names)
+    composed = unicodedata.normalize("NFC", wanted)
+    if any(unicodedata.normalize("NFC", name) == composed for name in ordered if not name.isascii()):
+        form = "NFD" if wanted == composed else "NFC"
+        return f"; a name that looks the same is there, in Unicode's form {form}: write it so"
     nearest = _alike(wanted.casefold(), ordered) or difflib.get_close_matches(
         wanted, _neighbours(wanted, ordered), n=1, cutoff=0.0
     )
