@@ -25,6 +25,8 @@ _SAME = 1e-4
 """Rows whose coordinates differ by less are one embedding. Rounding changes them by 1e-6, another word by far more."""
 _FEW = 1e-3
 """The share of words with an earlier word's embedding that is not mentioned. 2of12 has two of 41,242."""
+_SHOWN = 5
+"""At most this many pairs of words are shown."""
 _UNKNOWN = 0.1
 """If different words have so few different embeddings, as a share, the encoder does not know their script."""
 
@@ -51,11 +53,10 @@ def repetitions(words: Sequence[str], embeddings: torch.Tensor) -> str | None:
     later, earlier = _repeated(embeddings)
     if len(later) <= _FEW * len(words):
         return None
-    one, other = words[int(later[0])], words[int(earlier[0])]
-    found = (
-        f"{len(later):,} of {len(words):,} words have the embedding of an earlier word: {one!r:.80} has that of "
-        f"{other!r:.80}; "
-    )
+    pairs = [(words[one], words[other]) for one, other in zip(later.tolist(), earlier.tolist(), strict=True)]
+    pairs.sort(key=lambda pair: pair[0].casefold() == pair[1].casefold())  # those that differ by more come first
+    shown = ", ".join(f"{one!r:.80} has that of {other!r:.80}" for one, other in pairs[:_SHOWN])
+    found = f"{len(later):,} of {len(words):,} words have the embedding of an earlier word: {shown}; "
     kinds, differing = len(words) - len(later), len({word.casefold() for word in words})
     if kinds == 1 < differing or kinds <= _UNKNOWN * differing:
         return (

@@ -36,7 +36,7 @@ def test_label_warns_of_words_that_a_tokenizer_makes_one(
     )  # fmt: skip
     assert code == 0
     said = " ".join(stderr.split())
-    assert "warning: 2 of 4 words have the embedding of an earlier word: 'Red' has that of 'red'; they take" in said
+    assert "warning: 2 of 4 words have the embedding of an earlier word: 'Red' has that of 'red', 'RED' has" in said
 
 
 @pytest.mark.real
@@ -45,7 +45,8 @@ def test_the_packaged_tokenizer_of_another_script() -> None:
     heard = Heard()
     word_embeddings(load_encoder("packaged", "cpu"), WordList("amharic", AMHARIC), heard)
     (line,) = heard.warnings
-    assert line.startswith("9 of 10 words have the embedding of an earlier word: 'ውሻ' has that of 'ቤት'; the encoder ")
+    assert line.startswith("9 of 10 words have the embedding of an earlier word: 'ውሻ' has that of 'ቤት', ")
+    assert "; the encoder does not seem to know their script" in line
     assert line.endswith("give an encoder that was trained on their language")
 
 
@@ -85,4 +86,13 @@ def test_words_of_one_meaning_are_no_other_script() -> None:
         line: Any = repetitions((word, word.title(), word.upper()), rows)
         assert line.startswith("2 of 3 words")
         assert line.endswith("leave them out of the list")
-        assert len(line) < 400
+        assert len(line) < 600
+
+
+def test_words_that_differ_by_more_than_case_are_shown_first() -> None:
+    words = ("Hund", "hund", "Katze", "katze", "\u732b", "\u72d7", "Maus", "maus", "Ball", "ball", "See", "see", "Rad")
+    rows = F.normalize(torch.eye(len(words)), dim=-1)
+    rows[[1, 3, 5, 7, 9, 11]] = rows[[0, 2, 4, 6, 8, 10]]
+    line: Any = repetitions(words, rows)
+    assert "an earlier word: '\u72d7' has that of '\u732b', 'hund' has that of 'Hund', 'katze'" in line
+    assert line.count("has that of") == 5
