@@ -316,7 +316,7 @@ def bad_inputs(folder: Path) -> dict[str, str]:
         "columns.csv": "found a, b",
         "x.zip": "expected a folder, a .json",
         "x.tar.gz": "expected a folder, a .json",
-        "mixed": "holds .parquet and .tar files; give one kind",
+        "mixed": "holds .parquet and .tar files; give one kind, such as '",
         "*.tgz": "expected files; found none called *.tgz",
         "{0..2}.tar": "expected files; found none called 0.tar",
         "*.*": "expected a folder, a .json",

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -85,7 +86,7 @@ def _folder(files: Files, images: str, left_out: Counter[str]) -> Input:
     if len(held) > 1:
         outermost, rest = _unchained(images)
         example = f"{outermost}{'' if outermost.endswith('/') else '/'}*.tar{rest}"
-        raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {example}")
+        raise UserError(f"--images {images}: holds .parquet and .tar files; give one kind, such as {quote(example)}")
     suffix = next(iter(held), "")
     return Input(files, held.get(suffix, []), suffix, is_folder=True)
 
