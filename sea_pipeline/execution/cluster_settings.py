@@ -33,7 +33,8 @@ MaxBad = Annotated[
     Field(
         ge=0,
         le=1,
-        description="Stop if more than this share of all images is bad. 0 allows none, any other value at least one.",
+        description="Stop if more than this share of all images is bad, or if a server refuses more than this share of "
+        "a shard. 0 allows none, any other value at least one.",
     ),
 ]
 RetryBad = Annotated[bool, Field(description="Try bad images again, also in a finished folder.")]

@@ -47,6 +47,7 @@ def distribute(
     Raises:
         UserError: see `WorkerSettings.cluster_for`, `connected` and `Driver.run`.
     """
+    ledger.max_bad = max_bad
     cluster = crew.cluster_for(device)
     with (
         _interrupted() as heed,

@@ -37,6 +37,7 @@ def run(
     Raises:
         UserError: too many bad images, or the output cannot be written. Commits stay.
     """
+    ledger.max_bad = max_bad
     totals = RunTotals(ledger, max_bad, stage.at_once)
     source = open_source(ledger.image_root, ledger.versions)
     leaving = threading.Event()

@@ -6,14 +6,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 
 from sea_pipeline.core.errors import UserError, with_type
 from sea_pipeline.core.progress import Advance, process_peak_bytes
 from sea_pipeline.execution.stage import Stage
 from sea_pipeline.inputs.pixels import OF_ONE_FILE, BadImageError
 from sea_pipeline.inputs.samples import BadSample, Sample
-from sea_pipeline.inputs.sources import Source, kind_of
+from sea_pipeline.inputs.sources import Source, kind_of, open_source
 from sea_pipeline.inputs.sources.base import shown_file
 from sea_pipeline.output.folder import LOGS
 from sea_pipeline.output.ledger import Ledger
@@ -114,8 +115,8 @@ def _refusing_changed(source: Source, samples: Sequence[Sample]) -> Iterator[Non
     source.refuse_changed(uris)
 
 
-def _refuse_refused(ledger: Ledger, shard: int, images: int, bad: Sequence[BadSample]) -> None:
-    """Refuse a shard of which a server or a store refuses several images, and more than `--max-bad` allows.
+def _refuse_refused(ledger: Ledger, shard: int, samples: Sequence[Sample], bad: Sequence[BadSample]) -> None:
+    """Refuse a shard of which a server or a store refuses many images, and by now those that it gave, too.
 
     A login that has expired says nothing about an image. In lists of URLs below `https://`, each image may be on
     another server, which is refused for good.
@@ -125,13 +126,25 @@ def _refuse_refused(ledger: Ledger, shard: int, images: int, bad: Sequence[BadSa
     """
     root = ledger.image_root.removeprefix(kind_of(ledger.image_root))
     refused = [each for each in bad if (each.stage, each.error) == ("read", "PermissionError")]
-    if is_url(root) and not root.endswith("://") and len(refused) > max(1, ledger.max_bad * images):
-        example = f"{shown_file(root, refused[0].sample.uri)}: {refused[0].message}"
-        raise UserError(
-            f"{ledger.root}: shard {shard}: {len(refused):,} of its {images:,} images are refused, such as {example}; "
-            "renew the credentials or get the right to read them, and run the same command again; only if they are "
-            "refused for good, give a larger --max-bad, which makes them bad images"
-        )
+    most = max(1, ledger.max_bad * min(ledger.dataset.shard_size, ledger.dataset.images))
+    if not is_url(root) or root.endswith("://") or len(refused) <= most or _gives_others(ledger, samples, bad):
+        return
+    example = f"{shown_file(root, refused[0].sample.uri)}: {refused[0].message}"
+    raise UserError(
+        f"{ledger.root}: shard {shard}: {len(refused):,} of its {len(samples):,} images are refused, such as "
+        f"{example}; renew the credentials or get the right to read them, and run the same command again; only if they "
+        "are refused for good, give a larger --max-bad, which makes them bad images"
+    )
+
+
+def _gives_others(ledger: Ledger, samples: Sequence[Sample], bad: Sequence[BadSample]) -> bool:
+    """Tell whether one of the images that could be read can still be read."""
+    lost = {each.sample for each in bad}
+    for good in islice((sample for sample in samples if sample not in lost), 1):
+        with suppress(BadImageError):
+            open_source(ledger.image_root).read(good.uri)  # a new one, because a table's keeps rows
+            return True
+    return False
 
 
 class _FasterError(Exception):
@@ -155,7 +168,7 @@ def _process(ledger: Ledger, stage: Stage, source: Source, shard: int, attempt: 
             with publish(ledger.shard_path(shard), ledger.root) as scratch:
                 with _refusing_changed(source, samples):
                     result = stage.process(samples, source, scratch, footer, count)
-                _refuse_refused(ledger, shard, len(samples), result.bad)
+                _refuse_refused(ledger, shard, samples, result.bad)
                 # Another run's rows may differ in a score's last bit, so file and commit must come from the same run.
                 until_committed.enter_context(locked(ledger.root))
                 if faster := ledger.commit(shard):

@@ -194,7 +194,6 @@ def run_job(job: ShardedJob[Any], reporter: Reporter = SILENT) -> StageRun:
             encoder=job.spec(), extend=settings.extend, growing=job.growing(), advice=job.advice(out),
             limited=settings.limit is not None,
         )  # fmt: skip
-    ledger.max_bad = settings.max_bad
     job.announce(ledger, reporter)
     _reopen_shards(settings, ledger, reporter)
     if ledger.complete:

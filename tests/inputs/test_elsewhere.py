@@ -12,6 +12,7 @@ import pytest
 
 from sea_pipeline import open_labels
 from sea_pipeline.core.errors import UserError
+from sea_pipeline.execution import shard
 from sea_pipeline.output import begin
 from sea_pipeline.output.ledger import Ledger
 from sea_pipeline.output.records import File
@@ -224,7 +225,7 @@ def test_an_image_that_is_refused_is_a_bad_image(command: Any, words: Path, page
 def test_a_shard_that_a_server_refuses_makes_no_image_bad(
     label: Label, pages: Path, tmp_path: Path, status: int
 ) -> None:
-    """But one image of it alone, or as many as are allowed, or images that may be on many servers."""
+    """But one image of it alone, or as many as are allowed, or images that may be on many servers, or beside others."""
     names = sorted(photos_in(pages / "photos"))
     settings: dict[str, Any] = {"images": str(pages / "list.csv"), "shard_size": 3, "max_bad": 0.5}
     label(**settings, image_root=pages / "photos", out=tmp_path / "whole")
@@ -241,11 +242,35 @@ def test_a_shard_that_a_server_refuses_makes_no_image_bad(
         write_list(tmp_path / "list.csv", [{"path": f"{root}/{name}"} for name in names])
         many = settings | {"images": str(tmp_path / "list.csv"), "image_root": "http://"}
         assert label(**many, out=tmp_path / "many").report.bad == 3
+        server.faults[f"photos/{names[0]}"] = 2, status  # and so in the middle of the shard
+        server.asked.clear()
+        with pytest.raises(UserError, match="shard 0: 2 of its 3 images are refused"):
+            label(**settings, image_root=root)
+        del server.faults[f"photos/{names[0]}"]
+        assert label(**settings, image_root=root, out=tmp_path / "beside").report.bad == 2
         faults.clear()
         label(**settings, image_root=root)
     assert open_labels(tmp_path / "labels").ids == open_labels(tmp_path / "whole").ids
     with served(pages, {f"photos/{names[0]}": (1, status)}) as server:
         assert label(**settings, image_root=f"{server.url}/photos", out=tmp_path / "one").report.bad == 1
+
+
+@pytest.mark.parametrize("images", ["t/photos-000.tar", "x.parquet"])
+def test_a_file_that_a_server_refuses_makes_no_image_bad(
+    label: Label, pages: Path, monkeypatch: pytest.MonkeyPatch, images: str
+) -> None:
+    """From its first shard on, when it has been listed."""
+    with served(pages, {}) as server:
+        process = shard._process
+
+        def refused(*given: Any) -> Any:
+            server.faults[images] = 1, 403
+            server.asked.clear()
+            return process(*given)
+
+        monkeypatch.setattr(shard, "_process", refused)
+        with pytest.raises(UserError, match=r"shard 0: 2 of its 2 images are refused, .*: 403, Forbidden; renew"):
+            label(images=f"{server.url}/{images}", shard_size=2, max_bad=0.1)
 
 
 @pytest.mark.slow

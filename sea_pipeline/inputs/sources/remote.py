@@ -98,7 +98,7 @@ class RemoteFiles:
         names = sorted(self.versions.keys() & set(uris))
         for name in random.sample(names, min(len(names), 1 + len(uris) // _PER_REQUEST)):
             self._fs.invalidate_cache(self._path(name))
-            with suppress(FileNotFoundError):  # reading the images says so
+            with suppress(FileNotFoundError, PermissionError):  # reading the images says so
                 self._info(name)
 
     def part(self, name: str, start: int, length: int) -> bytes:
@@ -230,8 +230,9 @@ class RemoteFiles:
             return f"{self._top}{quote(name[len(self.root) :], safe=_QUOTED)}"
         if self._is_dotted:
             name = name.removeprefix("./")  # older folders have it in their plan
-        # Below `https://` a name begins with its server, whose port comes after a colon.
-        return f"{self._top}/{quote(name, safe='/:') if self._is_web else name}"
+        # Below `https://` a name begins with its server, which may be [::1]:8080.
+        safe = "/:[]" if self.root.endswith("://") else "/"
+        return f"{self._top}/{quote(name, safe=safe) if self._is_web else name}"
 
     def _name(self, path: str) -> str:
         """Return the name of a listed path. fsspec lists links as a page writes them."""
