@@ -17,6 +17,7 @@ from sea_pipeline.storage.hashing import fingerprint_of
 from sea_pipeline.storage.parquet import Footers
 from sea_pipeline.storage.paths import Place, map_over_store, place
 from sea_pipeline.storage.publish import local_copy
+from sea_pipeline.storage.retry import StoreError
 
 _OF_NO_ROW = {"image_id", "image_sha256", "height", "width"}
 """Columns that no caller needs for a single image. Leaving them out saves a tenth of the time."""
@@ -145,6 +146,9 @@ class RowStore:
         """Open a shard, or a copy of it, if it has the rows of the manifest that this store has read."""
         opened = self._footers.open(copy or self.path / shard.path)
         if opened.metadata.num_rows != self._rows[shard.path]:
+            manifest = self._ledger.read_manifest()
+            if manifest is None or shard not in manifest.shards:  # `--retry-bad` writes it again
+                raise StoreError(f"{self.path / shard.path}: has changed since this program opened it; start it again")
             raise LookupError(f"expected {self._rows[shard.path]:,} rows, found {opened.metadata.num_rows:,}")
         return opened
 
