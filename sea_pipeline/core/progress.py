@@ -12,7 +12,7 @@ from typing import Any
 
 Advance = Callable[[int], None]
 """Called with how many items have passed since its last call; less than 0 if some are done again."""
-STORES_LOGGERS = ("adlfs", "aiobotocore", "azure", "botocore", "gcsfs")
+STORES_LOGGERS = ("adlfs", "aiobotocore", "azure", "botocore", "gcsfs", "paramiko")
 """Names of the loggers of stores' clients, which show the traceback of each fault.
 
 Commands silence them, because the last fault is told in our own words.

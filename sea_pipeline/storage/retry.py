@@ -107,7 +107,7 @@ def patiently(action: Callable[[], _Result], shown: str) -> _Result:
         try:
             return action()
         except Exception as error:
-            if refused := _CREDENTIALS & error_codes(error):
+            if not _is_overloaded(error) and (refused := _CREDENTIALS & error_codes(error)):
                 raise StoreError(
                     f"{shown}: the credentials are missing, expired or refused ({min(refused)}); set them as "
                     "the service's own tools do, and run the same command again"
@@ -127,7 +127,7 @@ def may_pass(error: BaseException) -> bool:
     Timeouts, resets, throttling and status 5xx may.
     """
     statuses = error_statuses(error)
-    if any(status in (408, 425, 429) or status >= 500 for status in statuses) or _AT_ONCE & error_codes(error):
+    if _is_overloaded(error) or _AT_ONCE & error_codes(error):
         return True  # before the types below, because some packages raise FileNotFoundError for these, too
     if any(400 <= status < 500 for status in statuses):
         return False
@@ -139,6 +139,10 @@ def may_pass(error: BaseException) -> bool:
     if any(_LASTING_NAMES.search(name) for name in names):
         return False
     return isinstance(error, OSError | EOFError) or _of_the_network(type(error))
+
+
+def _is_overloaded(error: BaseException) -> bool:
+    return any(status in (408, 425, 429) or status >= 500 for status in error_statuses(error))
 
 
 def lasting_code(error: BaseException) -> int | None:

@@ -205,10 +205,15 @@ def test_what_may_pass(error: Exception, expected: bool) -> None:
     assert may_pass(error) is expected
 
 
+AZURE = type("ClientAuthenticationError", (Exception,), {"__module__": "azure.core.exceptions"})
+
+
 def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waited.append))  # other threads sleep, too
-    failing = [TimeoutError("1"), ThrottledError(503), ConnectionResetError("3")]
+    overloaded = AZURE("503")  # of the server that gives tokens
+    overloaded.status_code = 503
+    failing = [TimeoutError("1"), overloaded, ConnectionResetError("3")]
 
     def action() -> str:
         if failing:
@@ -226,9 +231,6 @@ def test_trying_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError):
         patiently(Mock(side_effect=FileNotFoundError), "s3://x")
     assert len(waited) == 6
-
-
-AZURE = type("ClientAuthenticationError", (Exception,), {"__module__": "azure.core.exceptions"})
 
 
 def google(message: str) -> Exception:

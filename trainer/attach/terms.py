@@ -94,7 +94,7 @@ def _shares(
     image = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
     # An image that the mask hides has no attention, and does not count as an image of its sample.
     valid = torch.ones_like(kept.columns) if kept.valid is None else kept.valid
-    seen = torch.bincount(image, valid[kept.columns].to(device), len(lengths)) > 0
+    seen = torch.bincount(image[valid[kept.columns].to(device)], minlength=len(lengths)) > 0
     at = at[seen[image[at]]]
     shares = image_weights(samples[lengths.cumsum(0) - lengths][seen]).to(device)
     # a_i of Eq. 5 sums to 1 over an image's tokens; the share makes a mean over images, then over samples.

@@ -221,7 +221,7 @@ def warn_of_rows(conversations: Conversations, data: Data, llm: Any, reporter: R
         reporter: receives the warnings.
     """
     _warn_of_shared(conversations, data, reporter)
-    positions = _positions(llm)
+    positions = _positions(llm) if reporter.shows_warnings else None
     if positions is None or "length" not in conversations.train.column_names:
         return
     lengths = conversations.train.with_format("arrow")["length"][:].to_numpy()
