@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,12 +61,16 @@ class CarryIds:
         """
         collate, needed = self._carried
         if not all(isinstance(row, Mapping) and IDS in row for row in rows):
-            if needed:
+            batch = collate(rows)
+            if isinstance(batch, MutableMapping) and IDS in batch:
+                batch[IDS] = names_by_sample(batch[IDS])
+            elif needed:
                 raise UserError(
                     f"AttachMixin: expected a column {IDS} in the rows of the data, each a list of its images' names "
-                    "in the labels; found none; add it, with an empty list for a row of text alone"
+                    "in the labels; found none; add it, with an empty list for a row of text alone, behind any step "
+                    "that drops columns"
                 )
-            return collate(rows)
+            return batch
         names = [flat_names(row[IDS]) for row in rows]
         given = [_Row({name: value for name, value in row.items() if name != IDS}, row[IDS]) for row in rows]
         alone = None

@@ -143,6 +143,8 @@ class Measurement:
         ids, labels, count = given.pop("image_ids", ()), given.pop("labels", None), given.pop(COUNTED, None)
         names = names_by_sample(ids)
         flat = [name for some in names for name in some]
+        if labels is not None:
+            labels = _whole(labels, given)
         columns, keep = _predicting(attached.model, labels)
         given |= {"logits_to_keep": keep} if _takes_keep(attached.model) else {}
         with at_rest(attached.model):
@@ -167,6 +169,22 @@ class Measurement:
         looked = _of_all(self._looked)
         check_measured(list(looked.missing), looked.labelled, self._attached.cache)
         return looked.metrics()
+
+
+def _whole(labels: torch.Tensor, given: Mapping[str, Any]) -> torch.Tensor:
+    """Fill up labels, int64 (B, L), that a trainer has cut to the last `logits_to_keep` columns.
+
+    Raises:
+        UserError: they are of another length than input_ids for another reason.
+    """
+    ids, keep = given.get("input_ids"), given.get("logits_to_keep")
+    if ids is None or ids.shape == labels.shape:
+        return labels
+    if isinstance(keep, int) and labels.shape == (len(ids), keep):
+        return F.pad(labels, (ids.shape[1] - keep, 0), value=-100)
+    raise UserError(
+        f"attached.metrics: expected labels of the shape of input_ids, {[*ids.shape]}; found {[*labels.shape]}"
+    )
 
 
 def _of_all(looked: _MetricSums) -> _MetricSums:

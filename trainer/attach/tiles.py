@@ -92,8 +92,8 @@ class Call(NamedTuple):
         """Make the error to raise if the tokens do not fit the images."""
         return UserError(
             f"{self.family}: expected {expected}; found {found}; give the model the images as they were labelled, "
-            "upright and whole, through its own processor without image settings per call, and their ids in the order "
-            "of the images in the batch"
+            "upright and whole, through its own processor without image settings per call or a collator that resizes "
+            "them, and their ids in the order of the images in the batch"
         )
 
 

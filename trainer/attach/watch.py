@@ -86,7 +86,10 @@ class ForwardResults:
         if self.columns is not None and self.columns.any():
             found = "image tokens in input_ids without pixel_values, as mm_encoder_outputs has them"
         if found is not None:
-            raise UserError(f"attached: expected input_ids, and pixel_values of images; found {found}; give both")
+            raise UserError(
+                f"attached: expected input_ids, and pixel_values of images; found {found}; give both, and take "
+                "off hooks that replace them"
+            )
         if named:
             raise UserError(
                 f"attached: expected as many ids as the last forward has images, 0; found {named}; call it right after "

@@ -90,6 +90,18 @@ def test_the_right_photo_is_against_the_other_ones_tokens(pictures: Pictures, at
         one.metrics(batch)
 
 
+def test_labels_that_a_trainer_has_cut_are_measured_alike(pictures: Pictures, attached: Any) -> None:
+    """As ms-swift's cuts them, with `logits_to_keep`, to the first trained token of the batch."""
+    made = tiny("llava")
+    one = attached(made, labels=pictures.open(), sea={})
+    batch = made.batch(pictures.batch(NAMES)) | {"image_ids": NAMES}
+    batch["labels"][:, :-4] = -100
+    cut = batch | {"labels": batch["labels"][:, -5:]}
+    assert one.metrics([cut | {"logits_to_keep": 5}]) == one.metrics([batch])
+    with pytest.raises(UserError, match=r"labels of the shape of input_ids, \[2, \d+\]; found \[2, 5\]"):
+        one.metrics([cut])
+
+
 def test_a_forward_may_drop_logits_to_keep(pictures: Pictures, attached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Liger's do, and so may a user's; with a device map they are asked for the last ones."""
     made = tiny("qwen3_vl")

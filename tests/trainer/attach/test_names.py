@@ -201,6 +201,7 @@ def test_a_batch_in_another_order_is_refused_or_names_its_images(name: str, pict
     for said, order in ORDERS.items():
         named = CarryIds(collator(name, order, names=True), needed=True)(given)
         assert named["image_ids"] == [[given[at]["image_ids"]] for at in order]
+        assert CarryIds(lambda rows, named=named: dict(named), needed=True)([{}, {}]) == named  # rows of other columns
         carrying = CarryIds(collator(name, order), needed=True)
         if said == "kept":
             assert carrying(given)["image_ids"] == [["wide.png"], ["tall.png"]]
