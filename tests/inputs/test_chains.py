@@ -81,7 +81,7 @@ def test_an_archive_holds_every_form(front: str, images: str, tmp_path: Path) ->
 def test_the_line_about_two_kinds_in_an_archive_says_what_to_give(tmp_path: Path) -> None:
     pack("zip", tmp_path / "y.zip", {"t.tar": tar_bytes({"d.png": b"D"}), "x.parquet": b""})
     wanted = f"zip://*.tar::{tmp_path}/y.zip"
-    with refused("holds .parquet and .tar files", f"such as {wanted}"):
+    with refused("holds .parquet and .tar files", f"such as '{wanted}'"):
         list_samples(f"zip://::{tmp_path}/y.zip")
     assert read_all(list_samples(wanted)) == {"d.png": b"D"}
 
