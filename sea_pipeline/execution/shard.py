@@ -7,7 +7,6 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import islice
 
 from sea_pipeline.core.errors import UserError, with_type
 from sea_pipeline.core.progress import Advance, process_peak_bytes
@@ -140,10 +139,12 @@ def _refuse_refused(ledger: Ledger, shard: int, samples: Sequence[Sample], bad: 
 def _gives_others(ledger: Ledger, samples: Sequence[Sample], bad: Sequence[BadSample]) -> bool:
     """Tell whether one of the images that could be read can still be read."""
     lost = {each.sample for each in bad}
-    for good in islice((sample for sample in samples if sample not in lost), 1):
-        with suppress(BadImageError):
-            open_source(ledger.image_root).read(good.uri)  # a new one, because a table's keeps rows
-            return True
+    good = next((sample for sample in samples if sample not in lost), None)
+    if good is None:
+        return False
+    with suppress(BadImageError):
+        open_source(ledger.image_root).read(good.uri)  # a new one, because a table's keeps rows
+        return True
     return False
 
 
